@@ -1,0 +1,117 @@
+"""Makes README.md from nbs/index.ipynb with nbconvert alone: `python tools/readme.py`, or `--check` to only compare."""
+import argparse
+import posixpath
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+from nbcells import directives, split
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADER = "<!-- Made from nbs/index.ipynb by tools/readme.py: edit the notebook, not this file. -->\n\n"
+FENCED = re.compile(r"(^ {0,3}(`{3,}|~{3,}).*?^ {0,3}\2[`~]*[ \t]*$)", re.M | re.S)
+INLINE = re.compile(r"(`+)(?:(?!\1).)+?\1")
+# the target of a markdown link or picture, or of an html attribute
+TARGET = re.compile(r"""(?P<before>\]\(<?|\b(?:src|href|srcset)\s*=\s*["'])(?P<path>[^)\s"'>]+)""")
+ELSEWHERE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:|[/#]")
+
+
+class ReadmeError(Exception):
+    "Something in index.ipynb that a README cannot show."
+
+
+def outside_fences(text, change):
+    "`text` with `change` applied to what is not in a fenced block."
+    parts, at = [], 0
+    for match in FENCED.finditer(text):
+        parts += [change(text[at:match.start()]), match[0]]
+        at = match.end()
+    return "".join(parts + [change(text[at:])])
+
+
+def from_root(text):
+    "`text` with links and pictures relative to nbs/ made relative to the repository root."
+    def one(match):
+        path = match["path"]
+        if path.startswith(("data:image", "attachment:")):
+            raise ReadmeError("nbs/index.ipynb embeds a picture: README pictures are files in nbs/images, referenced by name.")
+        if ELSEWHERE.match(path):
+            return match[0]
+        moved = posixpath.normpath(posixpath.join("nbs", path))
+        if not (ROOT / re.split("[#?]", moved)[0]).exists():
+            raise ReadmeError(f"nbs/index.ipynb points to {path}, but there is no {moved}.")
+        return match["before"] + moved
+
+    def lines(text):
+        parts, at = [], 0
+        for span in INLINE.finditer(text):  # code in a sentence is not a link
+            parts += [TARGET.sub(one, text[at:span.start()]), span[0]]
+            at = span.end()
+        return "".join(parts + [TARGET.sub(one, text[at:])])
+    return outside_fences(text, lines)
+
+
+def prepare(cell):
+    "Strip a code cell's directives and do what they say; None drops the cell."
+    found = directives(cell)
+    if "hide" in found or found.get("include") == "false":
+        return None
+    cell.source = "\n".join([o for o in split(cell)[0] if o.lstrip().startswith("%%")] + split(cell)[1]).strip("\n")
+    if found.get("output") == "false":
+        cell.outputs = []
+    if not cell.source and not cell.outputs:
+        return None
+    if found.get("echo") == "false":
+        cell.metadata["transient"] = {"remove_source": True}
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if any(kind.startswith("image/") for kind in data):
+            raise ReadmeError(f"A code cell of nbs/index.ipynb outputs a picture (it starts with {cell.source.splitlines()[:1]}): "
+                              "README pictures are files in nbs/images.")
+        for kind in ("text/markdown", "text/html"):
+            if kind in data:
+                data[kind] = from_root(data[kind])
+    return cell
+
+
+def make():
+    "The text of README.md."
+    if not (ROOT / "nbs/index.ipynb").exists():
+        raise ReadmeError("There is no nbs/index.ipynb to make README.md from.")
+    nb = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4)
+    nb.metadata["language_info"] = {"name": "python"}  # nbdev_clean strips it, and the fences want it
+    cells = []
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = from_root(cell.source)
+        elif cell.cell_type == "code":
+            cell = prepare(cell)
+        else:
+            continue  # raw cells are front matter
+        cells += [cell] if cell else []
+    nb.cells = cells
+    body, _ = MarkdownExporter().from_notebook_node(nb)
+    body = outside_fences(body, lambda text: re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", text))
+    return HEADER + body.strip() + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md is stale")
+    check = parser.parse_args().check
+    try:
+        text = make()
+    except ReadmeError as error:
+        sys.exit(str(error))
+    readme = ROOT / "README.md"
+    if not check:
+        readme.write_text(text, encoding="utf-8")
+    elif not readme.exists() or readme.read_text(encoding="utf-8") != text:
+        sys.exit("README.md is not what nbs/index.ipynb makes: run python tools/readme.py.")
+
+
+if __name__ == "__main__":
+    main()
