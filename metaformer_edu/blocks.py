@@ -52,7 +52,7 @@ class Downsampling(nn.Module):
         x = self.conv(self.pre_norm(x).permute(0, 3, 1, 2))
         return self.post_norm(x.permute(0, 2, 3, 1))
 
-# %% ../nbs/03_blocks.ipynb #afd3a942
+# %% ../nbs/03_blocks.ipynb #0b024f6b
 class Stage(nn.Sequential):
     "Blocks of one width and one mixer in a row. (B, H, W, C) → (B, H, W, C)."
     def __init__(self,
@@ -62,7 +62,8 @@ class Stage(nn.Sequential):
                  drop_paths=None, # one drop-path probability a block; None: all 0
                  **block_kwargs, # passed to `MetaFormerBlock`
                 ):
-        drop_paths = drop_paths or [0.] * depth
+        drop_paths = [0.] * depth if drop_paths is None else drop_paths
+        if len(drop_paths) != depth: raise ValueError(f'{len(drop_paths)} drop_paths for {depth} blocks: give one for each.')
         super().__init__(*[MetaFormerBlock(dim, token_mixer, drop_path=p, **block_kwargs) for p in drop_paths])
         self.grad_checkpointing = False
 
@@ -71,3 +72,6 @@ class Stage(nn.Sequential):
             again = self.grad_checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return x
+
+    def __getitem__(self, i): # a slice of blocks is a plain sequence
+        return nn.Sequential(*list(self)[i]) if isinstance(i, slice) else super().__getitem__(i)

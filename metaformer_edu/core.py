@@ -22,14 +22,15 @@ def get_device()->torch.device:
     if torch.cuda.is_available(): return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
-# %% ../nbs/00_core.ipynb #712f0643
+# %% ../nbs/00_core.ipynb #47989f8f
 def did_you_mean(name:str, # what was typed
                  choices, # the names that exist
                  what:str='name', # what kind of name it is, for the sentence
                 )->str: # one sentence for an error message
     "Say that `name` does not exist and name the nearest that do."
-    choices = list(map(str, choices))
-    near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.5) or choices[:6]
+    lower = {str(c).lower(): str(c) for c in choices}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5) or list(lower)[:6]
+    near = [lower[n] for n in near]
     hint = f"Did you mean {', '.join(map(repr, near))}?" if near else 'There are none.'
     return f'There is no {what} {name!r}. {hint}'
 
@@ -139,7 +140,7 @@ def to_array(x)->np.ndarray: # (H, W) or (H, W, 3)
     if x.ndim == 3 and x.shape[0] in (1, 3) and x.shape[-1] not in (1, 3): x = x.transpose(1, 2, 0)
     return x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x
 
-# %% ../nbs/00_core.ipynb #327e972d
+# %% ../nbs/00_core.ipynb #21c6a7ab
 def show_images(images, # tensors or arrays: (H, W), (C, H, W) or (H, W, C)
                 titles=(), # one title an image
                 ncols:int=5, # images in a row
@@ -147,7 +148,8 @@ def show_images(images, # tensors or arrays: (H, W), (C, H, W) or (H, W, C)
                 size:float=1.9, # width of one image in inches
                ):
     "Draw images in a grid and return the figure."
-    images, ncols = list(images), min(ncols, len(images))
+    images = list(images)
+    ncols = max(1, min(ncols, len(images)))
     nrows = -(-len(images) // ncols)
     size = (size * ncols, size * nrows * 1.12)
     fig, axs = plt.subplots(nrows, ncols, figsize=size, squeeze=False, layout='constrained')

@@ -2,13 +2,14 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'BASIC', 'LARGE', 'TINY', 'SIZES', 'TOP1', 'KINDS', 'MODELS', 'TIMM_NAMES', 'default_cfgs', 'Row',
-           'ModelSpec', 'timm_cfg', 'list_models', 'WeightsError', 'to_published', 'fetch', 'is_url', 'read_weights',
-           'save_weights', 'adapt', 'misfit', 'load_weights', 'create_model', 'register_with_timm', 'model_table']
+           'ModelSpec', 'timm_cfg', 'get_row', 'list_models', 'WeightsError', 'to_published', 'fetch', 'is_url',
+           'read_weights', 'save_weights', 'adapt', 'misfit', 'load_weights', 'create_model', 'register_with_timm',
+           'model_table']
 
-# %% ../nbs/05_zoo.ipynb #6aeecd0a
-import fnmatch, os, re, warnings
+# %% ../nbs/05_zoo.ipynb #cdcc342b
+import fnmatch, math, os, re, warnings
 from dataclasses import dataclass
-from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 import safetensors.torch, torch
@@ -47,7 +48,7 @@ TOP1 = { # in the order of the sizes above
     'caformer': ((83.6, 85.0, 84.1, 85.4), (84.5, 85.7, 85.8, 86.9), (85.2, 86.2, 86.6, 87.5), (85.5, 86.4, 87.4, 88.1)),
 }
 
-# %% ../nbs/05_zoo.ipynb #b6b3dc6b
+# %% ../nbs/05_zoo.ipynb #479644a9
 @dataclass(frozen=True)
 class Row:
     "One row of the table: what a model is, and where its weights are."
@@ -63,7 +64,7 @@ class Row:
     @property
     def url(self)->str: # HF_ENDPOINT names a mirror, as it does for Hugging Face's own tools
         "Where the published weights lie; None for a tiny variant."
-        hub = os.environ.get('HF_ENDPOINT', 'https://huggingface.co')
+        hub = (os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')
         return None if self.data == 'none' else f'{hub}/sail/dl/resolve/main/{self.family}/{self.name}.pth'
 
     @property
@@ -73,14 +74,16 @@ class Row:
                        in21k='published for ImageNet-21K', in21k_ft_in1k='published for ImageNet-21K, then 1K')
         return trained[self.data] + (f', top-1 {self.top1} %' if self.top1 else '')
 
-# %% ../nbs/05_zoo.ipynb #083ef8c5
+# %% ../nbs/05_zoo.ipynb #d81c0f1c
 class ModelSpec(Row):
     "A row that can build its model and count it."
     def build(self, **kwargs)->MetaFormer: # any argument of `MetaFormer` overrides the row's
         "A new model with random weights."
         own = dict(num_classes=self.num_classes, img_size=self.resolution, depths=self.depths, dims=self.dims)
         model = MetaFormer(**{**own, **FAMILIES[self.family], **kwargs})
-        model.pretrained_cfg = model.default_cfg = {**timm_cfg(self), 'architecture': self.name, 'facts': self.facts}
+        model.pretrained_cfg = model.default_cfg = timm_cfg(self)
+        changed = sorted(set(kwargs) - {'num_classes', 'in_chans', 'img_size', 'drop_path_rate', 'head_dropout', 'global_pool'})
+        if changed: model.pretrained_cfg['notes'] = (f"with other {', '.join(changed)} than published",)
         return model
 
     def meta(self)->MetaFormer:
@@ -102,7 +105,8 @@ class ModelSpec(Row):
 def timm_cfg(row:Row)->dict:
     "What timm wants to know of a model: its input, its normalisation, and the names of its first and last layer."
     size, head = (row.resolution,) * 2, 'head.fc2' if FAMILIES[row.family].get('mlp_head') else 'head'
-    return dict(url=row.url or '', num_classes=row.num_classes, input_size=(3, *size), fixed_input_size=row.family == 'randformer',
+    return dict(architecture=row.name, notes=(row.facts,), url=row.url or '', num_classes=row.num_classes,
+                input_size=(3, *size), fixed_input_size=row.family == 'randformer',
                 pool_size=(row.resolution // 32,) * 2, crop_pct=1.0, interpolation='bicubic', mean=IMAGENET_DEFAULT_MEAN,
                 std=IMAGENET_DEFAULT_STD, classifier=head, first_conv='downsample_layers.0.conv', license='apache-2.0')
 
@@ -122,7 +126,12 @@ def _rows():
 
 MODELS = {row.name: row for row in _rows()}
 
-# %% ../nbs/05_zoo.ipynb #745d9937
+# %% ../nbs/05_zoo.ipynb #33da865c
+def get_row(name:str)->ModelSpec:
+    "The row of that name; ValueError with the nearest names if there is none."
+    if name in MODELS: return MODELS[name]
+    raise ValueError(did_you_mean(name, MODELS, 'model'))
+
 def list_models(filter:str='*', # shell pattern, such as 'caformer*'
                 pretrained:bool=False, # only those with published weights
                )->list: # names
@@ -146,7 +155,7 @@ def to_published(state:dict)->dict:
         return next((re.sub(old, new, key) for old, new in TIMM_NAMES if re.search(old, key)), key)
     return {rename(k): v.flatten(1) if v.shape[2:] == (1, 1) else v for k, v in state.items()}
 
-# %% ../nbs/05_zoo.ipynb #6d24d324
+# %% ../nbs/05_zoo.ipynb #6b7d428b
 def fetch(source)->Path: # a local file
     "A path as it is; a URL is downloaded with a progress bar, once, into PyTorch's cache."
     if not is_url(source):
@@ -157,7 +166,7 @@ def fetch(source)->Path: # a local file
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         if not path.exists(): torch.hub.download_url_to_file(str(source), str(path), progress=True)
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error: # no network, a broken answer, a malformed address
         raise WeightsError(f'Could not download {source} ({error}). Fetch the file where there is a network and '
                            f'pass its path as checkpoint=…, or put it at {path}.') from None
     return path
@@ -166,13 +175,13 @@ def is_url(source)->bool:
     "Whether `source` is a web address rather than a path."
     return str(source).startswith(('http://', 'https://'))
 
-# %% ../nbs/05_zoo.ipynb #c0ebb26d
+# %% ../nbs/05_zoo.ipynb #d55ec643
 def read_weights(source)->dict: # published names -> tensors
     "Read a weight file in any of the three formats."
     path = fetch(source)
     try: state = load_state_dict(str(path), device='cpu', weights_only=True)
     except Exception as error:
-        if is_url(source): path.unlink() # a broken download must not stay in the cache
+        if is_url(source): path.unlink(missing_ok=True) # a broken download must not stay in the cache
         code = 'Unsupported global' in f'{error} {error.__cause__}'
         why = 'it holds more than weights, and loading it could run code' if code else 'it is damaged or no weight file'
         raise WeightsError(f'Cannot read {path}: {why}.') from error
@@ -181,10 +190,12 @@ def read_weights(source)->dict: # published names -> tensors
 
 def save_weights(model:MetaFormer, path)->Path:
     "Write the weights as safetensors with published names."
+    path = Path(path).expanduser()
+    if path.suffix != '.safetensors': raise ValueError(f'Weights are written as safetensors: {path.name} must end in .safetensors.')
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     name = model.pretrained_cfg.get('architecture', '')
     safetensors.torch.save_file(state, path, metadata=dict(format='pt', name=name))
-    return Path(path)
+    return path
 
 # %% ../nbs/05_zoo.ipynb #6cd9ab90
 def adapt(state:dict, model:MetaFormer)->dict:
@@ -202,7 +213,7 @@ def adapt(state:dict, model:MetaFormer)->dict:
         state['downsample_layers.0.conv.weight'] = adapt_input_conv(model.in_chans, stem)
     return state
 
-# %% ../nbs/05_zoo.ipynb #54c25c7b
+# %% ../nbs/05_zoo.ipynb #f170f61d
 def misfit(state:dict, own:dict, few:int=3)->str: # '' if all fits
     "In words, how `state` differs from a model's `own` state dict."
     shapes = [k for k in state if k in own and state[k].shape != own[k].shape]
@@ -210,9 +221,10 @@ def misfit(state:dict, own:dict, few:int=3)->str: # '' if all fits
              'of another shape': [f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}' for k in shapes]}
     first = lambda keys: ', '.join(keys[:few]) + (', …' if len(keys) > few else '')
     text = '; '.join(f'{len(keys)} {kind}: {first(keys)}' for kind, keys in kinds.items() if keys)
-    if any('random_matrix' in k for k in shapes):
+    tokens = max([len(state[k]) for k in shapes if k.endswith('random_matrix')], default=0)
+    if tokens:
         text += ('. RandFormer mixes with fixed random matrices, one row for each token, so its weights fit only the '
-                 'resolution they were trained at (published: img_size=224): build it for that and resize the images')
+                 f'resolution they were trained at: build it with img_size={16 * math.isqrt(tokens)} and resize the images')
     return text
 
 def load_weights(model:MetaFormer, source)->MetaFormer: # the same model
@@ -223,7 +235,7 @@ def load_weights(model:MetaFormer, source)->MetaFormer: # the same model
     model.load_state_dict(state)
     return model
 
-# %% ../nbs/05_zoo.ipynb #f2d697dd
+# %% ../nbs/05_zoo.ipynb #d3cba32a
 def create_model(name:str, # from `list_models()`
                  pretrained:bool=False, # download and load the published weights
                  checkpoint=None, # or load these: a path or URL, in any of the three formats
@@ -234,8 +246,7 @@ def create_model(name:str, # from `list_models()`
                  **kwargs, # any other argument of `MetaFormer`, such as img_size or token_mixers
                 )->MetaFormer:
     "Build a model of the table. Raises ValueError for an unknown name, WeightsError for weights that do not fit."
-    if name not in MODELS: raise ValueError(did_you_mean(name, MODELS, 'model'))
-    row = MODELS[name]
+    row = get_row(name)
     if pretrained and not (row.url or checkpoint):
         raise WeightsError(f'{name} is a tiny variant without published weights: train it, or pass checkpoint=….')
     if num_classes is not None: kwargs['num_classes'] = num_classes
@@ -264,7 +275,7 @@ def register_with_timm():
 
 register_with_timm()
 
-# %% ../nbs/05_zoo.ipynb #e5820f96
+# %% ../nbs/05_zoo.ipynb #927c161b
 def model_table(names=None, # from `list_models()`; None: all 55 published
                )->Table:
     "Name, resolution, parameters, MACs and published accuracy of models."
@@ -273,4 +284,4 @@ def model_table(names=None, # from `list_models()`; None: all 55 published
         data = dict(in1k='ImageNet-1K', in21k='ImageNet-21K', in21k_ft_in1k='ImageNet-21K, then 1K').get(m.data)
         return {'model': m.name, 'pixels': m.resolution, 'parameters': human(trainable) + (f' + {human(frozen)}' if frozen else ''),
                 'MACs': human(m.macs), 'weights trained on': data, 'top-1 %': m.top1}
-    return Table(one(MODELS[n]) for n in names or list_models(pretrained=True))
+    return Table(one(get_row(n)) for n in (list_models(pretrained=True) if names is None else names))
