@@ -16,7 +16,7 @@ from .layers import LayerNormWithoutBias, Mlp, MlpHead
 from .mixers import Identity, get_mixer
 from .blocks import Downsampling, Stage
 
-# %% ../nbs/04_model.ipynb #de2dcebc
+# %% ../nbs/04_model.ipynb #9b422c82
 def as_pair(size)->tuple: # (height, width)
     "A size in pixels, given as a side or as a pair, as a pair."
     return (size, size) if isinstance(size, int) else tuple(size)
@@ -35,8 +35,11 @@ def fit_mixer(mixer, num_tokens:int): # a name or a callable, as for `MetaFormer
     mixer = get_mixer(mixer)
     asks, has = inspect.signature(mixer).parameters, getattr(mixer, 'keywords', {})
     if 'num_tokens' in asks and 'num_tokens' not in has: mixer = partial(mixer, num_tokens=num_tokens)
-    by_name = 'dim' not in asks and any(p.kind is p.VAR_KEYWORD for p in asks.values())
-    return (lambda dim: mixer(dim=dim)) if by_name else mixer # the published mixers take the channels as **kwargs
+    return (lambda dim: mixer(dim=dim)) if _takes_dim_by_name(list(asks.values())) else mixer
+
+def _takes_dim_by_name(asks)->bool: # the published mixers read `dim` from **kwargs, behind options with defaults
+    if not asks or asks[-1].kind is not inspect.Parameter.VAR_KEYWORD: return False
+    return len(asks) == 1 or asks[0].default is not inspect.Parameter.empty and 'dim' not in [a.name for a in asks]
 
 # %% ../nbs/04_model.ipynb #6cfc6769
 def downsamplings(in_chans:int, dims)->nn.ModuleList:
@@ -146,7 +149,7 @@ class TunablePyramid(FeaturePyramid):
         if prune_head: self.reset_classifier(0, '')
         return take
 
-# %% ../nbs/04_model.ipynb #ed1c81f0
+# %% ../nbs/04_model.ipynb #d0067144
 class MetaFormer(TunablePyramid):
     "An image classifier of four stages (paper, Section 2). Images (B, in_chans, H, W) → logits (B, num_classes)."
     def __init__(self, in_chans:int=3,
@@ -159,6 +162,7 @@ class MetaFormer(TunablePyramid):
         super().__init__(in_chans, **pyramid_kwargs)
         self.mlp_head, self.head_dropout, self.global_pool = mlp_head, head_dropout, global_pool
         self.pretrained_cfg = self.default_cfg = {}
+        self.notes = '' # a line of facts for the card
         self.reset_classifier(num_classes, global_pool)
         self.apply(init_weights)
 
@@ -217,7 +221,7 @@ def stage_table(model:Pyramid)->Table:
     head = row('head', '1', model.dims[-1], modules=('norm', 'head'))
     return Table([*stages, head, row('all', blocks=sum(model.depths), modules=('',))])
 
-# %% ../nbs/04_model.ipynb #2929163b
+# %% ../nbs/04_model.ipynb #12b5a527
 def card(model:Pyramid, title:str='MetaFormer', facts:str='')->dict: # MIME type -> text, as IPython wants it
     "The stages of a model with a title and a line of facts, as HTML and as text."
     table = Table(dict(r, parameters=human(r['parameters']), MACs=human(r['MACs'])) for r in stage_table(model))
@@ -227,8 +231,7 @@ def card(model:Pyramid, title:str='MetaFormer', facts:str='')->dict: # MIME type
             'text/plain': f'{title} · {facts}\n{table}'}
 
 def _model_card(self, include=None, exclude=None):
-    cfg = self.pretrained_cfg
-    return card(self, cfg.get('architecture') or 'MetaFormer', ' · '.join(cfg.get('notes') or ()))
+    return card(self, self.pretrained_cfg.get('architecture') or 'MetaFormer', self.notes)
 
 MetaFormer._repr_mimebundle_ = _model_card
 

@@ -6,12 +6,11 @@ __all__ = ['FAMILIES', 'BASIC', 'LARGE', 'TINY', 'SIZES', 'TOP1', 'KINDS', 'MODE
            'read_weights', 'save_weights', 'adapt', 'misfit', 'load_weights', 'create_model', 'register_with_timm',
            'model_table']
 
-# %% ../nbs/05_zoo.ipynb #cdcc342b
-import fnmatch, math, os, re, warnings
+# %% ../nbs/05_zoo.ipynb #b4d14d0f
+import fnmatch, hashlib, math, os, re, warnings
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlparse
 import safetensors.torch, torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs, is_model, load_state_dict, register_model
@@ -30,13 +29,13 @@ FAMILIES = {
                      norm_layers=LayerNormWithoutBias, mlp_head=True),
 }
 
-# %% ../nbs/05_zoo.ipynb #694c178b
+# %% ../nbs/05_zoo.ipynb #fa234cca
 BASIC = {'s12': ((2, 2, 6, 2), (64, 128, 320, 512)), 's24': ((4, 4, 12, 4), (64, 128, 320, 512)),
          's36': ((6, 6, 18, 6), (64, 128, 320, 512)), 'm36': ((6, 6, 18, 6), (96, 192, 384, 768)),
          'm48': ((8, 8, 24, 8), (96, 192, 384, 768))}
 LARGE = {'s18': ((3, 3, 9, 3), (64, 128, 320, 512)), 's36': ((3, 12, 18, 3), (64, 128, 320, 512)),
          'm36': ((3, 12, 18, 3), (96, 192, 384, 576)), 'b36': ((3, 12, 18, 3), (128, 256, 512, 768))}
-TINY = ((1, 1, 2, 1), (32, 64, 96, 128)) # ours, for CPUs and Colab: not in the paper
+TINY = ((1, 1, 2, 1), (32, 32, 64, 64)) # ours, for CPUs and Colab: not in the paper
 SIZES = {f: BASIC if f in ('identityformer', 'randformer', 'poolformerv2') else LARGE for f in FAMILIES}
 
 # %% ../nbs/05_zoo.ipynb #94eb3e24
@@ -74,7 +73,7 @@ class Row:
                        in21k='published for ImageNet-21K', in21k_ft_in1k='published for ImageNet-21K, then 1K')
         return trained[self.data] + (f', top-1 {self.top1} %' if self.top1 else '')
 
-# %% ../nbs/05_zoo.ipynb #d81c0f1c
+# %% ../nbs/05_zoo.ipynb #581ad131
 class ModelSpec(Row):
     "A row that can build its model and count it."
     def build(self, **kwargs)->MetaFormer: # any argument of `MetaFormer` overrides the row's
@@ -83,7 +82,7 @@ class ModelSpec(Row):
         model = MetaFormer(**{**own, **FAMILIES[self.family], **kwargs})
         model.pretrained_cfg = model.default_cfg = timm_cfg(self)
         changed = sorted(set(kwargs) - {'num_classes', 'in_chans', 'img_size', 'drop_path_rate', 'head_dropout', 'global_pool'})
-        if changed: model.pretrained_cfg['notes'] = (f"with other {', '.join(changed)} than published",)
+        model.notes = f"with other {', '.join(changed)} than published" if changed else self.facts
         return model
 
     def meta(self)->MetaFormer:
@@ -105,7 +104,7 @@ class ModelSpec(Row):
 def timm_cfg(row:Row)->dict:
     "What timm wants to know of a model: its input, its normalisation, and the names of its first and last layer."
     size, head = (row.resolution,) * 2, 'head.fc2' if FAMILIES[row.family].get('mlp_head') else 'head'
-    return dict(architecture=row.name, notes=(row.facts,), url=row.url or '', num_classes=row.num_classes,
+    return dict(architecture=row.name, url=row.url or '', num_classes=row.num_classes,
                 input_size=(3, *size), fixed_input_size=row.family == 'randformer',
                 pool_size=(row.resolution // 32,) * 2, crop_pct=1.0, interpolation='bicubic', mean=IMAGENET_DEFAULT_MEAN,
                 std=IMAGENET_DEFAULT_STD, classifier=head, first_conv='downsample_layers.0.conv', license='apache-2.0')
@@ -155,14 +154,15 @@ def to_published(state:dict)->dict:
         return next((re.sub(old, new, key) for old, new in TIMM_NAMES if re.search(old, key)), key)
     return {rename(k): v.flatten(1) if v.shape[2:] == (1, 1) else v for k, v in state.items()}
 
-# %% ../nbs/05_zoo.ipynb #6b7d428b
+# %% ../nbs/05_zoo.ipynb #7bb94fec
 def fetch(source)->Path: # a local file
     "A path as it is; a URL is downloaded with a progress bar, once, into PyTorch's cache."
     if not is_url(source):
         path = Path(source).expanduser()
         if path.is_file(): return path
         raise WeightsError(f'There is no weight file {path}. Give the path or URL of a .pth or .safetensors file.')
-    path = Path(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(str(source)).path))
+    name, digest = Path(str(source).split('?')[0]), hashlib.sha1(str(source).encode()).hexdigest()[:8]
+    path = Path(torch.hub.get_dir(), 'checkpoints', f'{name.stem}-{digest}{name.suffix}') # one file a URL
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         if not path.exists(): torch.hub.download_url_to_file(str(source), str(path), progress=True)
@@ -175,14 +175,14 @@ def is_url(source)->bool:
     "Whether `source` is a web address rather than a path."
     return str(source).startswith(('http://', 'https://'))
 
-# %% ../nbs/05_zoo.ipynb #d55ec643
+# %% ../nbs/05_zoo.ipynb #5b14e884
 def read_weights(source)->dict: # published names -> tensors
     "Read a weight file in any of the three formats."
     path = fetch(source)
     try: state = load_state_dict(str(path), device='cpu', weights_only=True)
     except Exception as error:
         if is_url(source): path.unlink(missing_ok=True) # a broken download must not stay in the cache
-        code = 'Unsupported global' in f'{error} {error.__cause__}'
+        code = 'unsupported global' in f'{error} {error.__cause__}'.lower()
         why = 'it holds more than weights, and loading it could run code' if code else 'it is damaged or no weight file'
         raise WeightsError(f'Cannot read {path}: {why}.') from error
     if all(torch.is_tensor(v) for v in state.values()): return to_published(state)
