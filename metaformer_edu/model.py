@@ -41,7 +41,7 @@ def _takes_dim_by_name(asks)->bool: # the published mixers read `dim` from **kwa
     if not asks or asks[-1].kind is not inspect.Parameter.VAR_KEYWORD: return False
     return len(asks) == 1 or asks[0].default is not inspect.Parameter.empty and 'dim' not in [a.name for a in asks]
 
-# %% ../nbs/04_model.ipynb #6cfc6769
+# %% ../nbs/04_model.ipynb #42186da2
 def downsamplings(in_chans:int, dims)->nn.ModuleList:
     "The stem, and a downsampling before each further stage."
     norm = LayerNormWithoutBias
@@ -57,8 +57,11 @@ def per_stage(name:str, value, stages:int)->list:
 
 def drop_path_rates(rate:float, depths)->list: # one list of rates a stage
     "Rates from 0 at the first block to `rate` at the last."
-    rates = iter(range(sum(depths)))
-    return [[rate * next(rates) / max(sum(depths) - 1, 1) for _ in range(d)] for d in depths]
+    last, rates, start = max(sum(depths) - 1, 1), [], 0
+    for depth in depths:
+        rates.append([rate * i / last for i in range(start, start + depth)])
+        start += depth
+    return rates
 
 # %% ../nbs/04_model.ipynb #46c59d00
 class Pyramid(nn.Module):
@@ -149,7 +152,7 @@ class TunablePyramid(FeaturePyramid):
         if prune_head: self.reset_classifier(0, '')
         return take
 
-# %% ../nbs/04_model.ipynb #d0067144
+# %% ../nbs/04_model.ipynb #19042a16
 class MetaFormer(TunablePyramid):
     "An image classifier of four stages (paper, Section 2). Images (B, in_chans, H, W) → logits (B, num_classes)."
     def __init__(self, in_chans:int=3,
@@ -161,8 +164,7 @@ class MetaFormer(TunablePyramid):
                 ):
         super().__init__(in_chans, **pyramid_kwargs)
         self.mlp_head, self.head_dropout, self.global_pool = mlp_head, head_dropout, global_pool
-        self.pretrained_cfg = self.default_cfg = {}
-        self.notes = '' # a line of facts for the card
+        self.pretrained_cfg, self.notes = {}, '' # what timm wants to know, and a line for the card
         self.reset_classifier(num_classes, global_pool)
         self.apply(init_weights)
 
@@ -235,7 +237,7 @@ def _model_card(self, include=None, exclude=None):
 
 MetaFormer._repr_mimebundle_ = _model_card
 
-# %% ../nbs/04_model.ipynb #ce9515b6
+# %% ../nbs/04_model.ipynb #e67201b7
 def draw_stages(model:Pyramid):
     "Draw the stages to scale, with their shares of parameters and MACs, and return the figure."
     rows, n = stage_table(model)[:-2], len(model.dims)
@@ -248,7 +250,7 @@ def draw_stages(model:Pyramid):
         shares = [r['MACs'] / sum(x['MACs'] for x in rows), r['parameters'] / sum(x['parameters'] for x in rows)]
         ax.barh([0, 1], shares, color=['#ccbb44', '#4477aa'])
         for y, name in enumerate(('MACs', 'parameters')): ax.text(shares[y] + 0.03, y, f'{shares[y]:.0%} {name}', va='center')
-        ax.set(xlim=(0, 2.1)), ax.axis('off')
+        ax.set(xlim=(0, 1.7)), ax.axis('off')
     return close(fig)
 
 def _cuboid(ax, w, h, d):

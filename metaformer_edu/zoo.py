@@ -47,7 +47,7 @@ TOP1 = { # in the order of the sizes above
     'caformer': ((83.6, 85.0, 84.1, 85.4), (84.5, 85.7, 85.8, 86.9), (85.2, 86.2, 86.6, 87.5), (85.5, 86.4, 87.4, 88.1)),
 }
 
-# %% ../nbs/05_zoo.ipynb #479644a9
+# %% ../nbs/05_zoo.ipynb #4348d619
 @dataclass(frozen=True)
 class Row:
     "One row of the table: what a model is, and where its weights are."
@@ -69,8 +69,8 @@ class Row:
     @property
     def facts(self)->str: # one line for the card
         "What the published weights were trained on, and their accuracy."
-        trained = dict(none='a tiny variant of this library, not of the paper', in1k='published for ImageNet-1K',
-                       in21k='published for ImageNet-21K', in21k_ft_in1k='published for ImageNet-21K, then 1K')
+        trained = dict(none='a tiny variant of this library, not of the paper', in1k='published weights: ImageNet-1K',
+                       in21k='published weights: ImageNet-21K', in21k_ft_in1k='published weights: ImageNet-21K, then 1K')
         return trained[self.data] + (f', top-1 {self.top1} %' if self.top1 else '')
 
 # %% ../nbs/05_zoo.ipynb #581ad131

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timm.models import metaformer as timm_metaformer
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 ROWS = json.loads((REFERENCE / "models.json").read_text(encoding="utf-8"))
@@ -78,3 +79,16 @@ def published_shapes(row):
         return shapes | {"head.weight": (n, d), "head.bias": (n,)}
     return shapes | {"head.fc1.weight": (4 * d, d), "head.fc1.bias": (4 * d,), "head.norm.weight": (4 * d,),
                      "head.norm.bias": (4 * d,), "head.fc2.weight": (n, 4 * d), "head.fc2.bias": (n,)}
+
+
+# timm leaves a downsampling out where the width stays the same, so these four widths differ
+SMALL = dict(depths=(1, 1, 2, 1), dims=(32, 48, 64, 96), num_classes=10)
+
+
+def small_timm(family):
+    "timm's model of that family with the depths and widths of `SMALL`."
+    t = timm_metaformer
+    mixers = {"poolformerv2": t.Pooling, "convformer": t.SepConv, "caformer": [t.SepConv] * 2 + [t.Attention] * 2}[family]
+    norms = {"poolformerv2": t.GroupNorm1NoBias, "convformer": t.LayerNorm2dNoBias,
+             "caformer": [t.LayerNorm2dNoBias] * 2 + [t.LayerNormNoBias] * 2}[family]
+    return t.MetaFormer(**SMALL, token_mixers=mixers, norm_layers=norms, use_mlp_head=family != "poolformerv2")

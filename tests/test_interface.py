@@ -28,7 +28,8 @@ from metaformer_edu.zoo import MODELS, create_model, list_models
 TINY = [f"tiny_{f}" for f in golden.FAMILIES]
 each_tiny = pytest.mark.parametrize("name", TINY)
 each_head = pytest.mark.parametrize("name", ["tiny_poolformerv2", "tiny_caformer"])  # a linear and an MLP head
-DIMS = MODELS["tiny_caformer"].dims
+DIMS, BLOCKS = MODELS["tiny_caformer"].dims, sum(MODELS["tiny_caformer"].depths)
+WIDTH = DIMS[-1]
 X = golden.images(64, dtype=torch.float32)
 
 
@@ -43,10 +44,10 @@ def model_of(name, **kwargs):
 def test_forward_is_features_then_head(name):
     model = model_of(name)
     tokens = model.forward_features(X)
-    assert tokens.shape == (2, 2, 2, 128)
+    assert tokens.shape == (2, 2, 2, WIDTH)
     features = model.forward_head(tokens, pre_logits=True)
-    assert features.shape == (2, model.head_hidden_size) == (2, model.num_features) == (2, 128)
-    torch.testing.assert_close(features, F.layer_norm(tokens.mean((1, 2)), (128,), model.norm.weight, model.norm.bias, 1e-6))
+    assert features.shape == (2, model.head_hidden_size) == (2, model.num_features) == (2, WIDTH)
+    torch.testing.assert_close(features, F.layer_norm(tokens.mean((1, 2)), (WIDTH,), model.norm.weight, model.norm.bias, 1e-6))
     assert torch.equal(model.get_classifier()(features), model(X)) and torch.equal(model.forward_head(tokens), model(X))
     assert model(X).shape == (2, 10) and model.num_classes == 10
 
@@ -72,7 +73,7 @@ def test_reset_classifier_to_none_and_back(name):
     model.reset_classifier(0)
     assert isinstance(model.get_classifier(), nn.Identity) and model.num_classes == 0 and torch.equal(model(X), features)
     model.reset_classifier(5)
-    assert model(X).shape == (2, 5) and model.num_features == model.head_hidden_size == 128
+    assert model(X).shape == (2, 5) and model.num_features == model.head_hidden_size == WIDTH
 
 
 @each_head
@@ -87,7 +88,7 @@ def test_global_pool(name):
     model = model_of(name)
     model.reset_classifier(10, "")  # one answer a token
     assert model.global_pool == "" and model(X).shape == (2, 2, 2, 10)
-    assert model.forward_head(model.forward_features(X), pre_logits=True).shape == (2, 2, 2, 128)
+    assert model.forward_head(model.forward_features(X), pre_logits=True).shape == (2, 2, 2, WIDTH)
     model.reset_classifier(10)  # None leaves it
     assert model.global_pool == "" and model(X).shape == (2, 2, 2, 10)
     model.reset_classifier(10, "avg")
@@ -148,7 +149,7 @@ def test_formats_of_forward_intermediates():
     model = model_of("tiny_caformer")
     nchw = model.forward_intermediates(X, intermediates_only=True)
     nhwc = model.forward_intermediates(X, intermediates_only=True, output_fmt="NHWC")
-    assert all(torch.equal(a.permute(0, 2, 3, 1), b) for a, b in zip(nchw, nhwc)) and nhwc[0].shape == (2, 16, 16, 32)
+    assert all(torch.equal(a.permute(0, 2, 3, 1), b) for a, b in zip(nchw, nhwc)) and nhwc[0].shape == (2, 16, 16, DIMS[0])
     with pytest.raises(ValueError, match="'NCHW' or 'NHWC', not 'NLC'"):
         model.forward_intermediates(X, output_fmt="NLC")
 
@@ -161,7 +162,7 @@ def test_stop_early_runs_no_more_than_asked(stop_early):
         stage.register_forward_hook(lambda *args, i=i: ran.append(i))
     final, features = model.forward_intermediates(X, indices=[0, 1], stop_early=stop_early)
     assert ran == ([0, 1] if stop_early else [0, 1, 2, 3]) and len(features) == 2
-    assert final.shape == ((2, 8, 8, 64) if stop_early else (2, 2, 2, 128))
+    assert final.shape == ((2, 8, 8, DIMS[1]) if stop_early else (2, 2, 2, WIDTH))
 
 
 @torch.inference_mode()
@@ -192,7 +193,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(name):
     runs, got = [], {}
     for block in model.modules():
         if isinstance(block, MetaFormerBlock):
-            block.register_forward_hook(lambda *args: runs.append(1))
+            block.register_forward_pre_hook(lambda *args: runs.append(1))
     for enable in (False, True, False):
         model.set_grad_checkpointing(enable)
         model.zero_grad(), runs.clear(), torch.manual_seed(0)
@@ -201,12 +202,12 @@ def test_gradient_checkpointing_changes_nothing_but_memory(name):
         new = [loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)]
         for a, b in zip(got.setdefault("grads", new), new):
             torch.testing.assert_close(a, b)
-        assert len(runs) == (10 if enable else 5)  # each block runs again in the backward pass
+        assert len(runs) == (2 * BLOCKS if enable else BLOCKS)  # each block runs again in the backward pass
     model.set_grad_checkpointing()  # on without an argument, as in timm
     runs.clear(), model.eval()
     with torch.no_grad():
         model(X)
-    assert len(runs) == 5
+    assert len(runs) == BLOCKS
 
 
 @each_tiny
@@ -288,10 +289,10 @@ def test_a_model_from_the_meta_device_can_be_filled():
 
 @each_tiny
 def test_timms_arguments(name):
-    model = timm.create_model(f"edu_{name}", num_classes=7, in_chans=1, drop_path_rate=0.4)
+    model = timm.create_model(f"edu_{name}", num_classes=7, in_chans=1, drop_path_rate=0.4, depths=(1, 1, 2, 1))
     assert model(torch.rand(2, 1, 64, 64)).shape == (2, 7)
     assert [getattr(b.drop_path2, "drop_prob", 0.) for s in model.stages for b in s] == pytest.approx([0., 0.1, 0.2, 0.3, 0.4])
-    assert timm.create_model(f"edu_{name}", num_classes=0)(X).shape == (2, 128)
+    assert timm.create_model(f"edu_{name}", num_classes=0)(X).shape == (2, WIDTH)
     assert timm.create_model(f"edu_{name}", global_pool="")(X).shape == (2, 2, 2, 10)
 
 
@@ -305,7 +306,7 @@ def test_drop_rate_of_timm_takes_effect_once(name):
     wide = timm.create_model(f"edu_{name}", drop_rate=0.5, num_classes=last.in_features).train()
     last = wide.get_submodule(wide.pretrained_cfg["classifier"])
     last.weight.data, last.bias.data = torch.eye(last.in_features), torch.zeros(last.in_features)
-    zeros = (wide.forward_head(torch.randn(64, 1, 1, 128)) == 0).float().mean()
+    zeros = (wide.forward_head(torch.randn(64, 1, 1, WIDTH)) == 0).float().mean()
     assert 0.45 < zeros < 0.55
 
 
@@ -431,6 +432,7 @@ def test_export_with_any_batch_size(name):
 
 
 @each_tiny
+@pytest.mark.filterwarnings("ignore")  # deprecated, and it warns of every shape that it takes as constant
 def test_trace(name):
     model = model_of(name)
     with torch.no_grad():
@@ -465,9 +467,8 @@ def test_compile_with_inductor():
     torch.compiler.reset()
 
 
-@each_tiny
-def test_compiled_with_gradient_checkpointing(name):
-    model = model_of(name).train()
+def test_compiled_with_gradient_checkpointing():
+    model = model_of("tiny_caformer").train()
     model.set_grad_checkpointing()
     compiled = torch.compile(model, backend="aot_eager")
     torch.testing.assert_close(compiled(X), model(X))
@@ -548,10 +549,6 @@ def test_every_trainable_weight_gets_a_gradient(name):
 def test_wrong_lengths_are_errors(wrong):
     with pytest.raises(ValueError, match="stage"):
         MetaFormer(**wrong)
-
-
-def test_depths_of_one_number_are_for_all_stages():
-    assert [len(s) for s in MetaFormer(depths=1, dims=(8, 16, 24, 32)).stages] == [1] * 4
 
 
 def test_model_of_three_stages():

@@ -104,21 +104,10 @@ def test_timm_gives_the_same_features(pair):
     assert gap(ours.forward_head(final, pre_logits=True), theirs.forward_head(their_final, pre_logits=True)) < 1e-10
 
 
-def small_timm(family):
-    "timm's model with the depths and widths of our tiny variants."
-    mixers = {"poolformerv2": theirs_lib.Pooling, "convformer": theirs_lib.SepConv,
-              "caformer": [theirs_lib.SepConv] * 2 + [theirs_lib.Attention] * 2}[family]
-    norms = {"poolformerv2": theirs_lib.GroupNorm1NoBias, "convformer": theirs_lib.LayerNorm2dNoBias,
-             "caformer": [theirs_lib.LayerNorm2dNoBias] * 2 + [theirs_lib.LayerNormNoBias] * 2}[family]
-    tiny = MODELS[f"tiny_{family}"]
-    return theirs_lib.MetaFormer(depths=tiny.depths, dims=tiny.dims, num_classes=tiny.num_classes, token_mixers=mixers,
-                                 norm_layers=norms, use_mlp_head=family != "poolformerv2")
-
-
 @pytest.mark.parametrize("family", IN_TIMM)
 def test_timm_gives_the_same_gradients(family):
-    ours = golden.fill(create_model(f"tiny_{family}").double())
-    theirs = transplant(ours, small_timm(family))
+    ours = golden.fill(create_model(f"tiny_{family}", **golden.SMALL).double())
+    theirs = transplant(ours, golden.small_timm(family))
     if head_norm(theirs) is not None:
         head_norm(theirs).eps = PUBLISHED_EPS
     for model in (ours, theirs):

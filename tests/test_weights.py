@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from timm.models import metaformer as theirs_lib
 
 import golden
 import loopback
@@ -19,6 +18,7 @@ TINY = [f"tiny_{f}" for f in golden.FAMILIES]
 each_tiny = pytest.mark.parametrize("name", TINY)
 HEADS = {"tiny_poolformerv2": "head", "tiny_caformer": "head.fc2"}  # a linear and an MLP head: the layer with the classes
 each_head = pytest.mark.parametrize("name, last", HEADS.items(), ids=list(HEADS))
+WIDTH = MODELS["tiny_caformer"].dims[-1]
 X = golden.images(64, dtype=torch.float32)
 
 
@@ -87,13 +87,8 @@ def test_our_safetensors(name, tmp_path, quiet):
 
 
 def timm_model(family):
-    mixers = {"poolformerv2": theirs_lib.Pooling, "convformer": theirs_lib.SepConv,
-              "caformer": [theirs_lib.SepConv] * 2 + [theirs_lib.Attention] * 2}[family]
-    norms = {"poolformerv2": theirs_lib.GroupNorm1NoBias, "convformer": theirs_lib.LayerNorm2dNoBias,
-             "caformer": [theirs_lib.LayerNorm2dNoBias] * 2 + [theirs_lib.LayerNormNoBias] * 2}[family]
-    tiny = MODELS[f"tiny_{family}"]
-    model = theirs_lib.MetaFormer(depths=tiny.depths, dims=tiny.dims, num_classes=10, token_mixers=mixers, norm_layers=norms,
-                                  use_mlp_head=family != "poolformerv2").eval()
+    "timm's model with weights that are not ours, and the published eps."
+    model = golden.small_timm(family).eval()
     model.load_state_dict({k: golden.weight(k, v.shape) for k, v in model.state_dict().items()})
     if family != "poolformerv2":
         model.head.fc.norm.eps = 1e-5
@@ -106,14 +101,14 @@ def test_timm_names(family, suffix, tmp_path, quiet):
     theirs, path = timm_model(family), tmp_path / f"timm{suffix}"
     save = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
     save(theirs.state_dict(), path)
-    ours = create_model(f"tiny_{family}", checkpoint=path).eval()
+    ours = create_model(f"tiny_{family}", checkpoint=path, **golden.SMALL).eval()
     torch.testing.assert_close(ours(X), theirs(X), rtol=1e-4, atol=1e-4)
 
 
 def test_timm_names_with_other_classes_and_channels(tmp_path):
     path = saved(timm_model("caformer").state_dict(), tmp_path / "timm.pth")
     with pytest.warns(UserWarning):
-        assert create_model("tiny_caformer", checkpoint=path, num_classes=3, in_chans=1)(X[:, :1]).shape == (2, 3)
+        assert create_model("tiny_caformer", checkpoint=path, in_chans=1, **{**golden.SMALL, "num_classes": 3})(X[:, :1]).shape == (2, 3)
 
 
 def test_old_torch_files_are_read(tmp_path):
@@ -455,7 +450,7 @@ def test_mismatch_names_the_first_left_over_keys(tmp_path):
 
 def test_mismatch_names_shapes(tmp_path):
     text = message({**teacher().state_dict(), "norm.weight": torch.zeros(7), "norm.bias": torch.zeros(9, 9)}, tmp_path)
-    assert "2 of another shape: norm.weight (7,) for (128,), norm.bias (9, 9) for (128,)" in text and "…" not in text
+    assert f"2 of another shape: norm.weight (7,) for ({WIDTH},), norm.bias (9, 9) for ({WIDTH},)" in text and "…" not in text
 
 
 def test_mismatch_names_all_kinds_at_once(tmp_path):

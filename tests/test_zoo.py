@@ -19,6 +19,7 @@ from metaformer_edu.zoo import MODELS, ModelSpec, create_model, list_models, mod
 
 each_row = pytest.mark.parametrize("row", golden.ROWS, ids=[r["name"] for r in golden.ROWS])
 TINY = [f"tiny_{f}" for f in golden.FAMILIES]
+WIDTH = MODELS[TINY[0]].dims[-1]
 each_tiny = pytest.mark.parametrize("name", TINY)
 
 
@@ -212,7 +213,7 @@ def test_num_classes(name):
     x = torch.rand(2, 3, 64, 64)
     assert create_model(name)(x).shape == (2, 10)
     assert create_model(name, num_classes=7)(x).shape == (2, 7)
-    assert create_model(name, num_classes=0)(x).shape == (2, 128)
+    assert create_model(name, num_classes=0)(x).shape == (2, WIDTH)
 
 
 @each_tiny
@@ -226,7 +227,7 @@ def test_in_chans(name, channels):
 
 @each_tiny
 def test_drop_path_grows_linearly_to_the_last_block(name):
-    model = create_model(name, drop_path=0.4)
+    model = create_model(name, drop_path=0.4, depths=(1, 1, 2, 1))
     rates = [[getattr(d, "drop_prob", 0.) for d in (b.drop_path1, b.drop_path2)] for s in model.stages for b in s]
     assert rates == [[pytest.approx(r)] * 2 for r in (0., 0.1, 0.2, 0.3, 0.4)]
     x = torch.rand(8, 3, 64, 64)
@@ -239,7 +240,7 @@ def test_drop_path_grows_linearly_to_the_last_block(name):
 def test_head_dropout_acts_once_and_in_training_only(name):
     model = create_model(name, head_dropout=0.5)
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout) and m.p] == [0.5]
-    tokens = torch.rand(4, 2, 2, 128)
+    tokens = torch.rand(4, 2, 2, WIDTH)
     model.train()
     assert not torch.equal(model.forward_head(tokens), model.forward_head(tokens))
     assert torch.equal(model.forward_features(torch.ones(1, 3, 64, 64)), model.forward_features(torch.ones(1, 3, 64, 64)))
