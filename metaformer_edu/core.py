@@ -70,7 +70,7 @@ def human(n:float)->str: # such as '26.3M'
     else: unit = 'T'
     return f'{n:.1f}{unit}' if unit else f'{n:.0f}'
 
-# %% ../nbs/00_core.ipynb #ef2294ef
+# %% ../nbs/00_core.ipynb #d3e609d5
 class Table(list):
     "A list of dictionaries with the same keys that draws itself as text, HTML or Markdown."
     def _cells(self):
@@ -89,7 +89,7 @@ class Table(list):
 
     def markdown(self)->str: # a GitHub table
         "The table in Markdown."
-        head, *body = self._cells()
+        head, *body = [[c.replace('|', r'\|') for c in r] for r in self._cells()]
         return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---'] * len(head), *body])
 
 # %% ../nbs/00_core.ipynb #cbc3532f
@@ -130,7 +130,7 @@ def count_macs(model:nn.Module, shape:tuple=(1, 3, 224, 224))->int:
     "Multiply-accumulates of one forward pass on an input of `shape`."
     return macs_by_module(model, shape)['']
 
-# %% ../nbs/00_core.ipynb #b9a2873d
+# %% ../nbs/00_core.ipynb #caadffbd
 def set_style():
     "Matplotlib settings for all lessons: small pictures that stay legible."
     plt.rcParams.update({'figure.dpi': 76, 'savefig.dpi': 76, 'font.size': 11, 'axes.titlesize': 11,
@@ -138,7 +138,8 @@ def set_style():
 
 def to_array(x)->np.ndarray: # (H, W) or (H, W, 3)
     "A tensor (C, H, W), (H, W, C) or (H, W), or an array, as an array that `imshow` takes."
-    x = x.detach().float().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
+    if torch.is_tensor(x): x = (x.float() if x.is_floating_point() else x).detach().cpu().numpy()
+    x = np.asarray(x)
     if x.ndim == 3 and x.shape[0] in (1, 3) and x.shape[-1] not in (1, 3): x = x.transpose(1, 2, 0)
     return x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x
 

@@ -123,7 +123,7 @@ def show_batch(batch, # (images, labels) as from a loader
     images, labels = batch
     return show_images(info.picture(images[:n]), [info.class_names[int(i)] for i in labels[:n]])
 
-# %% ../nbs/06_data.ipynb #c37e8c8d
+# %% ../nbs/06_data.ipynb #11c564f8
 def show_predictions(said:dict, # label, guess and probability: a tensor each, one entry an image
                      pictures, # the data set, in the same order
                      info:DataInfo,
@@ -134,10 +134,10 @@ def show_predictions(said:dict, # label, guess and probability: a tensor each, o
     wrong, sure = (said['guess'] != said['label']).tolist(), said['probability'].tolist()
     order = sorted(range(len(wrong)), key=lambda i: (not wrong[i], -sure[i] if wrong[i] else sure[i]))[:n]
     rows = -(-len(order) // ncols)
-    fig, axs = plt.subplots(rows, ncols, figsize=(1.3 * ncols, 1.62 * rows + 0.5), squeeze=False, layout='constrained')
+    fig, axs = plt.subplots(rows, ncols, figsize=(1.15 * ncols, 1.5 * rows + 0.4), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.set(xticks=[], yticks=[]), ax.spines[:].set_visible(False)
     for ax, i in zip(axs.flat, order):
-        guess, truth = (info.class_names[said[key][i]] for key in ('guess', 'label'))
+        guess, truth = (info.class_names[said[key][i]][:10] for key in ('guess', 'label'))
         ax.imshow(to_array(info.picture(pictures[i][0])), interpolation='nearest')
         ax.set_title(f'{guess} ({sure[i]:.0%})' + (f'\nis {truth}' if wrong[i] else ''), color=RED if wrong[i] else 'black')
         if wrong[i]: ax.spines[:].set(visible=True, color=RED, linewidth=3)
@@ -163,13 +163,14 @@ def imagenet_transforms(img_size:int=224, # height and width in pixels
     return (create_transform(img_size, is_training=True, **{**recipe, **changes}),
             create_transform(img_size, interpolation='bicubic', crop_pct=1.0))
 
-# %% ../nbs/06_data.ipynb #a2590f26
+# %% ../nbs/06_data.ipynb #21cd58e3
 def read_image(path)->Image.Image:
     "Read an image file in colour; the error names the file."
     try:
         with Image.open(path) as image: return image.convert('RGB')
     except Exception as error: # Pillow raises many kinds
-        raise DataError(f'Cannot read the image {path}: {str(error) or type(error).__name__}.') from None
+        reason = str(error).replace(f' {str(path)!r}', '') or type(error).__name__
+        raise DataError(f'Cannot read the image {path}: {reason}.') from None
 
 # %% ../nbs/06_data.ipynb #f500f5f8
 class ClassFolders(ImageFolder):

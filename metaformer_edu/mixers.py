@@ -73,7 +73,7 @@ class SepConv(nn.Module):
         x = self.act1(self.pwconv1(x)).permute(0, 3, 1, 2)
         return self.pwconv2(self.act2(self.dwconv(x).permute(0, 2, 3, 1)))
 
-# %% ../nbs/02_mixers.ipynb #47d88771
+# %% ../nbs/02_mixers.ipynb #34e95e04
 class Attention(nn.Module):
     "Multi-head self-attention over all tokens (CAFormer, stages 3 and 4). (B, H, W, C) → (B, H, W, C)."
     def __init__(self,
@@ -95,7 +95,7 @@ class Attention(nn.Module):
         B, H, W, _ = x.shape
         q, k, v = self.qkv(x).view(B, H * W, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.)
-        return self.proj_drop(self.proj(y.transpose(1, 2).reshape(B, H, W, -1)))
+        return self.proj_drop(self.proj(y.transpose(1, 2).reshape(B, H, W, self.num_heads * self.head_dim)))
 
 # %% ../nbs/02_mixers.ipynb #01fb4d5c
 MIXERS = {cls.__name__: cls for cls in (Identity, RandomMixing, Pooling, SepConv, Attention)}

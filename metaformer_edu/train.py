@@ -5,7 +5,7 @@ __all__ = ['COLORS', 'DEFAULTS', 'predict', 'evaluate', 'make_schedule', 'train_
            'log_row', 'draw_curves', 'new_folder', 'save_whole', 'Keeper', 'default', 'Parser', 'number', 'add_what',
            'add_how', 'add_where', 'parse', 'open_device', 'prepare', 'finish', 'stop', 'main']
 
-# %% ../nbs/09_train.ipynb #02f8cde9
+# %% ../nbs/09_train.ipynb #59607afb
 import argparse, csv, itertools, math, sys, time
 from pathlib import Path
 import matplotlib.pyplot as plt, torch, yaml
@@ -15,7 +15,7 @@ from torch import nn
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from tqdm.auto import tqdm
-from .core import Table, close, count_params, did_you_mean, get_device, seed_everything
+from .core import Table, close, count_params, did_you_mean, get_device, seed_everything, set_style
 from .zoo import WeightsError, create_model, get_row, save_weights
 from .data import SOURCES, DataError, load_data, make_loaders, show_predictions
 
@@ -80,11 +80,11 @@ def report(bar, optimizer, loss:float, epoch:int):
                               'try a tenth of the rate, or a longer warm-up.')
     bar.set_postfix(loss=f'{loss:.3f}', lr=f'{lr:.1e}')
 
-# %% ../nbs/09_train.ipynb #393eab78
+# %% ../nbs/09_train.ipynb #277b54c0
 def fit(model:nn.Module, # a classifier, on the device where it is to be trained
         loaders, # (training loader, validation loader), as from `make_loaders`
         optimizer, # over the model's parameters; its rate is the highest of the schedule
-        epochs:int=12, warmup_epochs:int=2, # of them with a rising rate
+        epochs:int=10, warmup_epochs:int=2, # of them with a rising rate
         min_lr:float=1e-5, # rate at the end
         smoothing:float=0.1, # of the labels, 0 to 1
         on_epoch=None, # called with each row of the log
@@ -113,14 +113,14 @@ def log_row(epoch, lr, train_loss, held_out, seconds, rate)->dict: # times are t
     row.update(seconds=seconds, images_per_s=rate)
     return dict(epoch=epoch + 1, **{k: float(f'{v:.6g}') for k, v in row.items()})
 
-# %% ../nbs/09_train.ipynb #4c518515
+# %% ../nbs/09_train.ipynb #ab7bbb20
 COLORS = ['#4477aa', '#ee6677', '#228833', '#aa3377', '#ccbb44']
 
 def draw_curves(logs, # a log from `fit`, or a dictionary of names and logs
                ):
     "Draw loss and validation accuracy over the epochs, and return the figure."
     logs = logs if isinstance(logs, dict) else {'': logs}
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.4), layout='constrained')
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.2), layout='constrained')
     for (name, log), color in zip(logs.items(), itertools.cycle(COLORS)):
         column = lambda key: [row[key] for row in log]
         left.plot(column('epoch'), column('train_loss'), '--', color=color)
@@ -171,9 +171,9 @@ class Keeper:
         "What a run that stops here leaves behind."
         return f"{self.folder} holds {'the weights of epoch %d' % self.last['epoch'] if self.last else 'the settings alone'}."
 
-# %% ../nbs/09_train.ipynb #d930b842
+# %% ../nbs/09_train.ipynb #bc2b43c0
 DEFAULTS = { # img_size None: the model's own; threads None: PyTorch's choice
-    'digits': dict(img_size=64, epochs=12, batch_size=32, lr=2e-3, warmup_epochs=2, workers=0, seed=0, threads=1),
+    'digits': dict(img_size=64, epochs=10, batch_size=32, lr=2e-3, warmup_epochs=2, workers=0, seed=0, threads=1),
     'folder': dict(img_size=None, epochs=300, batch_size=128, lr=1e-3, warmup_epochs=5, workers=8, seed=42, threads=None)}
 
 def default(key:str)->str: # for --help
@@ -273,11 +273,12 @@ def prepare(args)->tuple: # (model, loaders, optimizer, DataInfo)
                          img_size=info.img_size, drop_path=args.drop_path, head_dropout=args.head_dropout).to(device)
     return model, loaders, create_optimizer_v2(model, args.opt, lr=args.lr, weight_decay=args.weight_decay), info
 
-# %% ../nbs/09_train.ipynb #7e401b8e
+# %% ../nbs/09_train.ipynb #5f5d8e0b
 def finish(keeper:Keeper, log:Table, val, info, name:str): # the model's name
     "Draw the pictures of a run and say what it found."
     folder, model, size = keeper.folder, keeper.model, len(val.dataset)
-    draw_curves(log).savefig(folder / 'curves.png', dpi=100)
+    set_style()
+    draw_curves({name: log}).savefig(folder / 'curves.png', dpi=100)
     show_predictions(predict(model, val), val.dataset, info).savefig(folder / 'predictions.png', dpi=100)
     print(f"""
 last epoch ({log[-1]['epoch']}): top-1 {log[-1]['val_top1']:.2f} % of {size:,} held-out images
@@ -298,7 +299,7 @@ def stop(status:int, # 2: bad input, 1: it went wrong on the way, 130: Ctrl-C
     print('metaformer-train:', reason, *more, file=sys.stderr)
     sys.exit(status)
 
-# %% ../nbs/09_train.ipynb #3e38cea4
+# %% ../nbs/09_train.ipynb #5a40eda1
 def main(argv=None):
     "The command `metaformer-train`."
     args = parse(argv)
@@ -308,6 +309,7 @@ def main(argv=None):
         folder = new_folder(args.output, f'{args.model}-{info.name}-seed{args.seed}')
         (folder / 'args.yaml').write_text(yaml.safe_dump(vars(args), sort_keys=False))
     except (ValueError, WeightsError, AssertionError, OSError) as error: stop(2, error)
+    except KeyboardInterrupt: stop(130, 'Stopped by you before it began.')
     print(f'{args.model} ({sum(count_params(model)):,} parameters) on {info.name}: {len(loaders[0].dataset):,} images to '
           f'learn, {len(loaders[1].dataset):,} held out; {next(model.parameters()).device}; {folder}')
     keeper = Keeper(folder, model, args.epochs)

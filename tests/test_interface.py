@@ -382,6 +382,15 @@ def test_pretrained_of_timm_with_another_head_and_stem(published):
     torch.testing.assert_close(grey(X[:, :1]), model(X[:, :1].expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-3)
 
 
+def test_pretrained_of_timm_takes_timms_names(published):
+    overlay, _, site = published
+    theirs, file = golden.small_timm("convformer").eval(), io.BytesIO()
+    torch.save(theirs.state_dict(), file)
+    site.files["/timm.pth"] = file.getvalue()
+    ours = timm.create_model("edu_tiny_convformer", pretrained=True, pretrained_cfg_overlay=dict(url=site / "timm.pth"), **golden.SMALL).eval()
+    torch.testing.assert_close(ours.forward_features(X).permute(0, 3, 1, 2), theirs.forward_features(X), rtol=1e-4, atol=1e-4)
+
+
 def test_pretrained_features_of_timm(published):
     overlay, model, _ = published
     extractor = timm.create_model("edu_tiny_caformer", pretrained=True, features_only=True, out_indices=(0, 2), pretrained_cfg_overlay=overlay).eval()
