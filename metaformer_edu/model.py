@@ -130,7 +130,7 @@ class FeaturePyramid(Pyramid):
             if i in take: features.append(y.permute(0, 3, 1, 2) if output_fmt == 'NCHW' else y)
         return features if intermediates_only else (x, features)
 
-# %% ../nbs/04_model.ipynb #19b8b578
+# %% ../nbs/04_model.ipynb #16a603f3
 class TunablePyramid(FeaturePyramid):
     "A `FeaturePyramid` with the switches that trainers use."
     def set_grad_checkpointing(self, enable:bool=True):
@@ -149,7 +149,7 @@ class TunablePyramid(FeaturePyramid):
         self.downsample_layers, self.stages = self.downsample_layers[:last + 1], self.stages[:last + 1]
         self.depths, self.dims = self.depths[:last + 1], self.dims[:last + 1]
         if prune_norm or last + 1 < stages: self.norm = nn.Identity() # it was made for the last stage's channels
-        if prune_head: self.reset_classifier(0, '')
+        if prune_head or last + 1 < stages: self.reset_classifier(0, '') # a head would expect other channels
         return take
 
 # %% ../nbs/04_model.ipynb #19042a16

@@ -5,8 +5,8 @@ __all__ = ['COLORS', 'DEFAULTS', 'predict', 'evaluate', 'make_schedule', 'train_
            'log_row', 'draw_curves', 'new_folder', 'save_whole', 'Keeper', 'default', 'Parser', 'number', 'add_what',
            'add_how', 'add_where', 'parse', 'open_device', 'prepare', 'finish', 'stop', 'main']
 
-# %% ../nbs/09_train.ipynb #59607afb
-import argparse, csv, itertools, math, sys, time
+# %% ../nbs/09_train.ipynb #dab13ef4
+import argparse, csv, itertools, math, os, sys, time
 from pathlib import Path
 import matplotlib.pyplot as plt, torch, yaml
 from matplotlib.ticker import MaxNLocator
@@ -171,10 +171,11 @@ class Keeper:
         "What a run that stops here leaves behind."
         return f"{self.folder} holds {'the weights of epoch %d' % self.last['epoch'] if self.last else 'the settings alone'}."
 
-# %% ../nbs/09_train.ipynb #bc2b43c0
+# %% ../nbs/09_train.ipynb #c814e093
 DEFAULTS = { # img_size None: the model's own; threads None: PyTorch's choice
     'digits': dict(img_size=64, epochs=10, batch_size=32, lr=2e-3, warmup_epochs=2, workers=0, seed=0, threads=1),
-    'folder': dict(img_size=None, epochs=300, batch_size=128, lr=1e-3, warmup_epochs=5, workers=8, seed=42, threads=None)}
+    'folder': dict(img_size=None, epochs=300, batch_size=128, lr=1e-3, warmup_epochs=5, seed=42, threads=None,
+                   workers=min(8, os.cpu_count() or 1))}
 
 def default(key:str)->str: # for --help
     "A default that depends on the data, in words."
@@ -290,12 +291,13 @@ To use it in Python:
   model = create_model({name!r}, checkpoint={str(folder / 'last.safetensors')!r},
                        num_classes={model.num_classes}, img_size={model.img_size}).eval()""")
 
-# %% ../nbs/09_train.ipynb #d539732d
+# %% ../nbs/09_train.ipynb #2fc1d382
 def stop(status:int, # 2: bad input, 1: it went wrong on the way, 130: Ctrl-C
          reason, # a sentence, or an error that holds one
          *more):
     "Leave the command with one line."
-    if isinstance(reason, OSError) and reason.filename: reason = f'{reason.strerror}: {reason.filename}.'
+    if isinstance(reason, OSError) and reason.filename: reason = f'Cannot use {reason.filename}: {reason.strerror}.'
+    reason = str(reason).replace('checkpoint=…', '--initial-checkpoint …') # as it is called here
     print('metaformer-train:', reason, *more, file=sys.stderr)
     sys.exit(status)
 

@@ -73,7 +73,8 @@ def test_captures_can_be_nested():
             model(X)
         first = outer["stages.0"]
         model(X.flip(0))
-    assert torch.equal(inner["stages.0"], first) and torch.equal(outer["stages.0"], model.forward_intermediates(X.flip(0), [0], output_fmt="NHWC")[1][0])
+    second = model.forward_intermediates(X.flip(0), [0], output_fmt="NHWC")[1][0]
+    assert torch.equal(inner["stages.0"], first) and torch.equal(outer["stages.0"], second)
     assert hooks(model) == 0
 
 
@@ -120,8 +121,9 @@ def test_count_params():
     assert count_params(tied) == (20, 0)
 
 
-@pytest.mark.parametrize("n, text", [(0, "0"), (7, "7"), (999, "999"), (1000, "1.0k"), (1234, "1.2k"), (999_949, "999.9k"), (999_950, "1.0M"),
-                                     (26_341_656, "26.3M"), (999_999_999, "1.0G"), (4_106_941_440, "4.1G"), (2.5e12, "2.5T"), (2e15, "2000.0T"), (-1500, "-1.5k")])
+@pytest.mark.parametrize("n, text", [
+    (0, "0"), (7, "7"), (999, "999"), (1000, "1.0k"), (1234, "1.2k"), (999_949, "999.9k"), (999_950, "1.0M"), (26_341_656, "26.3M"),
+    (999_999_999, "1.0G"), (4_106_941_440, "4.1G"), (2.5e12, "2.5T"), (2e15, "2000.0T"), (-1500, "-1.5k")])
 def test_human(n, text):
     assert human(n) == text
 
@@ -182,7 +184,8 @@ def test_device_exists():
 
 @pytest.mark.parametrize("name, choices, end", [
     ("poling", ["Pooling", "SepConv"], "Did you mean 'Pooling'?"), ("POOLING", ["Pooling", "SepConv"], "Did you mean 'Pooling'?"),
-    ("x", [], "There are none."), ("zzz", ["a", "b"], "Did you mean 'a', 'b'?"), (None, ["None_"], "Did you mean 'None_'?"), (3, {31: 0}, "Did you mean '31'?")])
+    ("x", [], "There are none."), ("zzz", ["a", "b"], "Did you mean 'a', 'b'?"), (None, ["None_"], "Did you mean 'None_'?"),
+    (3, {31: 0}, "Did you mean '31'?")])
 def test_did_you_mean(name, choices, end):
     text = did_you_mean(name, choices, "thing")
     assert text == f"There is no thing {name!r}. {end}"
@@ -232,8 +235,8 @@ def pictures(fig):
 
 
 def test_show_images():
-    images = [torch.rand(3, 8, 6), torch.rand(8, 6, 3), torch.rand(1, 8, 6), torch.rand(8, 6), np.random.rand(8, 6, 3), torch.rand(8, 6, dtype=torch.bfloat16),
-              torch.rand(3, 8, 6, requires_grad=True)]
+    images = [torch.rand(3, 8, 6), torch.rand(8, 6, 3), torch.rand(1, 8, 6), torch.rand(8, 6), np.random.rand(8, 6, 3),
+              torch.rand(8, 6, dtype=torch.bfloat16), torch.rand(3, 8, 6, requires_grad=True)]
     fig = show_images(images, ["one", "two"], ncols=3)
     assert [p.shape for p in pictures(fig)] == [(8, 6, 3), (8, 6, 3), (8, 6), (8, 6), (8, 6, 3), (8, 6), (8, 6, 3)]
     assert len(fig.axes) == 9 and [a.get_title() for a in fig.axes[:3]] == ["one", "two", ""]
@@ -252,7 +255,8 @@ def test_images_of_bytes_stay_bytes():
     assert shown.dtype == np.uint8 and (shown == image.permute(1, 2, 0).numpy()).all()
 
 
-@pytest.mark.parametrize("shape, expected", [((3, 8, 6), (8, 6, 3)), ((8, 6, 3), (8, 6, 3)), ((1, 8, 6), (8, 6)), ((8, 6, 1), (8, 6)), ((8, 6), (8, 6)), ((3, 3, 3), (3, 3, 3))])
+@pytest.mark.parametrize("shape, expected", [((3, 8, 6), (8, 6, 3)), ((8, 6, 3), (8, 6, 3)), ((1, 8, 6), (8, 6)), ((8, 6, 1), (8, 6)),
+                                             ((8, 6), (8, 6)), ((3, 3, 3), (3, 3, 3))])
 def test_to_array(shape, expected):
     assert to_array(torch.rand(shape)).shape == to_array(np.random.rand(*shape)).shape == expected
 
@@ -306,7 +310,8 @@ def asserting(answer):
 
 
 @pytest.mark.parametrize("answer, test, mark, words", [
-    (4, asserting, "✓", "Right"), (4, lambda a: a == 4, "✓", "Right"), (4, lambda a: np.bool_(True), "✓", ""), (4, lambda a: torch.tensor(True), "✓", ""),
+    (4, asserting, "✓", "Right"), (4, lambda a: a == 4, "✓", "Right"),
+    (4, lambda a: np.bool_(True), "✓", ""), (4, lambda a: torch.tensor(True), "✓", ""),
     (0, lambda a: a == 0, "✓", ""), (False, lambda a: None, "✓", ""), (torch.zeros(3), lambda a: len(a) == 3, "✓", ""),
     (5, asserting, "✗", "5 is not 4."), (5, lambda a: a == 4, "✗", "Not yet"), (5, lambda a: np.bool_(False), "✗", ""),
     ("x", lambda a: a + 1, "✗", "str"), (5, raising(AssertionError()), "✗", "AssertionError"), (5, raising(ValueError("one\ntwo")), "✗", "one"),
@@ -327,3 +332,7 @@ def test_check_without_a_hint(capsys):
 def test_check_lets_an_interrupt_through():
     with pytest.raises(KeyboardInterrupt):
         check(1, raising(KeyboardInterrupt()))
+
+
+def test_no_images_are_an_empty_figure():
+    assert not any(ax.images for ax in show_images([]).axes)

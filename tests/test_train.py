@@ -211,6 +211,20 @@ def test_evaluation_leaves_no_dropout_on_and_training_turns_it_on_again(few):
     assert modes == [True, False, True, False]
 
 
+def test_fit_is_the_plain_loop(few):
+    twin, optimizer = model_and_optimizer(lr=0.1)
+    fit(twin, make_loaders(few, few, 16), optimizer, epochs=2, warmup_epochs=0, min_lr=0.1, progress=False)
+    model, optimizer = model_and_optimizer(lr=0.1)
+    loader, _ = make_loaders(few, few, 16)
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        for images, labels in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels, label_smoothing=0.1).backward()
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
+
+
 def test_schedule_warms_up_and_comes_down():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     schedule, rates = make_schedule(optimizer, epochs=10, steps=4, warmup_epochs=2, min_lr=0.001), []
@@ -269,7 +283,8 @@ def test_vectors_do_not_decay(tmp_path):
 def test_defaults_depend_on_the_data():
     digits, folder = parse([]), parse(["some/folder"])
     assert (digits.epochs, digits.seed, digits.workers) != (folder.epochs, folder.seed, folder.workers)
-    assert (folder.epochs, folder.batch_size, folder.warmup_epochs, folder.workers, folder.seed) == (300, 128, 5, 8, 42)  # as published
+    assert (folder.epochs, folder.batch_size, folder.warmup_epochs, folder.seed) == (300, 128, 5, 42)  # as published
+    assert folder.workers == min(8, os.cpu_count())
     assert parse(["--epochs", "1"]).warmup_epochs == 0 and parse(["--epochs", "4", "--warmup-epochs", "3"]).warmup_epochs == 3
     assert parse(["some/folder", "--seed", "0", "-j", "0"]).seed == 0  # zero is a choice, not an absence
 
@@ -363,7 +378,7 @@ BAD = {
     "device that is none": (["--device", "toaster"], "no device 'toaster'"),
     "too few classes": (["--num-classes", "9"], "10 classes, more than 9"),
     "missing weights": (["--initial-checkpoint", "gone.safetensors"], "no weight file gone.safetensors"),
-    "no published weights": (["--pretrained"], "tiny_convformer .*without published weights"),
+    "no published weights": (["--pretrained"], "tiny_convformer .*without published weights.*--initial-checkpoint"),
 }
 
 
@@ -463,6 +478,16 @@ def test_ctrl_c(tmp_path):
     model = create_model("tiny_poolformerv2", checkpoint=run / "last.safetensors", img_size=32)
     measured = evaluate(model, make_loaders(*load_digits(32)[:2])[1])
     assert measured["top1"] == pytest.approx(float(summary(run)[-1]["val_top1"]), abs=1e-3)
+
+
+def test_the_best_is_the_first_of_the_best(tmp_path, monkeypatch):
+    saved = {}
+    keeper = train.Keeper(tmp_path, nn.Linear(1, 1), 4)
+    for epoch, top1 in enumerate((80.0, 95.0, 95.0, 90.0), 1):
+        monkeypatch.setattr(train, "save_whole", lambda model, path: saved.update({path.name: epoch}))
+        keeper(dict(epoch=epoch, train_loss=1.0, val_loss=1.0, val_top1=top1))
+    assert saved == {"last.safetensors": 4, "best.safetensors": 2} and keeper.best["epoch"] == 2
+    assert [r["val_top1"] for r in summary(tmp_path)] == ["80.0", "95.0", "95.0", "90.0"]
 
 
 # --- pictures ---
