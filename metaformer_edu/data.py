@@ -172,7 +172,7 @@ def read_image(path)->Image.Image:
         reason = str(error).replace(f' {str(path)!r}', '') or type(error).__name__
         raise DataError(f'Cannot read the image {path}: {reason}.') from None
 
-# %% ../nbs/06_data.ipynb #f500f5f8
+# %% ../nbs/06_data.ipynb #09e3af22
 class ClassFolders(ImageFolder):
     "torchvision's `ImageFolder`: one folder a class. Hidden folders, such as Jupyter's, are no classes."
     def __init__(self, root):
@@ -181,16 +181,17 @@ class ClassFolders(ImageFolder):
 
     def find_classes(self, directory):
         names = sorted(d.name for d in os.scandir(directory) if d.is_dir() and d.name[0] != '.')
-        if len(names) < 2: raise DataError(f'{directory} needs two or more folders, one for each class, and has {len(names)}.')
+        if len(names) < 2: raise DataError(f'{directory} needs two or more folders, one a class, and has {len(names)}.')
         return names, {name: i for i, name in enumerate(names)}
 
-# %% ../nbs/06_data.ipynb #ba86e98a
+# %% ../nbs/06_data.ipynb #76f4370b
 def find_folders(root)->tuple: # (training images, validation images)
     "Open `root`/train and `root`/val (or validation) and check that they fit together."
     root = Path(root).expanduser()
-    if not root.is_dir(): raise DataError(f"There is no folder {root}. Give 'digits' or a folder with train/ and val/ in it.")
+    if not root.is_dir(): raise DataError(f"There is no folder {root}. Give 'digits' or a folder with train/ and val/.")
     parts = [[root / n for n in names if (root / n).is_dir()] for names in (['train'], ['val', 'validation'])]
-    if not all(parts): raise DataError(f"{root} has no folder {'val' if parts[0] else 'train'}/: it must hold train/ and val/.")
+    missing = 'val' if parts[0] else 'train'
+    if not all(parts): raise DataError(f"{root} has no folder {missing}/: it must hold train/ and val/.")
     train, val = (ClassFolders(p[0]) for p in parts)
     for a, b, side in ((train, val, 'train'), (val, train, 'val')):
         extra = sorted(set(a.classes) - set(b.classes))

@@ -113,7 +113,7 @@ def log_row(epoch, lr, train_loss, held_out, seconds, rate)->dict: # times are t
     row.update(seconds=seconds, images_per_s=rate)
     return dict(epoch=epoch + 1, **{k: float(f'{v:.6g}') for k, v in row.items()})
 
-# %% ../nbs/09_train.ipynb #ab7bbb20
+# %% ../nbs/09_train.ipynb #fb93f870
 COLORS = ['#4477aa', '#ee6677', '#228833', '#aa3377', '#ccbb44']
 
 def draw_curves(logs, # a log from `fit`, or a dictionary of names and logs
@@ -125,7 +125,8 @@ def draw_curves(logs, # a log from `fit`, or a dictionary of names and logs
         column = lambda key: [row[key] for row in log]
         left.plot(column('epoch'), column('train_loss'), '--', color=color)
         left.plot(column('epoch'), column('val_loss'), color=color)
-        right.plot(column('epoch'), column('val_top1'), 'o-', color=color, label=f"{name} {log[-1]['val_top1']:.2f} %".strip())
+        label = f"{name} {log[-1]['val_top1']:.2f} %".strip()
+        right.plot(column('epoch'), column('val_top1'), 'o-', color=color, label=label)
     left.plot([], [], '--', color='gray', label='training'), left.plot([], [], color='gray', label='validation')
     left.set(xlabel='epoch', ylabel='loss'), left.set_ylim(bottom=0)
     right.set(xlabel='epoch', ylabel='validation top-1, %')
@@ -148,7 +149,7 @@ def save_whole(model:nn.Module, path:Path):
     "Write the weights beside `path` and rename: there is never half a file."
     save_weights(model, path.with_name('unfinished.safetensors')).replace(path)
 
-# %% ../nbs/09_train.ipynb #138cad2d
+# %% ../nbs/09_train.ipynb #8f88c6de
 class Keeper:
     "Called with each row of the log: appends it to summary.csv and writes last and best weights."
     def __init__(self, folder:Path, model:nn.Module, epochs:int):
@@ -169,7 +170,7 @@ class Keeper:
 
     def left(self)->str:
         "What a run that stops here leaves behind."
-        return f"{self.folder} holds {'the weights of epoch %d' % self.last['epoch'] if self.last else 'the settings alone'}."
+        return f"{self.folder} holds {'the weights of epoch %d' % self.last['epoch'] if self.last else 'only settings'}."
 
 # %% ../nbs/09_train.ipynb #c814e093
 DEFAULTS = { # img_size None: the model's own; threads None: PyTorch's choice
@@ -183,7 +184,7 @@ def default(key:str)->str: # for --help
     other = dict(img_size="the model's own", threads="PyTorch's choice")
     return f'default {digits} for digits, {other.get(key, folder)} for folders'
 
-# %% ../nbs/09_train.ipynb #f319e93b
+# %% ../nbs/09_train.ipynb #623098c9
 class Parser(argparse.ArgumentParser):
     "An argument parser whose errors are one sentence."
     def error(self, message): self.exit(2, f'{self.prog}: {message}\n')
@@ -193,7 +194,8 @@ def number(kind, low, high=math.inf):
     def convert(text):
         value = kind(text)
         if low <= value <= high: return value
-        raise argparse.ArgumentTypeError(f'{text} is not {f"from {low} to {high}" if high < math.inf else f"{low} or more"}.')
+        should = f'from {low} to {high}' if high < math.inf else f'{low} or more'
+        raise argparse.ArgumentTypeError(f'{text} is not {should}.')
     convert.__name__ = 'whole number' if kind is int else 'number'
     return convert
 
@@ -214,7 +216,7 @@ def add_what(parser):
     add('--head-dropout', type=number(float, 0, 0.99), default=0., metavar='P',
         help='dropout before the last layer (default %(default)s)')
 
-# %% ../nbs/09_train.ipynb #e06800e7
+# %% ../nbs/09_train.ipynb #5aacc270
 def add_how(parser):
     "Flags that say how it is trained."
     add = parser.add_argument_group('how').add_argument
@@ -222,10 +224,10 @@ def add_how(parser):
     add('-b', '--batch-size', type=number(int, 1), metavar='N', help=f"images in a step ({default('batch_size')})")
     add('--opt', default='adamw', metavar='NAME', help="one of timm's optimizers (default %(default)s)")
     add('--lr', type=number(float, 1e-12), metavar='LR', help=f"the highest learning rate ({default('lr')})")
-    add('--min-lr', type=number(float, 0), default=1e-5, metavar='LR', help='the rate at the end of the cosine (default %(default)s)')
+    add('--min-lr', type=number(float, 0), default=1e-5, metavar='LR', help='the rate at the end (default %(default)s)')
     add('--warmup-epochs', type=number(int, 0), metavar='N',
         help=f"epochs of rising rate ({default('warmup_epochs')}, and at most a quarter of the epochs)")
-    add('--weight-decay', type=number(float, 0), default=0.05, metavar='W', help='on matrices, not on vectors (default %(default)s)')
+    add('--weight-decay', type=number(float, 0), default=0.05, metavar='W', help='on matrices alone (default %(default)s)')
     add('--smoothing', type=number(float, 0, 0.99), default=0.1, metavar='S', help='label smoothing (default %(default)s)')
 
 # %% ../nbs/09_train.ipynb #e2665842
@@ -239,18 +241,19 @@ def add_where(parser):
     add('-j', '--workers', type=number(int, 0), metavar='N', help=f"processes that prepare images ({default('workers')})")
     add('--threads', type=number(int, 1), metavar='N', help=f"CPU threads for the arithmetic ({default('threads')})")
 
-# %% ../nbs/09_train.ipynb #fe774c26
+# %% ../nbs/09_train.ipynb #596cc009
 def parse(argv=None)->argparse.Namespace: # every flag with its value
     "Read the command line and fill in the defaults for the data."
     parser = Parser('metaformer-train', allow_abbrev=False, description='Train a MetaFormer. Without an argument: a tiny '
-        'ConvFormer on 1,797 handwritten digits, in about a minute. Weights, summary.csv and two pictures are left in runs/.')
+        'ConvFormer on 1,797 handwritten digits, in about a minute. It leaves weights, a table and two pictures in runs/.')
     for group in (add_what, add_how, add_where): group(parser)
     args = parser.parse_args(argv)
     defaults = DEFAULTS['digits' if args.data in SOURCES else 'folder']
     for key, value in defaults.items():
         if key == 'warmup_epochs': value = min(value, args.epochs // 4)
         if getattr(args, key) is None: setattr(args, key, value)
-    if args.warmup_epochs > args.epochs: parser.error(f'{args.warmup_epochs} epochs of warm-up do not fit into {args.epochs}.')
+    if args.warmup_epochs > args.epochs:
+        parser.error(f'{args.warmup_epochs} epochs of warm-up do not fit into {args.epochs}.')
     return args
 
 # %% ../nbs/09_train.ipynb #da4d4ecf
@@ -260,14 +263,14 @@ def open_device(name:str=None)->torch.device: # None: a GPU if there is one
     except (RuntimeError, AssertionError): # depends on how PyTorch was built
         raise ValueError(f'There is no device {name!r} on this machine: try --device {get_device().type}.') from None
 
-# %% ../nbs/09_train.ipynb #18a938ba
+# %% ../nbs/09_train.ipynb #6fb8c3af
 def prepare(args)->tuple: # (model, loaders, optimizer, DataInfo)
     "Build all that a run needs; ValueError or WeightsError if something is wrong."
     row, device = get_row(args.model), open_device(args.device)
     if args.opt.lower() not in list_optimizers(): raise ValueError(did_you_mean(args.opt, list_optimizers(), 'optimizer'))
     train, val, info = load_data(args.data, args.img_size or row.resolution, args.seed)
     known = len(info.class_names)
-    if args.num_classes and args.num_classes < known: raise ValueError(f'The data have {known} classes, more than {args.num_classes}.')
+    if (args.num_classes or known) < known: raise ValueError(f'The data have {known} classes, more than {args.num_classes}.')
     loaders = make_loaders(train, val, args.batch_size, args.workers, args.seed, pin_memory=device.type == 'cuda')
     seed_everything(args.seed)
     model = create_model(args.model, args.pretrained, args.initial_checkpoint, num_classes=args.num_classes or known,

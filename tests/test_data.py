@@ -11,7 +11,8 @@ from sklearn import datasets
 from torch.utils.data import TensorDataset
 
 from metaformer_edu import data
-from metaformer_edu.data import DataError, EpochSampler, Pictures, imagenet_transforms, load_data, load_digits, load_folder, make_loaders
+from metaformer_edu.data import (DataError, EpochSampler, Pictures, imagenet_transforms, load_data, load_digits, load_folder,
+                                 make_loaders)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,8 @@ def test_digits_are_sklearns_enlarged_and_normalised():
         image, label = held_out[i]
         k = where[tuple(held_out.images[i][0].flatten().tolist())]
         assert label == source.target[k]
-        expected = F.interpolate(torch.tensor(source.images[k], dtype=torch.float32)[None, None] / 16, size=32, mode="bilinear")[0]
+        small = torch.tensor(source.images[k], dtype=torch.float32)[None, None] / 16
+        expected = F.interpolate(small, size=32, mode="bilinear")[0]
         torch.testing.assert_close(info.picture(image), expected.expand(3, -1, -1), atol=1e-5, rtol=0)
     assert info.class_names == list("0123456789") and (info.img_size, info.in_chans) == (32, 3)
 
@@ -187,7 +189,7 @@ def test_training_transform_is_the_published_recipe():
     assert len(steps["RandomResizedCropAndInterpolation"].interpolation) == 2  # random
     assert (steps["RandomErasing"].probability, steps["RandomErasing"].mode) == (0.25, "pixel")
     assert steps["RandomHorizontalFlip"].p == 0.5
-    assert {round(o.magnitude) for o in steps["RandAugment"].ops} == {9} and {o.magnitude_std for o in steps["RandAugment"].ops} == {0.5}
+    assert {(round(o.magnitude), o.magnitude_std) for o in steps["RandAugment"].ops} == {(9, 0.5)}
 
 
 def test_training_transform_can_be_changed_and_a_misspelt_change_is_an_error():
@@ -227,7 +229,10 @@ def test_folder_named_validation_and_hidden_folders(root):
     assert load_folder(str(root), 32)[2].class_names == ["ant", "bee"]
 
 
-@pytest.mark.parametrize("mode,suffix", [("L", "png"), ("RGBA", "png"), ("P", "png"), ("1", "png"), ("CMYK", "jpg"), ("LA", "png"), ("RGB", "webp")])
+KINDS = [("L", "png"), ("RGBA", "png"), ("P", "png"), ("1", "png"), ("CMYK", "jpg"), ("LA", "png"), ("RGB", "webp")]
+
+
+@pytest.mark.parametrize("mode,suffix", KINDS)
 def test_images_of_every_kind_become_rgb(root, mode, suffix):
     write(root / "val" / "ant" / f"0.{suffix}", mode=mode)
     _, val, _ = load_folder(root, 32)
@@ -244,18 +249,23 @@ def rename(a, b):
     return lambda root: (root / a).rename(root / b)
 
 
+def drop(*folders):
+    return lambda root: [remove_tree(root / f) for f in folders]
+
+
 MISTAKES = {
     "no folder": (lambda root: root.rename(root.parent / "elsewhere"), "There is no folder .*insects"),
     "a file": (lambda root: (remove_tree(root), root.write_text("")), "There is no folder .*insects"),
     "no train": (rename("train", "training"), "has no folder train/"),
     "no val": (rename("val", "test"), "has no folder val/"),
-    "no classes": (lambda root: [remove_tree(root / "train" / n) for n in ("ant", "bee")], "train needs two or more folders.* has 0"),
-    "one class": (lambda root: [remove_tree(root / p / "bee") for p in ("train", "val")], "needs two or more folders.* has 1"),
+    "no classes": (drop("train/ant", "train/bee"), "train needs two or more folders.* has 0"),
+    "one class": (drop("train/bee", "val/bee"), "needs two or more folders.* has 1"),
     "class only in train": (lambda root: write(root / "train" / "wasp" / "0.png"), "only train/ has wasp"),
     "class only in val": (lambda root: write(root / "val" / "wasp" / "0.png"), "only val/ has wasp"),
     "misspelt class": (rename("val/bee", "val/bees"), "only train/ has bee"),
     "empty class": (lambda root: [p.unlink() for p in (root / "val" / "bee").iterdir()], "val.*bee"),
-    "no image among the files": (lambda root: [p.rename(p.with_suffix(".txt")) for p in (root / "train" / "bee").iterdir()], "train.*bee"),
+    "no image among the files": (lambda root: [p.rename(p.with_suffix(".txt")) for p in (root / "train" / "bee").iterdir()],
+                                 "train.*bee"),
 }
 
 

@@ -190,7 +190,7 @@ def test_pruning_nothing_keeps_norm_and_head_on_request():
 def test_a_cut_model_loses_its_head_in_any_case():
     model = create_model("tiny_convformer")
     model.prune_intermediate_layers([1], prune_head=False)
-    assert model(X).shape == (2, model.dims[1])
+    assert model.num_classes == 0 and model(X).shape[-1] == model.dims[1]
 
 
 # --- for trainers ---

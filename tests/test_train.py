@@ -200,7 +200,9 @@ def test_evaluation_counts_images_not_batches(few):
 
 
 def test_top5_is_reported_only_where_it_says_something(few):
-    assert "top5" not in evaluate(model_and_optimizer(num_classes=5)[0], [(torch.zeros(2, 3, 32, 32), torch.zeros(2).long())])
+    batch = torch.zeros(2, 3, 32, 32), torch.zeros(2).long()
+    assert "top5" not in evaluate(model_and_optimizer(num_classes=5)[0], [batch])
+    assert "top5" in evaluate(model_and_optimizer(num_classes=6)[0], [batch])
 
 
 def test_evaluation_leaves_no_dropout_on_and_training_turns_it_on_again(few):
@@ -251,7 +253,8 @@ def test_smoothing_reaches_the_loss(few):
     for smoothing in (0, 0.9):
         model, optimizer = model_and_optimizer(lr=0.1)
         nn.init.normal_(model.head.fc2.weight)  # sure of something
-        log = fit(model, make_loaders(few, few, 48), optimizer, epochs=1, warmup_epochs=0, smoothing=smoothing, progress=False)
+        loaders = make_loaders(few, few, 48)
+        log = fit(model, loaders, optimizer, epochs=1, warmup_epochs=0, smoothing=smoothing, progress=False)
         losses.append(log[0]["train_loss"])
     images, labels = next(iter(make_loaders(few, few, 48)[0]))
     model, _ = model_and_optimizer()
@@ -285,13 +288,14 @@ def test_defaults_depend_on_the_data():
     assert (digits.epochs, digits.seed, digits.workers) != (folder.epochs, folder.seed, folder.workers)
     assert (folder.epochs, folder.batch_size, folder.warmup_epochs, folder.seed) == (300, 128, 5, 42)  # as published
     assert folder.workers == min(8, os.cpu_count())
-    assert parse(["--epochs", "1"]).warmup_epochs == 0 and parse(["--epochs", "4", "--warmup-epochs", "3"]).warmup_epochs == 3
+    assert parse(["--epochs", "1"]).warmup_epochs == 0
+    assert parse(["--epochs", "4", "--warmup-epochs", "3"]).warmup_epochs == 3
     assert parse(["some/folder", "--seed", "0", "-j", "0"]).seed == 0  # zero is a choice, not an absence
 
 
 def test_flags_reach_the_model():
-    model, loaders, optimizer, info = prepare(parse([*SMALL, "--drop-path", "0.3", "--head-dropout", "0.4", "--num-classes", "12",
-                                                     "--opt", "sgd", "--seed", "5", "-j", "1"]))
+    flags = "--drop-path 0.3 --head-dropout 0.4 --num-classes 12 --opt sgd --seed 5 -j 1".split()
+    model, loaders, optimizer, info = prepare(parse(SMALL + flags))
     assert model.stages[3][0].drop_path1.drop_prob == pytest.approx(0.3)
     assert model.head.head_dropout.p == 0.4 and model.num_classes == 12 and model.img_size == info.img_size == 32
     assert isinstance(optimizer, torch.optim.SGD)
@@ -307,8 +311,8 @@ def test_fine_tuning_starts_from_the_weights(two_epochs):
 def test_help():
     status, out, err = command(ROOT, "--help")
     assert status == 0 and not err
-    for flag in ("DATA", "--model", "--epochs", "--batch-size", "--lr", "--output", "--seed", "default 10 for digits, 300 for folders"):
-        assert flag in " ".join(out.split()), flag
+    for text in ("DATA", "--model", "--epochs", "--batch-size", "--lr", "--output", "default 10 for digits, 300"):
+        assert text in " ".join(out.split()), text
     assert max(map(len, out.splitlines())) < 100
 
 
@@ -330,7 +334,7 @@ def shapes(tmp_path):
 
 
 def test_a_folder_of_images(shapes, tmp_path, capsys):
-    main([str(shapes), "--model", "tiny_caformer", "--epochs", "2", "-b", "16", "-j", "0", "--threads", "1", "--output", str(tmp_path / "out")])
+    main([str(shapes), "--model", "tiny_caformer", "--epochs", "2", "-b", "16", "-j0", "--output", str(tmp_path / "out")])
     run = only_run(tmp_path / "out")
     assert run.name == "tiny_caformer-stripes-seed42"
     rows = summary(run)
@@ -397,7 +401,8 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
 
 
 def test_weights_of_another_model(two_epochs, capsys, tmp_path):
-    text = refused(capsys, "--model", "tiny_convformer", "--initial-checkpoint", str(two_epochs / "last.safetensors"), "--output", str(tmp_path))
+    path = str(two_epochs / "last.safetensors")
+    text = refused(capsys, "--model", "tiny_convformer", "--initial-checkpoint", path, "--output", str(tmp_path))
     assert "do not fit" in text and list(tmp_path.iterdir()) == []
 
 
@@ -430,10 +435,10 @@ def test_unreadable_image(shapes, capsys, tmp_path, workers):
     path = shapes / "train" / "fine" / "5.png"
     path.write_text("not an image")
     with pytest.raises(SystemExit) as caught:
-        main([str(shapes), "--model", "tiny_poolformerv2", "-b", "16", "-j", workers, "--threads", "1", "--output", str(tmp_path / "out")])
+        main([str(shapes), "--model", "tiny_poolformerv2", "-b", "16", "-j", workers, "--output", str(tmp_path / "out")])
     last = capsys.readouterr().err.strip().split("\n")[-1]
     assert caught.value.code == 2
-    assert last.startswith(f"metaformer-train: Cannot read the image {path}: ") and "holds the settings alone" in last
+    assert last.startswith(f"metaformer-train: Cannot read the image {path}: ") and "holds only settings" in last
 
 
 def test_a_rate_that_is_far_too_high(capsys, tmp_path):
