@@ -175,7 +175,7 @@ def is_url(source)->bool:
     "Whether `source` is a web address rather than a path."
     return str(source).startswith(('http://', 'https://'))
 
-# %% ../nbs/05_zoo.ipynb #5b14e884
+# %% ../nbs/05_zoo.ipynb #368cf345
 def read_weights(source)->dict: # published names -> tensors
     "Read a weight file in any of the three formats."
     path = fetch(source)
@@ -193,8 +193,7 @@ def save_weights(model:MetaFormer, path)->Path:
     path = Path(path).expanduser()
     if path.suffix != '.safetensors': raise ValueError(f'Weights are written as safetensors: {path.name} must end in .safetensors.')
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    name = model.pretrained_cfg.get('architecture', '')
-    safetensors.torch.save_file(state, path, metadata=dict(format='pt', name=name))
+    safetensors.torch.save_file(state, path, metadata=dict(format='pt')) # timm and Hugging Face ask for this key
     return path
 
 # %% ../nbs/05_zoo.ipynb #6cd9ab90
