@@ -83,7 +83,7 @@ def test_our_safetensors(name, tmp_path, quiet):
     assert path == tmp_path / "w.safetensors" and safetensors.torch.load_file(path).keys() == model.state_dict().keys()
     assert same(create_model(name, checkpoint=path), model)
     with safetensors.safe_open(path, "pt") as file:
-        assert file.metadata()["name"] == name
+        assert file.metadata() == {"format": "pt"}  # one key: several are written in random order
 
 
 def timm_model(family):
