@@ -143,7 +143,7 @@ def to_array(x)->np.ndarray: # (H, W) or (H, W, 3)
     if x.ndim == 3 and x.shape[0] in (1, 3) and x.shape[-1] not in (1, 3): x = x.transpose(1, 2, 0)
     return x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x
 
-# %% ../nbs/00_core.ipynb #21c6a7ab
+# %% ../nbs/00_core.ipynb #2d0f1366
 def show_images(images, # tensors or arrays: (H, W), (C, H, W) or (H, W, C)
                 titles=(), # one title an image
                 ncols:int=5, # images in a row
@@ -153,7 +153,7 @@ def show_images(images, # tensors or arrays: (H, W), (C, H, W) or (H, W, C)
     "Draw images in a grid and return the figure."
     images = list(images)
     ncols = max(1, min(ncols, len(images)))
-    nrows = -(-len(images) // ncols)
+    nrows = max(1, -(-len(images) // ncols))
     size = (size * ncols, size * nrows * 1.12)
     fig, axs = plt.subplots(nrows, ncols, figsize=size, squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
