@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['RED', 'SOURCES', 'dice', 'Pictures', 'DataInfo', 'load_digits', 'EpochSampler', 'DataError', 'make_loaders',
-           'show_batch', 'show_predictions', 'sheet_title', 'imagenet_transforms', 'read_image', 'ClassFolders',
-           'find_folders', 'load_folder', 'load_data']
+           'show_batch', 'show_predictions', 'class_name', 'sheet_title', 'imagenet_transforms', 'read_image',
+           'ClassFolders', 'find_folders', 'load_folder', 'load_data']
 
 # %% ../nbs/06_data.ipynb #23093669
 import os, random
@@ -123,7 +123,7 @@ def show_batch(batch, # (images, labels) as from a loader
     images, labels = batch
     return show_images(info.picture(images[:n]), [info.class_names[int(i)] for i in labels[:n]])
 
-# %% ../nbs/06_data.ipynb #11c564f8
+# %% ../nbs/06_data.ipynb #75128648
 def show_predictions(said:dict, # label, guess and probability: a tensor each, one entry an image
                      pictures, # the data set, in the same order
                      info:DataInfo,
@@ -137,39 +137,43 @@ def show_predictions(said:dict, # label, guess and probability: a tensor each, o
     fig, axs = plt.subplots(rows, ncols, figsize=(1.15 * ncols, 1.5 * rows + 0.4), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.set(xticks=[], yticks=[]), ax.spines[:].set_visible(False)
     for ax, i in zip(axs.flat, order):
-        guess, truth = (info.class_names[said[key][i]][:10] for key in ('guess', 'label'))
+        guess, truth = (class_name(info, int(said[key][i])) for key in ('guess', 'label'))
         ax.imshow(to_array(info.picture(pictures[i][0])), interpolation='nearest')
         ax.set_title(f'{guess} ({sure[i]:.0%})' + (f'\nis {truth}' if wrong[i] else ''), color=RED if wrong[i] else 'black')
         if wrong[i]: ax.spines[:].set(visible=True, color=RED, linewidth=3)
     fig.suptitle(sheet_title(sum(wrong), len(wrong), n))
     return close(fig)
 
-# %% ../nbs/06_data.ipynb #cf616132
+# %% ../nbs/06_data.ipynb #782d8aed
 RED = '#cc3311'
+
+def class_name(info:DataInfo, label:int)->str: # a model may have more classes than the data
+    "The name of a class, cut to ten letters."
+    return info.class_names[label][:10] if label < len(info.class_names) else f'class {label}'
 
 def sheet_title(wrong:int, total:int, n:int)->str:
     "What a sheet of `n` images shows, in words."
-    if wrong > n: return f'{n} of the {wrong} wrong answers in {total} images (red), the surest first'
-    first = f'All {wrong} wrong answers in {total} images (red)' if wrong else f'No wrong answer in {total} images'
-    return f'{first}, then the right ones of which it was least sure'
+    if wrong >= min(n, total): return f'{min(n, wrong)} of {wrong} wrong answers in {total} images (red), the surest first'
+    first = f'Wrong answers: {wrong} of {total} images (red)' if wrong else f'No wrong answer in {total} images'
+    return f'{first}, then the least sure of the right ones'
 
-# %% ../nbs/06_data.ipynb #4f6a798c
+# %% ../nbs/06_data.ipynb #528518b3
 def imagenet_transforms(img_size:int=224, # height and width in pixels
                         **changes, # other values for the training transform, as in timm's `create_transform`
                        )->tuple: # (for training, for tests)
     "The paper's transforms, from a PIL image to a normalised tensor."
-    recipe = dict(scale=(0.08, 1), hflip=0.5, auto_augment='rand-m9-mstd0.5-inc1', interpolation='random',
-                  re_prob=0.25, re_mode='pixel')
+    recipe = dict(scale=(0.08, 1), hflip=0.5, auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None,
+                  interpolation='random', re_prob=0.25, re_mode='pixel')
     return (create_transform(img_size, is_training=True, **{**recipe, **changes}),
             create_transform(img_size, interpolation='bicubic', crop_pct=1.0))
 
-# %% ../nbs/06_data.ipynb #21cd58e3
+# %% ../nbs/06_data.ipynb #2e96235a
 def read_image(path)->Image.Image:
     "Read an image file in colour; the error names the file."
     try:
         with Image.open(path) as image: return image.convert('RGB')
     except Exception as error: # Pillow raises many kinds
-        reason = str(error).replace(f' {str(path)!r}', '') or type(error).__name__
+        reason = getattr(error, 'strerror', None) or str(error).replace(f' {str(path)!r}', '') or type(error).__name__
         raise DataError(f'Cannot read the image {path}: {reason}.') from None
 
 # %% ../nbs/06_data.ipynb #09e3af22
@@ -184,10 +188,10 @@ class ClassFolders(ImageFolder):
         if len(names) < 2: raise DataError(f'{directory} needs two or more folders, one a class, and has {len(names)}.')
         return names, {name: i for i, name in enumerate(names)}
 
-# %% ../nbs/06_data.ipynb #76f4370b
+# %% ../nbs/06_data.ipynb #c216f577
 def find_folders(root)->tuple: # (training images, validation images)
     "Open `root`/train and `root`/val (or validation) and check that they fit together."
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
     if not root.is_dir(): raise DataError(f"There is no folder {root}. Give 'digits' or a folder with train/ and val/.")
     parts = [[root / n for n in names if (root / n).is_dir()] for names in (['train'], ['val', 'validation'])]
     missing = 'val' if parts[0] else 'train'
@@ -199,7 +203,7 @@ def find_folders(root)->tuple: # (training images, validation images)
                                   f"only {side}/ has {', '.join(extra[:5])}{', …' if len(extra) > 5 else ''}.")
     return train, val
 
-# %% ../nbs/06_data.ipynb #751c8580
+# %% ../nbs/06_data.ipynb #ae291d92
 def load_folder(root, # a folder with train/ and val/, each with one folder a class
                 img_size:int=224, # height and width in pixels
                 seed:int=0, # of the augmentation
@@ -208,7 +212,7 @@ def load_folder(root, # a folder with train/ and val/, each with one folder a cl
     "A folder of images in ImageNet's layout."
     train, val = find_folders(root)
     learn, test = imagenet_transforms(img_size, **changes)
-    info = DataInfo(Path(root).expanduser().resolve().name, train.classes, img_size)
+    info = DataInfo(Path(os.path.expanduser(root)).resolve().name, train.classes, img_size)
     return Pictures(train, learn, seed), Pictures(val, test), info
 
 # %% ../nbs/06_data.ipynb #365da9cd

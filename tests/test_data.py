@@ -319,9 +319,11 @@ def test_show_predictions_has_every_mistake_first():
                 probability=torch.tensor([0.9, 0.5, 0.6, 0.7, 0.8, 0.4]))
     fig = data.show_predictions(said, images, info, n=4, ncols=2)
     assert titles(fig) == ["a (80%)\nis b", "c (50%)\nis b", "c (40%)", "c (60%)"]
-    assert fig.get_suptitle().startswith("All 2 wrong answers in 6 images")
+    assert fig.get_suptitle().startswith("Wrong answers: 2 of 6 images (red), then")
     red = [ax.title.get_color() != "black" for ax in fig.axes]
     assert red == [True, True, False, False]
-    assert data.show_predictions(said, images, info, n=1).get_suptitle().startswith("1 of the 2 wrong answers in 6")
+    assert data.show_predictions(said, images, info, n=1).get_suptitle().startswith("1 of 2 wrong answers in 6")
+    beyond = dict(said, guess=torch.tensor([0, 7, 2, 0, 0, 2]))  # a model may know more classes than the data
+    assert "class 7 (50%)\nis b" in titles(data.show_predictions(beyond, images, info))
     right = dict(said, guess=said["label"])
     assert data.show_predictions(right, images, info).get_suptitle().startswith("No wrong answer in 6 images")

@@ -367,6 +367,8 @@ BAD = {
     "batch larger than the data": (["-b", "1348"], "batch of 1348 is larger .* 1347 images"),
     "rate of zero": (["--lr", "0"], "--lr"),
     "rate that is no number": (["--lr", "nan"], "--lr"),
+    "rate below the last rate": (["--lr", "1e-6"], "--min-lr 1e-05 is more than --lr 1e-06"),
+    "device that computes nothing": (["--device", "meta"], "no device 'meta'"),
     "infinite rate": (["--min-lr", "-inf"], "--min-lr"),
     "dropping all paths": (["--drop-path", "1"], "--drop-path: 1 is not from 0 to 0.99"),
     "smoothing beyond one": (["--smoothing", "1.5"], "--smoothing"),
@@ -446,6 +448,26 @@ def test_a_rate_that_is_far_too_high(capsys, tmp_path):
         main([*SMALL, "--lr", "1e12", "--warmup-epochs", "0", "--epochs", "3", "--output", str(tmp_path)])
     last = capsys.readouterr().err.strip().split("\n")[-1]
     assert caught.value.code == 1 and re.search(r"The loss is (nan|inf) in epoch 1 .*try a tenth of the rate", last)
+
+
+def test_weights_that_break_in_the_last_update(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", lambda model, loader: dict(loss=float("nan"), top1=10.))
+    with pytest.raises(SystemExit) as caught:
+        main([*SMALL, "--epochs", "1", "--output", str(tmp_path)])
+    last = capsys.readouterr().err.strip().split("\n")[-1]
+    assert caught.value.code == 1 and "The loss is nan in epoch 1" in last and not list(only_run(tmp_path).glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("message, hint", [("CUDA out of memory. Tried to allocate 2 GiB", "Try a smaller --batch-size"),
+                                           ("DataLoader worker (pid 7) exited unexpectedly", "exited unexpectedly.")])
+def test_an_error_of_pytorch_is_one_sentence(message, hint, capsys, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError(message + "\nand much more")
+    monkeypatch.setattr(train, "train_epoch", fail)
+    with pytest.raises(SystemExit) as caught:
+        main([*SMALL, "--output", str(tmp_path)])
+    last = capsys.readouterr().err.strip().split("\n")[-1]
+    assert caught.value.code == 1 and message in last and hint in last and "and much more" not in last
 
 
 def test_a_disk_that_is_full_at_the_second_epoch(capsys, tmp_path, monkeypatch):
