@@ -5,13 +5,13 @@ __all__ = ['as_pair', 'grid_sizes', 'fit_mixer', 'downsamplings', 'per_stage', '
            'FeaturePyramid', 'TunablePyramid', 'MetaFormer', 'make_head', 'LinearHead', 'init_weights', 'stage_table',
            'card', 'draw_stages']
 
-# %% ../nbs/04_model.ipynb #f2bdcfd2
+# %% ../nbs/04_model.ipynb #73a56b2c
 import inspect
 from functools import partial
 import matplotlib.pyplot as plt, torch
 from torch import nn
 from timm.models._features import feature_take_indices
-from .core import Table, close, count_params, did_you_mean, human, macs_by_module
+from .core import Table, close, count_params, human, macs_by_module
 from .layers import LayerNormWithoutBias, Mlp, MlpHead
 from .mixers import Identity, get_mixer
 from .blocks import Downsampling, Stage

@@ -15,12 +15,7 @@ from metaformer_edu.data import (DataError, EpochSampler, Pictures, imagenet_tra
                                  make_loaders)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def first(pictures, n):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from metaformer_edu import train
-from metaformer_edu.data import Pictures, load_digits, load_folder, make_loaders
+from metaformer_edu.data import Pictures, load_digits, make_loaders
 from metaformer_edu.train import TrainingStopped, evaluate, fit, main, make_schedule, parse, predict, prepare
 from metaformer_edu.zoo import create_model
 
@@ -28,12 +28,7 @@ FAMILIES = ["identityformer", "randformer", "poolformerv2", "convformer", "cafor
 SMALL = ["--img-size", "32", "-b", "64", "--model", "tiny_poolformerv2"]  # quick, for all that does not ask for accuracy
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start(folder, *args, **kwargs):
