@@ -76,7 +76,7 @@ class Scale(nn.Module):
 
     def forward(self, x): return x * self.scale
 
-# %% ../nbs/01_layers.ipynb #429b72b9
+# %% ../nbs/01_layers.ipynb #2ac03776
 class MlpHead(nn.Module):
     "The classifier of ConvFormer and CAFormer. (B, C) → (B, num_classes)."
     def __init__(self,
@@ -93,4 +93,8 @@ class MlpHead(nn.Module):
         self.head_dropout = nn.Dropout(head_dropout)
         self.fc2 = nn.Linear(hidden, num_classes)
 
-    def forward(self, x): return self.fc2(self.head_dropout(self.norm(self.act(self.fc1(x)))))
+    def forward(self, x):
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False): return self.forward(x.to(self.fc1.weight.dtype))
+        return self.fc2(self.head_dropout(self.norm(self.act(self.fc1(x)))))

@@ -2,17 +2,20 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'BASIC', 'LARGE', 'TINY', 'SIZES', 'TOP1', 'TRAINED_ON', 'KINDS', 'MODELS', 'TIMM_NAMES', 'default_cfgs',
-           'Row', 'ModelSpec', 'timm_cfg', 'get_row', 'list_models', 'WeightsError', 'to_published', 'fetch', 'is_url',
-           'read_weights', 'save_weights', 'adapt', 'misfit', 'load_weights', 'create_model', 'register_with_timm',
-           'model_table']
+           'Row', 'ModelSpec', 'timm_cfg', 'get_row', 'list_models', 'WeightsError', 'to_published', 'url_of', 'fetch',
+           'read_weights', 'save_weights', 'rows_21k_to_1k', 'pick_1k', 'adapt', 'misfit', 'load_weights',
+           'create_model', 'register_with_timm', 'model_table']
 
-# %% ../nbs/05_zoo.ipynb #02066c06
+# %% ../nbs/05_zoo.ipynb #441c4788
 import fnmatch, hashlib, math, os, re, warnings
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from http.client import HTTPException
 from pathlib import Path
 import safetensors.torch, torch
+from safetensors import SafetensorError
+from timm.data import ImageNetInfo
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs, is_model, load_state_dict, register_model
 from .core import Table, count_macs, count_params, did_you_mean, human
@@ -156,65 +159,96 @@ def to_published(state:dict)->dict:
         return next((re.sub(old, new, key) for old, new in TIMM_NAMES if re.search(old, key)), key)
     return {rename(k): v.flatten(1) if v.shape[2:] == (1, 1) else v for k, v in state.items()}
 
-# %% ../nbs/05_zoo.ipynb #7bb94fec
+# %% ../nbs/05_zoo.ipynb #ac5a1979
+def url_of(source)->str: # None: a local file, which goes before a name
+    "The web address of `source`, if it is one or the name of a published model."
+    if str(source).startswith(('http://', 'https://')): return str(source)
+    return MODELS[source].url if source in MODELS and not os.path.isfile(source) else None
+
 def fetch(source)->Path: # a local file
-    "A path as it is; a URL is downloaded with a progress bar, once, into PyTorch's cache."
-    if not is_url(source):
+    "A path as it is; what lies on the web is downloaded with a progress bar, once, into PyTorch's cache."
+    url = url_of(source)
+    if not url:
         path = Path(source).expanduser()
         if path.is_file(): return path
-        raise WeightsError(f'There is no weight file {path}. Give the path or URL of a .pth or .safetensors file.')
-    name, digest = Path(str(source).split('?')[0]), hashlib.sha1(str(source).encode()).hexdigest()[:8]
+        raise WeightsError(f'There is no weight file {path}, nor a published model of that name. Give the path or URL '
+                           'of a .pth or .safetensors file, or a name such as caformer_s18.')
+    name, digest = Path(url.split('?')[0]), hashlib.sha1(url.encode()).hexdigest()[:8]
     path = Path(torch.hub.get_dir(), 'checkpoints', f'{name.stem}-{digest}{name.suffix}') # one file a URL
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if not path.exists(): torch.hub.download_url_to_file(str(source), str(path), progress=True)
+        if not path.exists(): torch.hub.download_url_to_file(url, str(path), progress=True)
     except (OSError, HTTPException, ValueError) as error: # no network, a broken answer, a malformed address
-        raise WeightsError(f'Could not download {source} ({error}). Fetch the file where there is a network and '
+        raise WeightsError(f'Could not download {url} ({error}). Fetch the file where there is a network and '
                            f'pass its path as checkpoint=…, or put it at {path}.') from None
     return path
 
-def is_url(source)->bool:
-    "Whether `source` is a web address rather than a path."
-    return str(source).startswith(('http://', 'https://'))
-
-# %% ../nbs/05_zoo.ipynb #368cf345
-def read_weights(source)->dict: # published names -> tensors
-    "Read a weight file in any of the three formats."
+# %% ../nbs/05_zoo.ipynb #54c6d030
+def read_weights(source, # a path, a URL, or the name of a published model
+                 use_ema:bool=True, # of a training checkpoint that holds both, the EMA and not the raw weights
+                )->dict: # published names -> tensors
+    "Read a weight file in any of the three formats, or the weights in a training checkpoint."
     path = fetch(source)
-    try: state = load_state_dict(str(path), device='cpu', weights_only=True)
+    try: state = load_state_dict(str(path), use_ema, device='cpu', weights_only=True)
     except Exception as error:
-        if is_url(source): path.unlink(missing_ok=True) # a broken download must not stay in the cache
+        if url_of(source): path.unlink(missing_ok=True) # a broken download must not stay in the cache
         code = 'unsupported global' in f'{error} {error.__cause__}'.lower()
         why = 'it holds more than weights, and loading it could run code' if code else 'it is damaged or no weight file'
         raise WeightsError(f'Cannot read {path}: {why}.') from error
     if all(torch.is_tensor(v) for v in state.values()): return to_published(state)
     raise WeightsError(f'{path} holds something else than named tensors.')
 
+# %% ../nbs/05_zoo.ipynb #e9ddcc1f
 def save_weights(model:MetaFormer, path)->Path:
-    "Write the weights as safetensors with published names."
+    "Write the weights as safetensors with published names; WeightsError if the disk does not take them."
     path = Path(path).expanduser()
     if path.suffix != '.safetensors': raise ValueError(f'Weights are written as safetensors: {path.name} must end in .safetensors.')
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    safetensors.torch.save_file(state, path, metadata=dict(format='pt')) # timm and Hugging Face ask for this key
+    draft = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    try:
+        draft.write_bytes(safetensors.torch.save(state, dict(format='pt'))) # timm and Hugging Face ask for this key
+        os.replace(draft, path)
+    except (OSError, SafetensorError) as error:
+        lost = None if os.path.isdir(path.parent) else f'there is no folder {path.parent}'
+        raise WeightsError(f"Cannot write {path}: {lost or getattr(error, 'strerror', None) or error}.") from error
+    finally:
+        with suppress(OSError): draft.unlink() # there is one only if something went wrong
     return path
 
-# %% ../nbs/05_zoo.ipynb #6cd9ab90
+# %% ../nbs/05_zoo.ipynb #cc847429
+@cache
+def rows_21k_to_1k()->torch.Tensor: # (1000,) row numbers; -1: not among the 21,841
+    "For each class of ImageNet-1K, the class of ImageNet-21K with the same WordNet id."
+    rows = {wordnet: row for row, wordnet in enumerate(ImageNetInfo('imagenet-22k').label_names())}
+    few = ImageNetInfo('imagenet-1k').label_names()
+    return torch.tensor([rows.get(wordnet, -1) for wordnet in few], device='cpu')
+
+def pick_1k(head:torch.Tensor)->torch.Tensor: # (21841, …) -> (1000, …)
+    "The rows of a 21K head for the classes of ImageNet-1K; the mean of all rows where there is none."
+    rows = rows_21k_to_1k()
+    picked = head[rows]
+    picked[rows < 0] = head.mean(0)
+    return picked
+
+# %% ../nbs/05_zoo.ipynb #3f7a5cfe
 def adapt(state:dict, model:MetaFormer)->dict:
-    "Bridge what can be bridged between `state` and `model`, and warn of what starts anew."
+    "Bridge what can be bridged between `state` and `model`, and warn of what is not loaded as it is."
     own, state, last = model.state_dict(), dict(state), 'head.fc2' if model.mlp_head else 'head'
+    names = [f'{last}.{k}' for k in ('weight', 'bias')]
     classes, stem = state.get(f'{last}.weight'), state.get('downsample_layers.0.conv.weight')
     if model.num_classes == 0: state = {k: v for k, v in state.items() if not k.startswith('head.')}
     elif classes is not None and len(classes) != model.num_classes:
-        warnings.warn(f'The weights know {len(classes)} classes and the model {model.num_classes}: {last} starts anew.',
-                      stacklevel=3)
-        state.update({k: own[k] for k in (f'{last}.weight', f'{last}.bias')})
+        same = model.num_classes == 1000 and all(k in state and state[k].shape[:1] == (21841,) for k in names)
+        how = 'takes the rows of the same WordNet ids, and the mean row for class 850' if same else 'starts anew'
+        warnings.warn(f'The weights know {len(classes)} classes and the model {model.num_classes}: {last} {how}.', stacklevel=3)
+        state.update({k: pick_1k(state[k]) if same else own[k] for k in names})
     if stem is not None and stem.shape[1] == 3 != model.in_chans:
         warnings.warn(f'The weights are for 3 channels and the model has {model.in_chans}: the stem is adapted.',
                       stacklevel=3)
         state['downsample_layers.0.conv.weight'] = adapt_input_conv(model.in_chans, stem)
     return state
 
-# %% ../nbs/05_zoo.ipynb #f170f61d
+# %% ../nbs/05_zoo.ipynb #79fd4fc7
 def misfit(state:dict, own:dict, few:int=3)->str: # '' if all fits
     "In words, how `state` differs from a model's `own` state dict."
     shapes = [k for k in state if k in own and state[k].shape != own[k].shape]
@@ -229,17 +263,17 @@ def misfit(state:dict, own:dict, few:int=3)->str: # '' if all fits
     return text
 
 def load_weights(model:MetaFormer, source)->MetaFormer: # the same model
-    "Load published, timm's or our own weights from a path or URL into `model`."
+    "Load published, timm's or our own weights into `model`, from a path, a URL, or by a published model's name."
     state = adapt(read_weights(source), model)
     problem = misfit(state, model.state_dict())
     if problem: raise WeightsError(f'The weights in {source} do not fit the model: {problem}.')
     model.load_state_dict(state)
     return model
 
-# %% ../nbs/05_zoo.ipynb #d3cba32a
+# %% ../nbs/05_zoo.ipynb #4c7ac270
 def create_model(name:str, # from `list_models()`
                  pretrained:bool=False, # download and load the published weights
-                 checkpoint=None, # or load these: a path or URL, in any of the three formats
+                 checkpoint=None, # or load these: a path, a URL or a published name, in any of the three formats
                  num_classes:int=None, # None: as in the table; 0: features instead of logits
                  in_chans:int=3, # channels of the images
                  drop_path:float=0., # stochastic depth of the last block, 0 to 1

@@ -11,8 +11,9 @@ from sklearn import datasets
 from torch.utils.data import TensorDataset
 
 from metaformer_edu import data
-from metaformer_edu.data import (DataError, EpochSampler, Pictures, imagenet_transforms, load_data, load_digits, load_folder,
-                                 make_loaders)
+from metaformer_edu.data import (SOURCES, DataError, EpochSampler, Pictures, imagenet_labels, imagenet_transforms, load_data,
+                                 load_digits, load_folder, load_shapes, load_val, make_loaders)
+from metaformer_edu.shapes import TASKS, draw
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -249,8 +250,10 @@ def drop(*folders):
 
 
 MISTAKES = {
-    "no folder": (lambda root: root.rename(root.parent / "elsewhere"), "There is no folder .*insects"),
-    "a file": (lambda root: (remove_tree(root), root.write_text("")), "There is no folder .*insects"),
+    "no folder": (lambda root: root.rename(root.parent / "elsewhere"), "There is no folder .*insects: give .* digits, shapes,"),
+    "a file": (lambda root: (remove_tree(root), root.write_text("")), "Cannot read the folder .*insects: Not a directory"),
+    "images without class folders": (lambda root: (drop("train/ant", "train/bee")(root), write(root / "train" / "0.png")),
+                                     "train needs two or more folders.* has 0, and 1 images"),
     "no train": (rename("train", "training"), "has no folder train/"),
     "no val": (rename("val", "test"), "has no folder val/"),
     "no classes": (drop("train/ant", "train/bee"), "train needs two or more folders.* has 0"),
@@ -285,6 +288,255 @@ def test_an_unreadable_image_is_named(root, content, workers):
         list(loader)
     text = str(caught.value)
     assert text.startswith(f"Cannot read the image {path}: ") and "\n" not in text and "Traceback" not in text
+
+
+# --- images that cannot be read, by choice ---
+
+def spoil(root, *names):
+    for name in names:
+        (root / name).write_bytes(b"not an image")
+
+
+def epoch(loader, number=0):
+    loader.sampler.set_epoch(number)
+    return list(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_training_the_next_image_stands_in(root, workers, capfd):
+    whole = load_folder(root, 32)[0]
+    spoil(root, "train/ant/1.png", "train/ant/2.png", "train/bee/2.png")
+    train, val, _ = load_folder(root, 32, unreadable="skip")
+    loader, _ = make_loaders(train, val, 2, workers=workers)
+    for number in (0, 1):
+        seen = {}
+        for (_, i), (x, y) in zip(loader.sampler, zip(*(torch.cat(t) for t in zip(*epoch(loader, number))))):
+            seen[i] = x, int(y)
+        assert {i: y for i, (_, y) in seen.items()} == {0: 0, 1: 1, 2: 1, 3: 1, 4: 1, 5: 0}  # 5 wraps around to 0
+        for i, source in {0: 0, 1: 3, 2: 3, 3: 3, 4: 4, 5: 0}.items():  # the dice are those of the place in the list
+            with data.dice(0, number, i):
+                assert torch.equal(seen[i][0], whole.transform(whole.images[source][0]))
+    assert train.skipped.tolist() == [False, True, True, False, False, True]
+    sentences = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Cannot read")]
+    if workers == 0:
+        assert len(sentences) == 3
+    assert {line.split("train/")[1][:9] for line in sentences} == {"ant/1.png", "ant/2.png", "bee/2.png"}
+
+
+@pytest.mark.parametrize("context", [None, "spawn", "forkserver"])
+def test_in_validation_it_is_left_out(root, context, capfd):
+    spoil(root, "val/ant/0.png", "val/bee/1.png")
+    val, _ = load_val(root, 32, unreadable="skip")
+    options = dict(num_workers=2, multiprocessing_context=context, persistent_workers=True) if context else {}
+    loader = torch.utils.data.DataLoader(val, 2, **options)
+    for _ in range(2):
+        images, labels = map(torch.cat, zip(*loader))
+        assert labels.tolist() == [-1, 0, 0, 1, -1, 1] and images.shape == (6, 3, 32, 32)
+    assert val.skipped.tolist() == [True, False, False, False, True, False] and val.skipped.is_shared()
+    text = capfd.readouterr().err
+    assert text.count(f"Cannot read the image {root / 'val/ant/0.png'}: ") == 1 and text.count(" It is left out.") == 2
+    assert data.show_batch((images, labels), load_val(root, 32)[1], 1).axes[0].get_title() == "unreadable"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("part", [0, 1])
+def test_nothing_to_read_is_an_error_and_no_endless_loop(root, part, workers):
+    spoil(root, *(f"{p}/{c}/{i}.png" for p in ("train", "val") for c in ("ant", "bee") for i in range(3)))
+    loader = make_loaders(*load_folder(root, 32, unreadable="skip")[:2], 2, workers=workers)[part]
+    with pytest.raises(DataError, match="^None of the 6 images can be read.$"):
+        list(loader)
+
+
+def test_stop_keeps_no_marks_and_an_unknown_choice_is_an_error(root):
+    assert load_folder(root, 32)[0].skipped is None and load_digits(16)[0].skipped is None
+    with pytest.raises(ValueError, match="'skp'. Did you mean 'skip'"):
+        load_folder(root, 32, unreadable="skp")
+    with pytest.raises(ValueError, match="'nxt'. Did you mean 'next'"):
+        Pictures([], None, unreadable="nxt")
+
+
+class Many:
+    "A long list whose last image alone can be read."
+    def __len__(self):
+        return 1_300_000
+
+    def __getitem__(self, i):
+        if i < len(self) - 1:
+            raise DataError("no")
+        return torch.zeros(1), 5
+
+
+def test_marks_stay_cheap_for_a_million_images():
+    pictures = Pictures(Many(), torch.abs, unreadable="next")
+    assert len(pickle.dumps(pictures)) < 2_000_000
+    assert pictures[1_299_997][1] == 5 and pictures.skipped.sum() == 2
+
+
+# --- a part to validate on ---
+
+def test_load_val_finds_the_part(root):
+    val, info = load_val(root)
+    assert (len(val), info.name, info.class_names, info.img_size) == (6, "insects", ["ant", "bee"], 224)
+    assert torch.equal(val[3][0], load_folder(root)[1][3][0])
+    (root / "val" / "bee" / "2.png").unlink()
+    remove_tree(root / "train")  # not needed
+    assert len(load_val(root, 32)[0]) == len(load_val(str(root), 32, "validation")[0]) == len(load_val(root / "val", 32)[0]) == 5
+    (root / "val").rename(root / "validation")
+    assert len(load_val(root, 32)[0]) == len(load_val(root, 32, "val")[0]) == 5
+    (root / "validation").rename(root / "test2")
+    assert len(load_val(root, 32, "test2")[0]) == 5
+
+
+def test_validation_wins_if_it_is_asked_for(root):
+    write(root / "validation" / "ant" / "0.png"), write(root / "validation" / "bee" / "0.png")
+    assert [len(load_val(root, 32, s)[0]) for s in (None, "val", "validation", "train")] == [6, 6, 2, 6]
+
+
+SPLIT_MISTAKES = {
+    "no folder": (lambda r: r.rename(r.parent / "elsewhere"), {}, "There is no folder .*insects: give"),
+    "a file": (lambda r: (remove_tree(r), r.write_text("")), {}, "Cannot read the folder .*insects: Not a directory"),
+    "no such split": (lambda r: None, dict(split="test"), "has no folder test/. It has train, val.$"),
+    "no such split, nothing there": (drop("train", "val"), dict(split="test"), "has no folder test/. It has no folder.$"),
+    "no val": (rename("val", "test"), {}, "has no folder val/. Choose one that it has as the split: test, train.$"),
+    "other names": (lambda r: (rename("val", "b")(r), rename("train", "a")(r)), {}, "no folder val/. Choose .*: a, b.$"),
+    "one class": (drop("val/bee"), {}, "val needs two or more folders.* has 1, and 0 images.$"),
+    "loose images": (lambda r: (drop("val/ant", "val/bee")(r), write(r / "val" / "0.png"), write(r / "val" / "1.png")), {},
+                     "has 0, and 2 images.$"),
+    "loose images, no split": (lambda r: (drop("train", "val")(r), write(r / "0.png")), {}, "insects needs .* 1 images"),
+    "empty": (drop("train", "val"), {}, "insects needs two or more folders.* has 0, and 0 images.$"),
+    "empty class": (lambda r: [p.unlink() for p in (r / "val" / "bee").iterdir()], {}, "val.*bee"),
+    "an option it does not take": (lambda r: None, dict(augment=False), "no option 'augment'. It takes crop_pct, interp"),
+}
+
+
+@pytest.mark.parametrize("what", SPLIT_MISTAKES)
+def test_mistakes_with_a_split_get_a_sentence(root, what):
+    change, options, pattern = SPLIT_MISTAKES[what]
+    load_val(root, 32)
+    change(root)
+    with pytest.raises(DataError, match=pattern) as caught:
+        load_val(root, 32, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["", "val", "val/bee"])
+def test_a_folder_that_may_not_be_read(root, place, monkeypatch):
+    real = data.os.scandir
+
+    def scandir(folder="."):  # tests may run as root, for whom every folder is open
+        if str(folder) == str(root / place):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+    monkeypatch.setattr(data.os, "scandir", scandir)
+    for load in (load_val, load_folder):
+        with pytest.raises(DataError, match=f"^Cannot read the folder {root / place}: Permission denied.$"):
+            load(root, 32)
+
+
+def test_a_file_that_may_not_be_read(root, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    monkeypatch.setattr(data.Image, "open", forbidden)
+    with pytest.raises(DataError, match="^Cannot read the image .*0.png: Permission denied.$"):
+        load_val(root, 32)[0][0]
+
+
+def test_the_test_transform_can_be_changed(root):
+    wide = Image.fromarray(datasets.load_sample_image("china.jpg"))
+    for name in "ant", "bee":
+        wide.save(root / "val" / name / "0.png")
+    info, shown = load_val(root, 64)[1], {}
+    for crop in (1.0, 0.5):
+        shown[crop] = info.picture(load_val(root, 64, crop_pct=crop)[0][0][0])
+    middle = F.interpolate(shown[1.0][None, :, 16:48, 16:48], size=64, mode="bicubic")[0]
+    assert (shown[0.5] - middle).abs().mean() < 0.05 < (shown[0.5] - shown[1.0]).abs().mean()
+    assert not torch.equal(load_val(root, 64, interpolation="bilinear")[0][0][0], load_val(root, 64)[0][0][0])
+    train, val, _ = load_folder(root, 64, crop_pct=0.5, interpolation="bilinear", train_interpolation="bicubic", hflip=0.)
+    assert torch.equal(val[0][0], load_val(root, 64, crop_pct=0.5, interpolation="bilinear")[0][0][0])
+    crop = train.transform.transforms[0]
+    assert type(crop).__name__ == "RandomResizedCropAndInterpolation" and "bicubic" in str(crop.interpolation).lower()
+
+
+def test_wordnet_ids_become_imagenets_labels(root):
+    from timm.data import ImageNetInfo
+    names = ImageNetInfo().label_names()
+    assert imagenet_labels(names) == list(range(1000))
+    assert imagenet_labels(["n15075141", "n01440764"]) == [999, 0]
+    assert imagenet_labels(["n01440764", "tench"]) is None and imagenet_labels(["ant", "bee"]) is None
+    (root / "val" / "ant").rename(root / "val" / "n01443537")
+    remove_tree(root / "val" / "bee")  # one class will do, for its label is known
+    pictures, info = load_val(root, 32)
+    assert imagenet_labels(info.class_names) == [1] and len(pictures) == 3
+
+
+# --- loaders for other samplers ---
+
+def test_samplers_and_sizes_of_the_loaders(pictures):
+    keys, some = [(3, 1), (3, 4), (3, 0)], [5, 2, 2]
+    train, val = make_loaders(pictures, pictures, 1, val_batch_size=2, samplers=(keys, some))
+    assert [len(y) for _, y in train] == [1, 1, 1] and [len(y) for _, y in val] == [2, 1]
+    for (x, _), key in zip(train, keys):
+        assert torch.equal(x[0], pictures[key][0])
+    assert torch.equal(torch.cat([y for _, y in val]), torch.tensor([pictures[i][1] for i in some]))
+    assert len(make_loaders(pictures, pictures, 7, samplers=(keys, None))[0]) == 0  # the caller's to check
+    assert [len(y) for _, y in make_loaders(pictures, pictures, 4)[1]] == [4, 2]
+
+
+# --- shapes ---
+
+@pytest.mark.parametrize("task", TASKS)
+def test_shapes_behind_the_door(task):
+    train, held_out, info = load_data(f"shapes-{task}", 32)
+    assert (len(train), len(held_out), info.name) == (2000, 500, f"shapes-{task}")
+    assert info.class_names == TASKS[task].class_names and info.img_size == 32
+    for i in (0, 3, 499):
+        image, _, label = draw(task, i, "val", 32)
+        x, y = held_out[5, i]
+        torch.testing.assert_close(info.picture(x), torch.from_numpy(image).permute(2, 0, 1) / 255, atol=1e-5, rtol=0)
+        assert y == label
+    assert not torch.equal(train[0, 3][0], train[1, 3][0])
+    other = load_data(f"shapes-{task}", 32, seed=1)
+    assert not torch.equal(train[0, 3][0], other[0][0, 3][0]) and torch.equal(held_out[3][0], other[1][3][0])
+
+
+def test_the_default_task_has_the_most_classes():
+    assert load_data("shapes")[2].name == "shapes-shape" and load_data("shapes", task="same")[2].name == "shapes-same"
+    assert len(load_data("shapes")[2].class_names) == max(len(t.class_names) for t in TASKS.values())
+    assert set(SOURCES) == {"digits", "shapes", *(f"shapes-{t}" for t in TASKS)}
+
+
+def test_plain_pictures_for_training():
+    for load in (load_digits, load_shapes):
+        train, held_out, info = load(32, augment=False) if load is load_digits else load(img_size=32, augment=False)
+        assert torch.equal(train[0, 3][0], train[7, 3][0]) and train.transform is held_out.transform
+
+
+def test_load_val_of_a_source():
+    held_out, info = load_val("shapes-order")
+    assert (len(held_out), info.name, info.img_size) == (500, "shapes-order", 64)
+    train, _ = load_val("digits", 16, split="train")
+    assert len(train) == 1347 and torch.equal(train[0, 1][0], train[1, 1][0])
+    assert len(load_val("digits", 16, split="validation")[0]) == 450
+    with pytest.raises(DataError, match="digits has no split 'test': it has train and val"):
+        load_val("digits", split="test")
+
+
+@pytest.mark.parametrize("source,option,takes", [
+    ("digits", "crop_pct", "augment"), ("shapes-same", "task", "augment, distance"), ("digits", "unreadable", "augment"),
+    ("folder", "augment", "auto_augment, .*unreadable")])
+def test_an_option_that_a_source_does_not_take(root, source, option, takes):
+    where = root if source == "folder" else source
+    with pytest.raises(DataError, match=f"{where} takes no option '{option}'. It takes {takes}"):
+        load_data(where, 32, **{option: 1})
+    with pytest.raises(DataError, match=f"takes no option '{option}'"):
+        load_val(where, 32, **{option: 1})
+
+
+def test_options_reach_the_source(root):
+    names = {type(s).__name__ for s in load_data(root, 32, auto_augment=None, re_prob=0)[0].transform.transforms}
+    assert not names & {"RandAugment", "RandomErasing"}
+    near, far = (load_data("shapes-same", 32, distance=d)[1] for d in (None, 0.4))
+    assert not torch.equal(near[0][0], far[0][0])
 
 
 # --- one door, and pictures ---

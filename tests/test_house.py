@@ -31,9 +31,9 @@ DIRECTIVES = {"default_exp", "export", "exporti", "exports", "hide", "filter_str
 ROOT = Path(__file__).resolve().parent.parent
 NBS, LIB = ROOT / "nbs", ROOT / "metaformer_edu"
 NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(o[0] in "._" for o in p.relative_to(NBS).parts))
-LESSONS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d_", p.name)]
+LESSONS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d[a-z]?_", p.name)]
 STORIES = [p for p in NOTEBOOKS if p.parent != NBS]
-NUMBER = {p.stem[3:]: int(p.stem[:2]) for p in LESSONS}  # module name -> number
+NUMBER = {p.stem.partition("_")[2]: p.stem.partition("_")[0] for p in LESSONS}  # module name -> number, as '08' or '08a'
 MODULES = sorted(p for p in LIB.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 config = configparser.ConfigParser()
 config.read(ROOT / "settings.ini", encoding="utf-8")
@@ -110,7 +110,8 @@ def test_readme_is_made_from_index():
 def test_notebook_writes_its_one_module(path):
     found = [nbcells.directives(c) for c in code_cells(path)]
     names = [d["default_exp"] for d in found if "default_exp" in d]
-    assert names == [path.stem[3:]], f"{path.name} must say `#| default_exp {path.stem[3:]}` exactly once; it says {names}."
+    own = path.stem.partition("_")[2]
+    assert names == [own], f"{path.name} must say `#| default_exp {own}` exactly once; it says {names}."
     elsewhere = [d[k] for d in found for k in ("export", "exporti", "exports") if d.get(k)]
     assert not elsewhere, f"{path.name} exports into other modules: {elsewhere}."
 
@@ -144,7 +145,7 @@ def imports(path):
 @each(MODULES)
 def test_imports_point_to_lower_numbers(path):
     inside = [(n, name.split(".")[1]) for n, name in imports(path) if name.startswith(LIB.name + ".")]
-    wrong = [f"line {n}: {name}" for n, name in inside if name in NUMBER and NUMBER[name] >= NUMBER.get(path.stem, 0)]
+    wrong = [f"line {n}: {name}" for n, name in inside if name in NUMBER and NUMBER[name] >= NUMBER.get(path.stem, "")]
     assert not wrong, f"{path.name} may import lower-numbered modules only: {wrong}."
 
 

@@ -1,8 +1,9 @@
-"""The loop, and the command as a person types it: the main job, one seed one run, all families, folders, mistakes."""
+"""The command as a person types it: the main job, one seed one run, all families, folders, going on, mistakes."""
 import csv
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
-from metaformer_edu import train
-from metaformer_edu.data import Pictures, load_digits, make_loaders
-from metaformer_edu.train import TrainingStopped, evaluate, fit, main, make_schedule, parse, predict, prepare
+from metaformer_edu import loop, runs, train, validate
+from metaformer_edu.data import load_digits, make_loaders
+from metaformer_edu.recipes import parse
+from metaformer_edu.runs import SPEED, new_folder
+from metaformer_edu.train import main, prepare
+from metaformer_edu.validate import evaluate
 from metaformer_edu.zoo import create_model
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMES = {"seconds", "images_per_s"}  # the columns that no seed fixes
 FAMILIES = ["identityformer", "randformer", "poolformerv2", "convformer", "caformer"]
 SMALL = ["--img-size", "32", "-b", "64", "--model", "tiny_poolformerv2"]  # quick, for all that does not ask for accuracy
 
@@ -44,13 +45,13 @@ def command(folder, *args):
     return process.returncode, out, err
 
 
-def summary(folder):
-    with open(folder / "summary.csv", newline="") as file:
+def table(path):
+    with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
-def numbers(folder):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in summary(folder)]
+def summary(folder):
+    return table(folder / "summary.csv")
 
 
 def only_run(output):
@@ -75,7 +76,19 @@ def test_main_job_reads_digits(main_job):
     assert float(rows[-1]["val_top1"]) >= 98.5
     assert [int(r["epoch"]) for r in rows] == list(range(1, len(rows) + 1))
     assert all(math.isfinite(float(v)) for r in rows for v in r.values())
-    assert {"epoch", "lr", "train_loss", "val_loss", "val_top1", "seconds", "images_per_s"} <= rows[0].keys()
+    assert {"epoch", "lr", "train_loss", "val_loss", "val_top1",
+        "bad_steps"} <= rows[0].keys() and not set(SPEED) & rows[0].keys()
+    assert {r["bad_steps"] for r in rows} == {"0"}
+    speed = table(folder / "runs" / "tiny_convformer-digits-seed0" / "speed.csv")
+    assert list(
+    speed[0]) == [
+        "epoch",
+        "seconds",
+        "images_per_s",
+        "waiting"] and [
+            r["epoch"] for r in speed] == [
+                r["epoch"] for r in rows]
+    assert all(float(r["images_per_s"]) > 0 and 0 <= float(r["waiting"]) < 1 for r in speed)
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert f"last epoch ({len(rows)}): top-1 {float(rows[-1]['val_top1']):.2f} %" in out
 
@@ -84,21 +97,31 @@ def test_main_job_leaves_a_run(main_job):
     folder, out, err = main_job
     assert [p.name for p in folder.iterdir()] == ["runs"]
     run = only_run(folder / "runs")
-    names = {"args.yaml", "summary.csv", "last.safetensors", "best.safetensors", "curves.png", "predictions.png"}
-    assert {p.name for p in run.iterdir()} == names and all(n in out for n in names)
-    settings = yaml.safe_load((run / "args.yaml").read_text())
+    names = {
+    "args.yaml",
+    "summary.csv",
+    "speed.csv",
+    "last.safetensors",
+    "best.safetensors",
+    "curves.png",
+     "predictions.png"}
+    states = {p.name for p in run.glob("state-*.pt")}
+    assert {p.name for p in run.iterdir()} == names | states and all(n in out for n in names | states) and len(states) == 2
+    about = yaml.safe_load((run / "args.yaml").read_text())
+    settings = about["settings"]
+    assert about["command"] == "metaformer-train" and about["versions"]["torch"] == torch.__version__
     assert (settings["model"], settings["data"], settings["seed"]) == ("tiny_convformer", "digits", 0)
     for name in ("curves.png", "predictions.png"):
         picture = np.array(Image.open(run / name).convert("RGB"))
         assert min(picture.shape[:2]) >= 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50, f"{name} is empty"
-    assert "100%" in err and "loss=" in err and "lr=" in err and "img/s" in err  # the bar
+    assert "100%" in err and all(word in err for word in ("loss=", "lr=", "img/s", "waiting="))  # the bar
     assert "Warning" not in err
 
 
 def test_main_job_says_how_to_load_its_weights(main_job, monkeypatch):
     folder, out, _ = main_job
     monkeypatch.chdir(folder)
-    code = out[out.index("from metaformer_edu.zoo"):].replace("\n  ", "\n")
+    code = out[out.index("from metaformer_edu.zoo"):out.index(".eval()") + 7].replace("\n  ", "\n")
     names = {}
     exec(code, names)
     model = names["model"]
@@ -113,14 +136,21 @@ def test_main_job_says_how_to_load_its_weights(main_job, monkeypatch):
         assert measured["loss"] == pytest.approx(float(row["val_loss"]), rel=1e-4)
 
 
+def test_main_job_says_how_to_measure_its_weights(main_job, monkeypatch, capsys):
+    folder, out, _ = main_job
+    monkeypatch.chdir(folder)
+    typed = re.search(r"metaformer-validate (.*)", out)[1]
+    validate.main(typed.split())
+    best = re.search(r"best epoch \(\d+\): (top-1 [\d.]+)", out)[1]
+    assert f"{best}" in capsys.readouterr().out and "--checkpoint runs/" in typed
+
+
 def test_a_second_run_leaves_the_first_alone(main_job, capsys):
     folder, _, _ = main_job
     run = only_run(folder / "runs")
     before = {p.name: p.read_bytes() for p in run.iterdir()}
-    train.new_folder(folder / "runs", run.name).rmdir()  # runs/…-2, made and taken away
+    new_folder(folder / "runs", run.name).rmdir()  # runs/…-2, made and taken away
     assert {p.name: p.read_bytes() for p in run.iterdir()} == before
-    names = [train.new_folder(folder / "new", "a").name for _ in range(3)]
-    assert names == ["a", "a-2", "a-3"]
 
 
 # --- one seed, one run ---
@@ -142,7 +172,7 @@ def test_same_seed_same_numbers(two_epochs, tmp_path, workers):
     torch.rand(3)  # what happened before must not matter
     main([*SMALL, "--epochs", "2", "--drop-path", "0.2", "-j", workers, "--output", str(tmp_path)])
     again = only_run(tmp_path)
-    assert numbers(again) == numbers(two_epochs) and same(again, two_epochs)
+    assert (again / "summary.csv").read_bytes() == (two_epochs / "summary.csv").read_bytes() and same(again, two_epochs)
 
 
 def test_another_seed_other_numbers(two_epochs, tmp_path):
@@ -150,7 +180,7 @@ def test_another_seed_other_numbers(two_epochs, tmp_path):
     other = only_run(tmp_path)
     assert other.name.endswith("seed1")
     assert not same(other, two_epochs)
-    assert all(a["val_loss"] != b["val_loss"] for a, b in zip(numbers(other), numbers(two_epochs)))
+    assert all(a["val_loss"] != b["val_loss"] for a, b in zip(summary(other), summary(two_epochs)))
 
 
 # --- every family ---
@@ -163,110 +193,7 @@ def test_every_family_learns(family, tmp_path):
     assert float(rows[-1]["val_loss"]) < math.log(10) / 2
 
 
-# --- the loop ---
-
-@pytest.fixture
-def few():
-    digits = load_digits(32)[0]
-    return Pictures([digits.images[i] for i in range(48)], digits.transform)
-
-
-def model_and_optimizer(lr=1e-3, **kwargs):
-    torch.manual_seed(0)
-    model = create_model("tiny_convformer", img_size=32, **kwargs)
-    return model, torch.optim.SGD(model.parameters(), lr=lr)
-
-
-def test_evaluation_counts_images_not_batches(few):
-    model, _ = model_and_optimizer()
-    images, labels = zip(*[few[i] for i in range(len(few))])
-    with torch.no_grad():
-        logits = model.eval()(torch.stack(images))
-    labels = torch.tensor([int(y) for y in labels])
-    for size in (1, 7, 48):  # 7 leaves a last batch of 6
-        found = evaluate(model, make_loaders(few, few, size)[1])
-        assert found["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-        assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
-        hits = [y in row.topk(5).indices for row, y in zip(logits, labels)]
-        assert found["top5"] == pytest.approx(100 * np.mean(hits))
-    said = predict(model, make_loaders(few, few, 7)[1])
-    assert said["label"].tolist() == labels.tolist() and said["guess"].tolist() == logits.argmax(1).tolist()
-    torch.testing.assert_close(said["probability"], logits.softmax(1).amax(1), atol=1e-6, rtol=1e-4)
-
-
-def test_top5_is_reported_only_where_it_says_something(few):
-    batch = torch.zeros(2, 3, 32, 32), torch.zeros(2).long()
-    assert "top5" not in evaluate(model_and_optimizer(num_classes=5)[0], [batch])
-    assert "top5" in evaluate(model_and_optimizer(num_classes=6)[0], [batch])
-
-
-def test_evaluation_leaves_no_dropout_on_and_training_turns_it_on_again(few):
-    model, optimizer = model_and_optimizer(drop_path=0.5)
-    modes = []
-    model.register_forward_hook(lambda m, i, o: modes.append(m.training))
-    fit(model, make_loaders(few, few, 48), optimizer, epochs=2, warmup_epochs=0, progress=False)
-    assert modes == [True, False, True, False]
-
-
-def test_fit_is_the_plain_loop(few):
-    twin, optimizer = model_and_optimizer(lr=0.1)
-    fit(twin, make_loaders(few, few, 16), optimizer, epochs=2, warmup_epochs=0, min_lr=0.1, progress=False)
-    model, optimizer = model_and_optimizer(lr=0.1)
-    loader, _ = make_loaders(few, few, 16)
-    for epoch in (0, 1):
-        loader.sampler.set_epoch(epoch)
-        for images, labels in loader:
-            optimizer.zero_grad()
-            F.cross_entropy(model(images), labels, label_smoothing=0.1).backward()
-            optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
-
-
-def test_schedule_warms_up_and_comes_down():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    schedule, rates = make_schedule(optimizer, epochs=10, steps=4, warmup_epochs=2, min_lr=0.001), []
-    for step in range(40):
-        schedule.step_update(step)
-        rates.append(optimizer.param_groups[0]["lr"])
-    up, down = rates[:8], rates[8:]
-    np.testing.assert_allclose(np.diff(up), (0.1 - 1e-6) / 8, rtol=1e-6)
-    assert all(a > b for a, b in zip(down, down[1:])) and rates[0] < 1e-5
-    for t in (8, 20, 39):
-        assert rates[t] == pytest.approx(0.001 + 0.099 * (1 + math.cos(math.pi * t / 40)) / 2)
-
-
-def test_fit_returns_its_log_and_reports_each_epoch(few):
-    model, optimizer = model_and_optimizer(lr=0.1)
-    rows = []
-    log = fit(model, make_loaders(few, few, 16), optimizer, epochs=3, warmup_epochs=1, on_epoch=rows.append, progress=False)
-    assert rows == list(log) and [r["epoch"] for r in log] == [1, 2, 3]
-    assert log[0]["lr"] > log[1]["lr"] > log[2]["lr"] and "val_top1" in repr(log)
-
-
-def test_smoothing_reaches_the_loss(few):
-    losses = []
-    for smoothing in (0, 0.9):
-        model, optimizer = model_and_optimizer(lr=0.1)
-        nn.init.normal_(model.head.fc2.weight)  # sure of something
-        loaders = make_loaders(few, few, 48)
-        log = fit(model, loaders, optimizer, epochs=1, warmup_epochs=0, smoothing=smoothing, progress=False)
-        losses.append(log[0]["train_loss"])
-    images, labels = next(iter(make_loaders(few, few, 48)[0]))
-    model, _ = model_and_optimizer()
-    nn.init.normal_(model.head.fc2.weight)
-    logits = model(images)
-    expected = [F.cross_entropy(logits, labels, label_smoothing=s).item() for s in (0, 0.9)]
-    assert losses == pytest.approx(expected, rel=1e-4) and abs(losses[0] - losses[1]) > 0.01
-
-
-@pytest.mark.parametrize("batch", [48, 3])
-def test_a_loss_that_is_no_number_stops(few, batch):
-    model, optimizer = model_and_optimizer()
-    with torch.no_grad():
-        model.head.fc2.bias[3] = math.nan
-    with pytest.raises(TrainingStopped, match="loss is nan in epoch 1 .*try"):
-        fit(model, make_loaders(few, few, batch), optimizer, progress=False)
-
+# --- flags ---
 
 def test_vectors_do_not_decay(tmp_path):
     model, _, optimizer, _ = prepare(parse(["--weight-decay", "0.3", "--lr", "0.004", *SMALL]))
@@ -274,18 +201,6 @@ def test_vectors_do_not_decay(tmp_path):
     assert {decay[id(p)] for p in model.parameters() if p.requires_grad and p.ndim < 2} == {0}
     assert {decay[id(p)] for p in model.parameters() if p.requires_grad and p.ndim >= 2} == {0.3}
     assert {g["lr"] for g in optimizer.param_groups} == {0.004}
-
-
-# --- flags ---
-
-def test_defaults_depend_on_the_data():
-    digits, folder = parse([]), parse(["some/folder"])
-    assert (digits.epochs, digits.seed, digits.workers) != (folder.epochs, folder.seed, folder.workers)
-    assert (folder.epochs, folder.batch_size, folder.warmup_epochs, folder.seed) == (300, 128, 5, 42)  # as published
-    assert folder.workers == min(8, os.cpu_count())
-    assert parse(["--epochs", "1"]).warmup_epochs == 0
-    assert parse(["--epochs", "4", "--warmup-epochs", "3"]).warmup_epochs == 3
-    assert parse(["some/folder", "--seed", "0", "-j", "0"]).seed == 0  # zero is a choice, not an absence
 
 
 def test_flags_reach_the_model():
@@ -306,26 +221,31 @@ def test_fine_tuning_starts_from_the_weights(two_epochs):
 def test_help():
     status, out, err = command(ROOT, "--help")
     assert status == 0 and not err
-    for text in ("DATA", "--model", "--epochs", "--batch-size", "--lr", "--output", "default 10 for digits, 300"):
+    for text in ("DATA", "--model", "--epochs", "--batch-size", "--lr", "--output", "default 300; 10 for digits"):
         assert text in " ".join(out.split()), text
-    assert max(map(len, out.splitlines())) < 100
+    assert max(map(len, out.splitlines())) <= 98
 
 
 # --- a folder of images ---
 
-@pytest.fixture
-def shapes(tmp_path):
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory):
     "Two classes that flips, crops and colours leave apart: fine and broad stripes."
-    rng = np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("data") / "stripes", np.random.default_rng(0)
     for part, n in (("train", 24), ("val", 8)):
         for name, width in (("broad", 16), ("fine", 2)):
+            (folder / part / name).mkdir(parents=True)
             for i in range(n):
                 rows = (np.arange(64) + rng.integers(64)) // width % 2
                 picture = np.broadcast_to(rows[:, None, None] * rng.integers(100, 256, 3), (64, 64, 3))
-                path = tmp_path / "stripes" / part / name / f"{i}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture.astype(np.uint8)).save(path)
-    return tmp_path / "stripes"
+                Image.fromarray(picture.astype(np.uint8)).save(folder / part / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def shapes(stripes, tmp_path):
+    "A copy that may be spoilt."
+    return Path(shutil.copytree(stripes, tmp_path / "stripes"))
 
 
 def test_a_folder_of_images(shapes, tmp_path, capsys):
@@ -362,7 +282,7 @@ BAD = {
     "batch larger than the data": (["-b", "1348"], "batch of 1348 is larger .* 1347 images"),
     "rate of zero": (["--lr", "0"], "--lr"),
     "rate that is no number": (["--lr", "nan"], "--lr"),
-    "rate below the last rate": (["--lr", "1e-6"], "--min-lr 1e-05 is more than --lr 1e-06"),
+    "rate below the last rate": (["--lr", "1e-6", "--min-lr", "1e-5"], "--min-lr 1e-05 is more than --lr 1e-06"),
     "device that computes nothing": (["--device", "meta"], "no device 'meta'"),
     "infinite rate": (["--min-lr", "-inf"], "--min-lr"),
     "dropping all paths": (["--drop-path", "1"], "--drop-path: 1 is not from 0 to 0.99"),
@@ -438,19 +358,41 @@ def test_unreadable_image(shapes, capsys, tmp_path, workers):
     assert last.startswith(f"metaformer-train: Cannot read the image {path}: ") and "holds only settings" in last
 
 
-def test_a_rate_that_is_far_too_high(capsys, tmp_path):
+def last_words(capsys, status, *args):
+    "Run the command in this process; the sentence with which it stops."
     with pytest.raises(SystemExit) as caught:
-        main([*SMALL, "--lr", "1e12", "--warmup-epochs", "0", "--epochs", "3", "--output", str(tmp_path)])
-    last = capsys.readouterr().err.strip().split("\n")[-1]
-    assert caught.value.code == 1 and re.search(r"The loss is (nan|inf) in epoch 1 .*try a tenth of the rate", last)
+        main(list(map(str, args)))
+    said = capsys.readouterr().err.strip().split("\n")[-1]
+    assert caught.value.code == status and said.startswith("metaformer-train: "), said
+    return said
+
+
+def test_a_rate_that_is_far_too_high(capsys, tmp_path):
+    said = last_words(capsys, 1, *SMALL, "--lr", "1e12", "--warmup-epochs", "0", "--epochs", "3", "--output", tmp_path)
+    assert re.search(
+    r"The loss (is (nan|inf)|or its gradient was no number for 10 updates in a row,) .*in epoch 1 .*try a tenth of the rate",
+     said)
+    assert "only settings" in said or "of epoch" in said
+
+
+def test_a_rate_above_the_usual_is_warned_of(capsys, tmp_path):
+    main([*SMALL, "--model", "tiny_identityformer", "--lr", "0.1", "--epochs", "1", "--output", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert "metaformer-train: The rate 0.1 is 25 times the usual one, which is 0.004 for 64 images" in said
+
+
+def test_bad_steps_are_said(capsys, tmp_path, monkeypatch):
+    calls, plain = [], loop.Step.loss
+    monkeypatch.setattr(loop.Step, "loss", lambda self, *a: plain(self, *a) * \
+                        (math.nan if calls.append(1) or len(calls) in (3, 5) else 1))
+    main([*SMALL, "--epochs", "1", "--output", str(tmp_path)])
+    assert "2 bad steps" in capsys.readouterr().out and summary(only_run(tmp_path))[0]["bad_steps"] == "2"
 
 
 def test_weights_that_break_in_the_last_update(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "evaluate", lambda model, loader: dict(loss=float("nan"), top1=10.))
-    with pytest.raises(SystemExit) as caught:
-        main([*SMALL, "--epochs", "1", "--output", str(tmp_path)])
-    last = capsys.readouterr().err.strip().split("\n")[-1]
-    assert caught.value.code == 1 and "The loss is nan in epoch 1" in last and not list(only_run(tmp_path).glob("*.safetensors"))
+    monkeypatch.setattr(loop, "evaluate", lambda model, loader, amp=None: dict(loss=float("nan"), top1=10.))
+    said = last_words(capsys, 1, *SMALL, "--epochs", "1", "--output", tmp_path)
+    assert "The loss is nan in epoch 1" in said and not list(only_run(tmp_path).glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("message, hint", [("CUDA out of memory. Tried to allocate 2 GiB", "Try a smaller --batch-size"),
@@ -458,27 +400,24 @@ def test_weights_that_break_in_the_last_update(capsys, tmp_path, monkeypatch):
 def test_an_error_of_pytorch_is_one_sentence(message, hint, capsys, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError(message + "\nand much more")
-    monkeypatch.setattr(train, "train_epoch", fail)
-    with pytest.raises(SystemExit) as caught:
-        main([*SMALL, "--output", str(tmp_path)])
-    last = capsys.readouterr().err.strip().split("\n")[-1]
-    assert caught.value.code == 1 and message in last and hint in last and "and much more" not in last
+    monkeypatch.setattr(loop.Loop, "train_epoch", fail)
+    said = last_words(capsys, 1, *SMALL, "--output", tmp_path)
+    assert message in said and hint in said and "and much more" not in said
 
 
-def test_a_disk_that_is_full_at_the_second_epoch(capsys, tmp_path, monkeypatch):
-    real, calls = train.save_weights, []
+@pytest.mark.parametrize("what", ["save_weights", "save_state"])
+def test_a_disk_that_is_full_at_the_second_epoch(what, capsys, tmp_path, monkeypatch):
+    module, real, calls = (runs, runs.save_weights, []) if what == "save_weights" else (train, train.save_state, [])
 
-    def save(model, path):
+    def save(thing, path, *args):
         calls.append(path)
-        if len(calls) > 2:  # last and best of the first epoch
-            Path(path).write_bytes(b"half a fi")
+        if len(calls) > (2 if what == "save_weights" else 1):  # last and best, or the state, of the first epoch
             raise OSError(28, "No space left on device", str(path))
-        return real(model, path)
-    monkeypatch.setattr(train, "save_weights", save)
-    with pytest.raises(SystemExit) as caught:
-        main([*SMALL, "--epochs", "2", "--output", str(tmp_path)])
-    last = capsys.readouterr().err.strip().split("\n")[-1]
-    assert caught.value.code == 1 and "No space left on device" in last and "weights of epoch 1" in last
+        return real(thing, path, *args)
+    monkeypatch.setattr(module, what, save)
+    said = last_words(capsys, 1, *SMALL, "--epochs", "2", "--output", tmp_path)
+    assert "No space left on device" in said
+    assert "holds last.safetensors of epoch 1; the same command with --resume auto goes on" in said
     run = only_run(tmp_path)
     for name in ("last", "best"):  # whole, and loadable
         create_model("tiny_poolformerv2", checkpoint=run / f"{name}.safetensors", img_size=32)
@@ -493,33 +432,243 @@ def test_ctrl_c(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    last = err.strip().split("\n")[-1]
-    epoch = int(re.search(r"Stopped by you\. .* holds the weights of epoch (\d+)\.", last)[1])
+    said = err.strip().split("\n")[-1]
+    pattern = (r"metaformer-train: Stopped by SIGINT\. .* holds last.safetensors of epoch (\d+); "
+               r"the same command with --resume auto goes on\.")
+    epoch = int(re.fullmatch(pattern, said)[1])
     run = only_run(tmp_path / "runs")
-    assert len(summary(run)) == epoch
+    assert len(summary(run)) == epoch and list(run.glob("state-*.pt")) and not list(run.glob("*.unfinished"))
     model = create_model("tiny_poolformerv2", checkpoint=run / "last.safetensors", img_size=32)
     measured = evaluate(model, make_loaders(*load_digits(32)[:2])[1])
     assert measured["top1"] == pytest.approx(float(summary(run)[-1]["val_top1"]), abs=1e-3)
 
 
-def test_the_best_is_the_first_of_the_best(tmp_path, monkeypatch):
-    saved = {}
-    keeper = train.Keeper(tmp_path, nn.Linear(1, 1), 4)
-    for epoch, top1 in enumerate((80.0, 95.0, 95.0, 90.0), 1):
-        monkeypatch.setattr(train, "save_whole", lambda model, path: saved.update({path.name: epoch}))
-        keeper(dict(epoch=epoch, train_loss=1.0, val_loss=1.0, val_top1=top1))
-    assert saved == {"last.safetensors": 4, "best.safetensors": 2} and keeper.best["epoch"] == 2
-    assert [r["val_top1"] for r in summary(tmp_path)] == ["80.0", "95.0", "95.0", "90.0"]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_heard_between_two_updates(number, stripes, finished, capsys, tmp_path, monkeypatch):
+    plain = loop.Step.update
+
+    def update(self, batches):
+        plain(self, batches)
+        if self.updates == 3:  # in the middle of the fourth
+            os.kill(os.getpid(), number)
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Step, "update", update)
+        said = last_words(capsys, 128 + number, stripes, *GO, "--output", tmp_path)
+    assert f"Stopped by {number.name}. " in said and "only settings; the same command with --resume auto goes on." in said
+    assert signal.getsignal(number) == before
+    run = only_run(tmp_path)
+    assert [p.name for p in run.glob("state-*.pt")] == ["state-00000004.pt"]
+    go(run)
+    assert same(run, finished) and (run / "summary.csv").read_bytes() == (finished / "summary.csv").read_bytes()
 
 
-# --- pictures ---
+def test_a_command_without_tensorboard(capsys, tmp_path, monkeypatch):
+    for name in ("tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "pip install tensorboard" in refused(capsys, *SMALL, "--tensorboard", "--output", str(tmp_path / "out"))
+    assert not list(tmp_path.glob("out/*"))
 
-def test_curves_show_what_the_log_says():
-    log = [dict(epoch=e, train_loss=2 / e, val_loss=1 / e, val_top1=90 + e) for e in (1, 2, 3)]
-    left, right = train.draw_curves({"mine": log}).axes
-    curves = [list(line.get_ydata()) for line in left.lines]
-    assert [2 / e for e in (1, 2, 3)] in curves and [1 / e for e in (1, 2, 3)] in curves
-    assert list(right.lines[0].get_ydata()) == [91, 92, 93]
-    assert "mine 93.00 %" in [t.get_text() for t in right.get_legend().get_texts()]
-    assert all(ax.get_xlabel() and ax.get_ylabel() for ax in (left, right))
-    assert len(train.draw_curves(log).axes[1].lines) == 1 and len(train.draw_curves({"a": log, "b": log}).axes[1].lines) == 2
+
+def test_a_command_with_tensorboard(stripes, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    main([str(stripes), *GO, "--tensorboard", "--output", str(tmp_path)])
+    run = only_run(tmp_path)
+    found = [(e.step, e.value) for e in EventAccumulator(str(run)).Reload().Scalars("val/top1")]
+    assert found == [(int(r["epoch"]), pytest.approx(float(r["val_top1"]))) for r in summary(run)]
+
+
+@pytest.mark.parametrize("data", ["digits", "folder"])
+def test_skipping_unreadable_images(data, shapes, capsys, tmp_path):
+    "Digits cannot be unreadable; the flag may do nothing there, or be refused, but not break at the end of a run."
+    (shapes / "train" / "fine" / "5.png").write_text("not an image")
+    (shapes / "val" / "fine" / "2.png").write_text("nor is this")
+    args = [*SMALL, "--model", "tiny_identityformer", "--epochs", "1", "-j",
+        "0", "--output", str(tmp_path / "out"), "--skip-unreadable", "-b", "16"]
+    if data == "digits":
+        try:
+            main(args)
+        except SystemExit as error:
+            assert error.code == 2
+        return
+    main([str(shapes), *args])
+    assert "2 images could not be read and were left out." in capsys.readouterr().out
+
+
+def test_what_was_typed_is_written_down(two_epochs):
+    assert yaml.safe_load((two_epochs / "args.yaml").read_text()
+                          )["command"].startswith("metaformer-train --img-size 32 -b 64 ")
+
+
+# --- going on ---
+
+GO = ("--model tiny_identityformer --img-size 32 -b 8 -j 0 --epochs 2 --warmup-epochs 1 "
+      "--mixup 0 --cutmix 0 --lr 1e-3").split()
+
+
+@pytest.fixture(scope="module")
+def finished(stripes, tmp_path_factory):
+    threads, output = torch.get_num_threads(), tmp_path_factory.mktemp("finished")
+    torch.set_num_threads(1)  # a fixture of a module comes before `one_thread`
+    main([str(stripes), *GO, "--output", str(output)])
+    torch.set_num_threads(threads)
+    return only_run(output)
+
+
+@pytest.fixture
+def ended(finished, tmp_path):
+    "A copy of a finished run of two epochs, alone in its folder."
+    return Path(shutil.copytree(finished, tmp_path / "runs" / finished.name))
+
+
+@pytest.fixture
+def half(ended):
+    "The same, as if it had been killed in the second epoch."
+    for path in ended.iterdir():
+        if path.name not in ("args.yaml", "state-00000006.pt"):
+            path.unlink()
+    return ended
+
+
+def files(run):
+    return {p.name: p.read_bytes() for p in run.iterdir() if p.suffix not in (".yaml", ".png")}
+
+
+def go(run, *args, resume="auto"):
+    main([runs.read_settings(run)["data"], *GO, "--output", str(run.parent), "--resume", str(resume), *args])
+
+
+def test_auto_without_a_run_begins_one(finished, tmp_path, capsys):
+    main([runs.read_settings(finished)["data"], *GO, "--output", str(tmp_path / "new"), "--resume", "auto"])
+    run = only_run(tmp_path / "new")
+    assert run.name == finished.name and same(run, finished) and "goes on" not in capsys.readouterr().out
+
+
+def test_auto_goes_on_with_the_newest_of_the_same_settings(finished, half, capsys):
+    other = Path(shutil.copytree(half, half.with_name(half.name + "-2")))
+    text = (other / "args.yaml").read_text()
+    (other / "args.yaml").write_text(text.replace("weight_decay: 0.05", "weight_decay: 0.1"))
+    before = files(other)
+    go(half, "--log-interval", "3", "-b", "4", "--grad-accum-steps", "2")  # which leave the result as it is
+    said = capsys.readouterr()
+    assert "goes on after update 6, in epoch 1 of 2" in said.out and "other settings" not in said.err
+    assert files(other) == before and sorted(p.name for p in half.parent.iterdir()) == [half.name, other.name]
+    assert {p.name for p in half.iterdir()} >= {p.name for p in finished.iterdir()}
+
+
+def test_a_run_that_goes_on_is_the_whole_run(finished, half):
+    go(half)
+    assert same(half, finished) and (half / "summary.csv").read_bytes() == (finished / "summary.csv").read_bytes()
+    assert (half / "best.safetensors").read_bytes() == (finished / "best.safetensors").read_bytes()
+
+
+def test_auto_with_other_settings_begins_a_run(ended):
+    before = files(ended)
+    go(ended, "--weight-decay", "0.1")
+    assert files(ended) == before
+    assert sorted(p.name for p in ended.parent.iterdir()) == [ended.name, f"{ended.name}-2"]
+
+
+@pytest.mark.parametrize("how", ["auto", "folder", "state"])
+def test_a_finished_run_says_its_result_again(how, ended, capsys):
+    before = files(ended)
+    go(ended, resume=dict(auto="auto", folder=ended, state=ended / "state-00000012.pt")[how])
+    out = capsys.readouterr().out
+    row = summary(ended)[-1]
+    assert f"last epoch (2): top-1 {float(row['val_top1']):.2f} %" in out
+    assert "goes on after update 12, in epoch 2 of 2" in out
+    assert files(ended) == before
+
+
+def test_a_run_that_was_killed_while_it_finished(ended, finished):
+    "Between its last state and its table there is a moment."
+    rows = (ended / "summary.csv").read_text().splitlines(keepends=True)
+    (ended / "summary.csv").write_text("".join(rows[:-1]))
+    go(ended)
+    assert (ended / "summary.csv").read_bytes() == (finished / "summary.csv").read_bytes()
+
+
+def test_going_on_in_a_damaged_folder(half, finished, capsys):
+    (half / "state-00000009.pt").write_bytes(b"half a fi")
+    go(half)
+    assert "state-00000009.pt: it is damaged" in capsys.readouterr().err and same(half, finished)
+
+
+@pytest.mark.parametrize("how", ["folder", "state"])
+def test_other_settings_are_named_and_hold(how, half, capsys):
+    go(half, "--weight-decay", "0.2", "--epochs", "3", resume=half if how == "folder" else half / "state-00000006.pt")
+    said = capsys.readouterr().err
+    line = next(x for x in said.splitlines() if "goes on with other settings" in x)
+    assert "weight_decay 0.05 → 0.2" in line and "epochs 2 → 3" in line and "resume" not in line
+    assert len(summary(half)) == 3 and yaml.safe_load((half / "args.yaml").read_text())["settings"]["weight_decay"] == 0.2
+    state = torch.load(half / "state-00000018.pt", weights_only=True)
+    assert {g["weight_decay"] for g in state["optimizer"]["param_groups"]} == {0, 0.2}
+
+
+def test_a_finished_run_can_be_made_longer(ended, capsys):
+    go(ended, "--epochs", "3", resume=ended)
+    assert "epochs 2 → 3" in capsys.readouterr().err and len(summary(ended)) == 3
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_an_average_that_is_new_or_left_out(more, tmp_path, ended):
+    if not more:
+        data = runs.read_settings(ended)["data"]
+        shutil.rmtree(ended)
+        main([data, *GO, "--output", str(ended.parent), "--model-ema"])
+    go(ended, "--epochs", "3", *["--model-ema"] * more, resume=ended)
+    assert len(summary(ended)) == 3
+
+
+def test_a_state_alone_in_a_folder(finished, tmp_path, capsys):
+    (tmp_path / "alone").mkdir()
+    path = shutil.copy(finished / "state-00000006.pt", tmp_path / "alone")
+    main([runs.read_settings(finished)["data"], *GO, "--resume", path])
+    assert "None →" not in capsys.readouterr().err  # nothing is known of its settings
+    assert same(tmp_path / "alone", finished)
+
+
+def test_what_cannot_go_on(ended, stripes, capsys, tmp_path):
+    before, command = files(ended), [str(stripes), *GO, "--output", str(tmp_path / "out"), "--resume"]
+    gone, weights = tmp_path / "gone", ended / "last.safetensors"
+    (tmp_path / "empty").mkdir()
+    torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "w.pth")
+    assert f"Cannot use {gone}: No such file" in refused(capsys, *command, str(gone))
+    assert re.search(f"{weights}: it .*no state of a run", refused(capsys, *command, str(weights)))
+    assert "holds no state to go on from" in refused(capsys, *command, str(tmp_path / "empty"))
+    assert "holds weights, perhaps, but no state" in refused(capsys, *command, str(tmp_path / "w.pth"))
+    assert not (tmp_path / "out").exists() and files(ended) == before
+
+
+def declined(capsys, run, *args):
+    with pytest.raises(SystemExit) as caught:
+        go(run, *args, resume=run)
+    said = capsys.readouterr().err.strip().split("\n")[-1]
+    assert caught.value.code == 2 and said.startswith("metaformer-train: "), said
+    return said
+
+
+def test_a_state_of_another_model(ended, capsys):
+    before, about = files(ended), (ended / "args.yaml").read_bytes()
+    assert "The state is of another model or optimizer." in declined(capsys, ended, "--model", "tiny_convformer")
+    assert files(ended) == before and (ended / "args.yaml").read_bytes() == about
+
+
+@pytest.mark.parametrize("opt", ["sgd", "lamb"])
+def test_a_state_of_another_optimizer(opt, ended, capsys):
+    "It has as many parameters, and another memory."
+    assert "The state is of another model or optimizer." in declined(capsys, ended, "--opt", opt, "--epochs", "3")
+
+
+def test_a_state_from_an_epoch_that_was_cut_in_another_way(half, capsys):
+    state = torch.load(half / "state-00000006.pt", weights_only=True)
+    torch.save(state | dict(step=5, updates=5), half / "state-00000005.pt")
+    (half / "state-00000006.pt").unlink()
+    assert "middle of an epoch of 6 updates, and here are 3" in declined(capsys, half, "-b", "16")
+
+
+def test_the_next_epoch_may_be_cut_in_another_way(half):
+    "As that message says; this is the only kind of state that a run leaves at the end of an epoch."
+    go(half, "-b", "16", resume=half)
+    assert [r["epoch"] for r in summary(half)] == ["1", "2"] and (half / "state-00000006.pt").exists()

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from timm.data import ImageNetInfo
+from timm.utils import ModelEmaV3
 
 import golden
 import loopback
-from metaformer_edu.zoo import MODELS, WeightsError, create_model, load_weights, read_weights, save_weights
+from metaformer_edu.zoo import MODELS, WeightsError, create_model, load_weights, pick_1k, read_weights, rows_21k_to_1k, save_weights, url_of
 
 TINY = [f"tiny_{f}" for f in golden.FAMILIES]
 each_tiny = pytest.mark.parametrize("name", TINY)
@@ -139,6 +141,93 @@ def test_saving_under_a_name_that_would_not_be_read_is_refused(tmp_path):
     assert not any(tmp_path.glob("w*"))
 
 
+# --- saving is all or nothing ---
+
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(WeightsError, match="there is no folder") as error:
+        save_weights(teacher(), tmp_path / "gone/w.safetensors")
+    assert str(tmp_path / "gone/w.safetensors") in str(error.value) and str(error.value).count("\n") == 0
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_file_for_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightsError, match="Cannot write"):
+        save_weights(teacher(), tmp_path / "file/w.safetensors")
+
+
+def test_a_folder_in_the_way(tmp_path):
+    (tmp_path / "w.safetensors").mkdir()
+    with pytest.raises(WeightsError, match="directory"):
+        save_weights(teacher(), tmp_path / "w.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_no_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(WeightsError, match="Permission denied"):
+        save_weights(teacher(), tmp_path / "w.safetensors")
+
+
+@pytest.fixture
+def small_disk():
+    "No file may grow beyond 100 kB; Python makes this an OSError, as it does a full disk."
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, small_disk):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"the old file")
+    with pytest.raises(WeightsError, match="too large") as error:
+        save_weights(teacher(), path)
+    assert str(path) in str(error.value)
+    assert path.read_bytes() == b"the old file" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_safetensors_is_ours(tmp_path, monkeypatch):
+    def save(*args, **kwargs):
+        raise safetensors.SafetensorError("I/O error: broken")
+    monkeypatch.setattr(safetensors.torch, "save", save)
+    with pytest.raises(WeightsError, match="w.safetensors: I/O error: broken"):
+        save_weights(teacher(), tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, OSError])
+def test_what_stops_before_the_rename_leaves_nothing(stopped, tmp_path, monkeypatch):
+    path, first = tmp_path / "w.safetensors", teacher()
+    save_weights(first, path)
+
+    def replace(*args):
+        assert len(list(tmp_path.iterdir())) == 2  # in the same folder: a rename across disks is a copy
+        raise stopped("stop")
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(WeightsError if stopped is OSError else stopped):
+        save_weights(create_model("tiny_caformer"), path)
+    assert list(tmp_path.iterdir()) == [path] and same(load_weights(create_model("tiny_caformer"), path), first)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files as on Linux and macOS")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_others_may_read_it_if_they_may_read_other_files(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        path = save_weights(teacher(), tmp_path / "w.safetensors")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_saving_again_replaces(tmp_path):
+    save_weights(create_model("tiny_caformer"), tmp_path / "w.safetensors")
+    path = save_weights(teacher(), tmp_path / "w.safetensors")
+    assert same(load_weights(create_model("tiny_caformer"), path), teacher()) and list(tmp_path.iterdir()) == [path]
+
+
 # --- training checkpoints ---
 
 WRAPPED = {
@@ -157,6 +246,35 @@ def test_training_checkpoints(wrap, tmp_path, quiet):
     good, bad = teacher(), create_model("tiny_caformer")
     path = saved(wrap(good.state_dict(), bad.state_dict()), tmp_path / "checkpoint-3.pth.tar")
     assert same(create_model("tiny_caformer", checkpoint=path), good)
+
+
+def resumable(model, ema=None):
+    "What a training run writes to go on from: weights, optimizer, scaler, random states, and plain numbers."
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(X).sum().backward()
+    optimizer.step()
+    state = dict(epoch=3, best=dict(epoch=2, val_top1=81.5), args=dict(model="tiny_caformer", lr=4e-3, aa=None, model_ema=ema is not None),
+                 state_dict=model.state_dict(), optimizer=optimizer.state_dict(), scaler=torch.amp.GradScaler("cpu").state_dict(),
+                 rng=[torch.get_rng_state()], log=[dict(epoch=1, train_loss=2.3)])
+    return state | (dict(state_dict_ema=ema.state_dict()) if ema else {})
+
+
+def test_a_resumable_state_without_ema(tmp_path, quiet):
+    model = teacher()
+    path = saved(resumable(model), tmp_path / "state.pt")
+    assert same(create_model("tiny_caformer", checkpoint=path), model)
+    assert read_weights(path).keys() == read_weights(path, use_ema=False).keys() == model.state_dict().keys()
+
+
+def test_a_resumable_state_with_ema(tmp_path, quiet):
+    model = teacher()
+    ema = ModelEmaV3(model).module
+    path = saved(resumable(model, ema), tmp_path / "state.pt")
+    assert not same(model, ema)
+    assert same(create_model("tiny_caformer", checkpoint=path), ema)  # as timm does
+    for use_ema, expected in ((True, ema), (False, model)):
+        state = read_weights(path, use_ema=use_ema)
+        assert all(torch.equal(state[k], v) for k, v in expected.state_dict().items())
 
 
 def test_state_dict_of_a_compiled_model(tmp_path):
@@ -218,6 +336,53 @@ def test_pretrained_fetches_the_published_file_once(site, cache, monkeypatch, ca
     assert "100%" in capfd.readouterr().err
     assert same(create_model("identityformer_s12", pretrained=True), model)
     assert site.requests == [path] and len(kept(cache, "identityformer_s12")) == 1
+
+
+def test_a_published_name_is_fetched(site, cache, monkeypatch, quiet):
+    monkeypatch.setenv("HF_ENDPOINT", site.url)
+    model, path = create_model("identityformer_s12"), "/sail/dl/resolve/main/identityformer/identityformer_s12.pth"
+    site.files[path] = body(model.state_dict())
+    assert same(create_model("identityformer_s12", checkpoint="identityformer_s12"), model)
+    assert same(load_weights(create_model("identityformer_s12"), "identityformer_s12"), model)
+    assert same(create_model("identityformer_s12", pretrained=True), model)
+    assert read_weights("identityformer_s12").keys() == model.state_dict().keys()
+    assert site.requests == [path] and len(kept(cache, "identityformer_s12")) == 1
+
+
+def test_a_file_here_goes_before_a_published_name(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", site.url)
+    monkeypatch.chdir(tmp_path)
+    model = teacher()
+    saved(model.state_dict(), tmp_path / "caformer_s18")
+    assert same(create_model("tiny_caformer", checkpoint="caformer_s18"), model)
+    (tmp_path / "caformer_s36").mkdir()  # a folder holds no weights
+    with pytest.raises(WeightsError, match="Could not download"):
+        create_model("tiny_caformer", checkpoint="caformer_s36")
+    assert url_of("caformer_s18") is None and url_of("caformer_s36") == MODELS["caformer_s36"].url
+
+
+def test_pretrained_means_the_published_weights_whatever_lies_here(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", site.url)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "identityformer_s12").write_text("my notes")
+    with pytest.raises(WeightsError, match="404"):
+        create_model("identityformer_s12", pretrained=True)
+
+
+@pytest.mark.parametrize("source", ["tiny_caformer", "caformer_s81", "caformer_s18.pth", "edu_caformer_s18", "", "."])
+def test_neither_a_file_nor_a_published_name(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match="There is no weight file .*nor a published model.*path or URL.*caformer_s18") as error:
+        read_weights(source)
+    assert source in str(error.value)
+
+
+def test_a_broken_download_by_name_is_not_kept(site, cache, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", site.url)
+    site.files["/sail/dl/resolve/main/caformer/caformer_s18.pth"] = b"<html>"
+    with pytest.raises(WeightsError, match="damaged"):
+        read_weights("caformer_s18")
+    assert not any(cache.iterdir())
 
 
 def test_checkpoint_goes_before_pretrained(site, tmp_path, monkeypatch):
@@ -503,6 +668,83 @@ def test_the_warning_points_to_the_caller(tmp_path):
     with pytest.warns(UserWarning) as said:
         load_weights(create_model("tiny_caformer", num_classes=3), path)
     assert said[0].filename == __file__
+
+
+# --- from ImageNet-21K to 1K ---
+
+FEW, MANY = ImageNetInfo("imagenet-1k"), ImageNetInfo("imagenet-22k")
+
+
+def test_999_classes_have_a_row_of_the_same_wordnet_id():
+    rows = rows_21k_to_1k()
+    assert rows.shape == (1000,) and rows.dtype == torch.int64 and MANY.num_classes() == 21841
+    assert (rows < 0).nonzero().flatten().tolist() == [850] and rows[850] == -1
+    assert rows.max() < 21841 and len(rows.unique()) == 1000
+    for i, row in enumerate(rows.tolist()):
+        if row >= 0:
+            assert FEW.index_to_label_name(i) == MANY.index_to_label_name(row) and FEW.index_to_description(i) == MANY.index_to_description(row)
+    assert FEW.label_names()[850] not in MANY.label_names() and "teddy" in FEW.index_to_description(850)
+
+
+def test_the_map_is_made_once_and_on_the_cpu():
+    rows_21k_to_1k.cache_clear()
+    with torch.device("meta"):
+        assert rows_21k_to_1k().device.type == "cpu"
+    assert rows_21k_to_1k() is rows_21k_to_1k()
+
+
+def test_pick_1k():
+    for head in (torch.randn(21841, 3), torch.randn(21841), torch.randn(21841, 3).bfloat16()):
+        picked, rows = pick_1k(head), rows_21k_to_1k()
+        has = rows >= 0
+        assert picked.dtype == head.dtype and torch.equal(picked[has], head[rows[has]])
+        torch.testing.assert_close(picked[850], head.mean(0))
+        assert rows_21k_to_1k()[850] == -1  # the map stays as it is
+
+
+def knows_21k(family, form, tmp_path):
+    "(a network with 21,841 classes, a file of its weights, arguments that build ours)"
+    if form == "timm":
+        theirs = golden.small_timm(family)
+        theirs.reset_classifier(21841)
+        theirs.load_state_dict({k: golden.weight(k, v.shape) for k, v in theirs.state_dict().items()})
+        if family != "poolformerv2":
+            theirs.head.fc.norm.eps = 1e-5
+        return theirs.eval(), saved(theirs.state_dict(), tmp_path / "timm.pth"), {k: v for k, v in golden.SMALL.items() if k != "num_classes"}
+    model = teacher(f"tiny_{family}", num_classes=21841)
+    return model, save_weights(model, tmp_path / "w.safetensors") if form == "ours" else saved(model.state_dict(), tmp_path / "w.pth"), {}
+
+
+@pytest.mark.parametrize("form", ["published", "timm", "ours"])
+@pytest.mark.parametrize("family", ["poolformerv2", "convformer", "caformer"])
+@torch.inference_mode()
+def test_a_21k_head_becomes_a_1k_head(family, form, tmp_path):
+    big, path, build = knows_21k(family, form, tmp_path)
+    with pytest.warns(UserWarning) as said:
+        model = create_model(f"tiny_{family}", checkpoint=path, num_classes=1000, **build).eval()
+    text = str(said[0].message)
+    assert len(said) == 1 and "anew" not in text and all(w in text for w in ("21841", "1000", "WordNet", "850", "mean"))
+    logits, has = big(X), torch.arange(1000) != 850
+    torch.testing.assert_close(model(X)[:, has], logits[:, rows_21k_to_1k()[has]], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(X)[:, 850], logits.mean(1), rtol=1e-4, atol=1e-4)
+    if form != "timm":  # all else as it was, fc1 and norm of an MLP head too
+        last = "head.fc2." if model.mlp_head else "head."
+        assert all(torch.equal(v, big.state_dict()[k]) for k, v in model.state_dict().items() if not k.startswith(last) or k.count(".") != last.count("."))
+
+
+@pytest.mark.parametrize("known, wanted", [(21841, 999), (21841, 1001), (21842, 1000), (1000, 21841)])
+def test_other_pairs_of_classes_start_anew(known, wanted, tmp_path):
+    path = saved(teacher("tiny_poolformerv2", num_classes=known).state_dict(), tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match="head starts anew"):
+        model = create_model("tiny_poolformerv2", checkpoint=path, num_classes=wanted)
+    assert model.head.weight.std() < 0.03 and not model.head.bias.any()
+
+
+def test_21k_weights_in_a_21k_model_keep_their_head(tmp_path, quiet):
+    model = teacher("tiny_poolformerv2", num_classes=21841)
+    path = saved(model.state_dict(), tmp_path / "w.pth")
+    assert same(create_model("tiny_poolformerv2", checkpoint=path, num_classes=21841), model)
+    assert create_model("tiny_poolformerv2", checkpoint=path, num_classes=0)(X).shape == (2, WIDTH)
 
 
 # --- another number of channels ---

@@ -12,7 +12,7 @@ import golden
 from metaformer_edu import zoo
 from metaformer_edu.blocks import MetaFormerBlock
 from metaformer_edu.core import Table, count_macs, count_params, human
-from metaformer_edu.layers import LayerNormGeneral
+from metaformer_edu.layers import LayerNormGeneral, MlpHead
 from metaformer_edu.mixers import MIXERS, Attention, Identity, Pooling, RandomMixing, SepConv, get_mixer
 from metaformer_edu.model import MetaFormer
 from metaformer_edu.zoo import MODELS, ModelSpec, create_model, list_models, model_table
@@ -163,7 +163,7 @@ def test_repr_stays_the_list_of_modules():
 # --- the table for readers ---
 
 def test_model_table_holds_all_published_models(monkeypatch):
-    monkeypatch.setattr(zoo, "count_macs", lambda *args: 0)  # counted above; 15 seconds
+    monkeypatch.setattr(ModelSpec, "macs", 0)  # counted above; 15 seconds
     table = model_table()
     assert isinstance(table, Table) and {r["model"] for r in table} == golden.BY_NAME.keys()
     rows = {r["model"]: r for r in table}
@@ -324,3 +324,91 @@ def test_misspelt_mixer_name(typed, nearest):
 def test_model_spec_builds_what_it_says():
     row = ModelSpec("mine", "convformer", (1, 1, 1, 1), (8, 16, 24, 32), resolution=32, num_classes=3, data="none")
     assert row.build()(torch.rand(1, 3, 32, 32)).shape == (1, 3) and row.params == count_params(row.build())
+
+
+# --- half precision: the square in the MLP head ---
+
+MLP_HEADS = pytest.mark.parametrize("name", ["tiny_convformer", "tiny_caformer"])
+
+
+def plain(head, x):
+    "The head as the published code has it."
+    return head.fc2(head.head_dropout(head.norm(head.act(head.fc1(x)))))
+
+
+@pytest.mark.parametrize("size", [300., 1e4, 1e5])  # the last is infinite as float16
+def test_the_head_survives_float16_where_the_published_one_does_not(size):
+    torch.manual_seed(0)
+    head, x = MlpHead(512, 10), size * torch.randn(2, 512)
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.float16):
+        logits, naive = head(x), plain(head, x)
+    assert torch.equal(logits, plain(head, x)) and logits.dtype == torch.float32
+    assert naive.isnan().any()
+    logits.sum().backward()
+    assert all(p.grad.isfinite().all() for p in [x, *head.parameters()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_head_takes_features_that_are_half_already(dtype):
+    torch.manual_seed(0)
+    head, x = MlpHead(512, 10), 300 * torch.randn(2, 512, dtype=dtype)
+    with torch.autocast("cpu", dtype):
+        logits = head(x)
+    assert torch.equal(logits, plain(head, x.float())) and logits.isfinite().all()
+
+
+@MLP_HEADS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_with_loud_features_under_autocast(name, dtype):
+    model = golden.fill(create_model(name))
+    with torch.no_grad():
+        model.head.fc1.weight *= 1000  # as if it had grown in training
+    x = golden.images(64, dtype=torch.float32)
+    with torch.autocast("cpu", dtype):
+        tokens = model.forward_features(x)
+        features = model.forward_head(tokens, pre_logits=True)
+        logits, naive = model(x), plain(model.head, features)
+        assert torch.is_autocast_enabled("cpu")  # and on again after the head
+    assert logits.isfinite().all() and naive.isfinite().all() == (dtype == torch.bfloat16)
+    assert torch.equal(logits, plain(model.head, features.float()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_autocast_the_head_is_the_published_one_bit_for_bit(dtype):
+    torch.manual_seed(0)
+    head, x = MlpHead(64, 10, head_dropout=0.5).to(dtype), torch.randn(4, 64, dtype=dtype)
+    for train in (False, True):
+        head.train(train)
+        torch.manual_seed(1)
+        expected = plain(head, x)
+        torch.manual_seed(1)
+        assert torch.equal(head(x), expected) and head(x).dtype == dtype
+
+
+@MLP_HEADS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_in_one_precision(name, dtype):
+    model, x = golden.fill(create_model(name).to(dtype)), golden.images(64, dtype=dtype)
+    logits = model(x)
+    assert logits.dtype == dtype and logits.isfinite().all()
+    torch.testing.assert_close(logits.float(), golden.fill(create_model(name))(x.float()), rtol=0.1, atol=0.2)
+    with torch.autocast("cpu", torch.float16 if dtype == torch.float16 else torch.bfloat16):
+        assert model(x).dtype == dtype and model(x).isfinite().all()  # autocast beside it is harmless
+
+
+@MLP_HEADS
+def test_the_head_under_autocast_is_compiled_and_exported(name):
+    model, x = golden.fill(create_model(name)), golden.images(64, dtype=torch.float32)
+    with torch.autocast("cpu", torch.float16), torch.no_grad():
+        expected = model(x)
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+        exported = torch.export.export(model, (x,)).module()(x)
+    torch.testing.assert_close(compiled, expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(exported, expected, rtol=1e-2, atol=1e-2)
+    torch.compiler.reset()
+
+
+def test_the_head_on_a_device_without_autocast():
+    with torch.device("meta"):
+        assert MlpHead(8, 3)(torch.empty(2, 8)).shape == (2, 3)

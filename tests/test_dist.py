@@ -1,0 +1,147 @@
+"""Who gets which images, and starting processes: what several do together is what one does alone."""
+import os
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from metaformer_edu import dist
+from metaformer_edu.data import DataError, EpochSampler
+from metaformer_edu.dist import BatchShard, Shard, anyone, everyone, gather, launch, open_device, quiet, wrap
+
+
+def parts_of(n, batch, accum, parts, epoch=3, start=0):
+    "The keys of each part, as a list of updates."
+    found = []
+    for part in range(parts):
+        shard = Shard(n, batch, accum, seed=5, part=part, parts=parts)
+        shard.set_epoch(epoch, start)
+        keys = list(shard)
+        assert len(keys) == len(shard)
+        found.append([keys[i:i + batch * accum] for i in range(0, len(keys), batch * accum)])
+    return found
+
+
+# --- training: every update is the same set of images ---
+
+@pytest.mark.parametrize("n, batch, accum, parts", [(48, 4, 1, 2), (50, 4, 2, 2), (1347, 8, 1, 4), (1347, 4, 4, 2), (97, 1, 3, 5),
+                                                    (32, 8, 2, 2), (33, 2, 1, 8)])
+def test_an_update_is_the_same_images_however_many_share_it(n, batch, accum, parts):
+    size = batch * accum * parts
+    alone, = parts_of(n, size, 1, 1)
+    shared = parts_of(n, batch, accum, parts)
+    assert len(alone) == n // size and {len(p) for p in shared} == {len(alone)}
+    for step, update in enumerate(alone):
+        assert [key for part in shared for key in part[step]] == update  # in order: the micro-batches are the same, too
+    keys = [key for update in alone for key in update]
+    assert len(set(keys)) == len(keys) == n // size * size
+    order = EpochSampler(n, 5)
+    order.set_epoch(3)
+    assert keys == list(order)[:len(keys)]
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 20, 21])
+def test_a_start_leaves_out_just_what_is_done(start):
+    whole, rest = parts_of(1347, 16, 2, 2), parts_of(1347, 16, 2, 2, start=start)
+    assert [part[start:] for part in whole] == rest
+
+
+def test_the_next_epoch_is_whole_and_other():
+    shard = Shard(100, 10, part=0, parts=2)
+    shard.set_epoch(0, 3)
+    first = list(shard)
+    shard.set_epoch(1)
+    assert len(first) == 20 and len(list(shard)) == len(shard) == 50 and {epoch for epoch, _ in shard} == {1}
+    other = Shard(100, 10, seed=1, part=0, parts=2)
+    other.set_epoch(1)
+    assert [i for _, i in shard] != [i for _, i in other]
+
+
+@pytest.mark.parametrize("batch, accum, parts", [(11, 1, 1), (6, 2, 1), (6, 1, 2), (2, 3, 2)])
+def test_an_update_larger_than_the_data(batch, accum, parts):
+    with pytest.raises(DataError, match=f"batch of {batch * accum * parts} is larger .* 10 images"):
+        Shard(10, batch, accum, part=0, parts=parts)
+    Shard(12, batch, accum, part=0, parts=parts)
+
+
+# --- validation: every image once, in the batches of one process ---
+
+@pytest.mark.parametrize("n, batch, parts", [(450, 32, 2), (450, 32, 3), (450, 256, 4), (5, 2, 3), (7, 7, 2), (1, 1, 3), (12, 4, 3)])
+def test_every_held_out_image_once(n, batch, parts):
+    shards = [BatchShard(n, batch, part, parts) for part in range(parts)]
+    keys = [list(s) for s in shards]
+    assert sorted(sum(keys, [])) == list(range(n)) and [len(s) for s in shards] == [len(k) for k in keys]
+    batches = [k[i:i + batch] for k in keys for i in range(0, len(k), batch)]
+    assert sorted(batches) == [list(range(i, min(i + batch, n))) for i in range(0, n, batch)]  # so the last bit is the same
+
+
+def rows(*index):
+    return dict(index=torch.tensor(index), label=torch.tensor(index) * 10) if index else {}
+
+
+@pytest.mark.parametrize("parts", [[rows(0, 1, 4), rows(2, 3)], [rows(2, 3), rows(0, 1, 4), {}], [{}, rows(0, 1, 2, 3, 4)]])
+def test_gather_puts_all_in_order(parts, monkeypatch):
+    monkeypatch.setattr(dist, "world_size", lambda: len(parts))
+    monkeypatch.setattr(dist.dist, "all_gather_object", lambda found, mine: found.__setitem__(slice(None), parts))
+    found = gather(parts[0])
+    assert found["index"].tolist() == [0, 1, 2, 3, 4] and found["label"].tolist() == [0, 10, 20, 30, 40]
+
+
+def test_alone_nothing_is_asked_of_others():
+    assert gather(rows(1, 0))["label"].tolist() == [0, 10]
+    assert everyone("me") == ["me"] and anyone(True) and not anyone(False)
+    model = nn.Linear(1, 1)
+    assert wrap(model) is model
+    with quiet(model, last=False):
+        model(torch.ones(1)).sum().backward()
+    assert model.bias.grad is not None
+
+
+# --- devices ---
+
+@pytest.mark.parametrize("name", ["toaster", "cuda:97", "meta", "cpu:x", "mps:9"])
+def test_a_device_that_is_not_there(name):
+    with pytest.raises(ValueError, match=f"no device '{name}' on this machine: try --device (cpu|cuda|mps)"):
+        open_device(name)
+
+
+def test_devices_that_are_there(monkeypatch):
+    assert open_device("cpu") == torch.device("cpu") and open_device().type in ("cpu", "cuda", "mps")
+    monkeypatch.setenv("RANK", "0"), monkeypatch.setenv("WORLD_SIZE", "1"), monkeypatch.setenv("LOCAL_RANK", "96")
+    with pytest.raises(ValueError, match="no device 'cuda:96'"):  # each process asks for its own
+        open_device("cuda")
+
+
+# --- launching ---
+
+def test_launch_gives_what_the_processes_print(tmp_path, capfd):
+    script = tmp_path / "hello.py"
+    script.write_text("import os, sys; os.write(1, f'{os.environ[\"RANK\"]} of {os.environ[\"WORLD_SIZE\"]} {sys.argv[1]} "
+                      "{os.getppid()}\\n'.encode())")
+    out = launch(script, "it's", processes=2)
+    said = [line.rsplit(" ", 1) for line in out.splitlines() if " of 2" in line]
+    assert sorted(text for text, _ in said) == ["0 of 2 it's", "1 of 2 it's"]
+    assert str(os.getpid()) not in [parent for _, parent in said]  # torchrun is between: this process is not forked
+    assert all(text in capfd.readouterr().out for text in (out,))
+
+
+def test_launch_tells_the_last_words(tmp_path, capfd):
+    script = tmp_path / "fails.py"
+    script.write_text("import sys; sys.exit('all is lost')")
+    with pytest.raises(RuntimeError, match="ended with status 1: (.|\n)*all is lost"):
+        launch(script, processes=1, show=False)
+    assert capfd.readouterr().out == ""
+
+
+def test_launch_never_forks_this_process(monkeypatch, tmp_path):
+    def fork():
+        raise AssertionError("a notebook's kernel must not be forked")
+    monkeypatch.setattr(os, "fork", fork)
+    seen = []
+    real = dist.subprocess.Popen
+    monkeypatch.setattr(dist.subprocess, "Popen", lambda command, **kwargs: seen.append(command) or real(
+        [sys.executable, "-c", "print('done')"], **kwargs))
+    assert launch("-m", "some.module", "-b", 8, processes=3) == "done\n"
+    assert seen[0][:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert seen[0][3:] == ["--standalone", "--nproc-per-node=3", "-m", "some.module", "-b", "8"]
