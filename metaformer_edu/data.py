@@ -2,25 +2,26 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'RED', 'VAL', 'dice', 'Pictures', 'DataInfo', 'load_digits', 'load_shapes', 'EpochSampler', 'DataError',
-           'make_loaders', 'show_batch', 'class_name', 'show_predictions', 'sheet_title', 'imagenet_transforms',
-           'read_image', 'subfolders', 'some', 'ClassFolders', 'find_folders', 'find_split', 'load_folder', 'choice',
-           'Readable', 'imagenet_labels', 'load_data', 'check_options', 'load_val', 'load_split']
+           'make_loaders', 'show_batch', 'class_name', 'show_predictions', 'sheet_title', 'posterize',
+           'imagenet_transforms', 'read_image', 'subfolders', 'some', 'ClassFolders', 'find_folders', 'find_split',
+           'load_folder', 'choice', 'Readable', 'load_data', 'check_options', 'load_val', 'load_split']
 
-# %% ../nbs/06_data.ipynb #0b6067cd
+# %% ../nbs/06_data.ipynb #0b86adf5
 import inspect, os, random, sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo, create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, auto_augment, create_transform
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 from torchvision.transforms import v2
 from .core import close, did_you_mean, show_images, to_array
+from .zoo import imagenet_labels
 from .shapes import TASKS, Shapes
 
 # %% ../nbs/06_data.ipynb #48a786c9
@@ -126,7 +127,7 @@ class DataError(ValueError):
         # a loader's worker wraps an error's message in a traceback: keep the sentence
         super().__init__(str(message).rpartition('DataError: ')[2].strip())
 
-# %% ../nbs/06_data.ipynb #ff4abc1b
+# %% ../nbs/06_data.ipynb #128251dc
 def make_loaders(train:Dataset, val:Dataset, # as from `load_data`
                  batch_size:int=32, # images in a step
                  workers:int=0, # processes that prepare images beside the training
@@ -134,11 +135,12 @@ def make_loaders(train:Dataset, val:Dataset, # as from `load_data`
                  pin_memory:bool=False, # faster copies to a GPU
                  val_batch_size:int=None, # images in a step of the validation; None: `batch_size`
                  samplers:tuple=(None, None), # of other keys than all in random order, and all in order
+                 on_worker=None, # called in each worker with its number when it starts
                 )->tuple: # (training loader, validation loader)
     "Loaders in which the number of workers changes the speed and nothing else."
     if samplers[0] is None and batch_size > len(train):
         raise DataError(f'A batch of {batch_size} is larger than the training set: it has {len(train)} images.')
-    options = dict(num_workers=workers, persistent_workers=workers > 0, pin_memory=pin_memory,
+    options = dict(num_workers=workers, persistent_workers=workers > 0, pin_memory=pin_memory, worker_init_fn=on_worker,
                    generator=torch.Generator().manual_seed(seed)) # its own: the model's dice stay untouched
     order = EpochSampler(len(train), seed) if samplers[0] is None else samplers[0]
     return (DataLoader(train, batch_size, sampler=order, drop_last=True, **options),
@@ -187,6 +189,14 @@ def sheet_title(wrong:int, total:int, n:int)->str:
     if wrong >= min(n, total): return f'{min(n, wrong)} of {wrong} wrong answers in {total} images (red), the surest first'
     first = f'Wrong answers: {wrong} of {total} images (red)' if wrong else f'No wrong answer in {total} images'
     return f'{first}, then the least sure of the right ones'
+
+# %% ../nbs/06_data.ipynb #6a2039cd
+def posterize(image, bits:int, **_):
+    "Keep the first `bits` bits of each colour; with none the image is black."
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+# at its highest level timm asks for 0 bits, which newer Pillow refuses
+auto_augment.NAME_TO_OP.update({k: posterize for k, op in auto_augment.NAME_TO_OP.items() if op is auto_augment.posterize})
 
 # %% ../nbs/06_data.ipynb #a2c94cc5
 def imagenet_transforms(img_size:int=224, # height and width in pixels
@@ -279,14 +289,14 @@ def choice(unreadable:str)->tuple: # (for training, for validation), as `Picture
     if unreadable in ('stop', 'skip'): return ('next', 'drop') if unreadable == 'skip' else ('stop', 'stop')
     raise ValueError(did_you_mean(unreadable, ['stop', 'skip'], 'way with unreadable images'))
 
-# %% ../nbs/06_data.ipynb #936bc508
+# %% ../nbs/06_data.ipynb #cd801759
 class Readable(Dataset):
     "Images of which some cannot be read; those are marked in `skipped`."
     def __init__(self, images, # raises DataError for some of them
                  unreadable:str): # 'next': the next image stands in; 'drop': a black one with the label -1
         if unreadable not in ('next', 'drop'): raise ValueError(did_you_mean(unreadable, ['stop', 'next', 'drop'], 'choice'))
-        self.images, self.unreadable = images, unreadable
-        self.skipped = torch.zeros(len(images), dtype=torch.bool).share_memory_() # the workers mark, we count
+        # the workers mark, we count
+        self.images, self.unreadable, self.skipped = images, unreadable, torch.zeros(len(images), dtype=torch.bool).share_memory_()
 
     def __len__(self): return len(self.images)
 
@@ -299,12 +309,6 @@ class Readable(Dataset):
                     print(f'{error} {what}\n', end='', file=sys.stderr, flush=True) # in one piece: other workers print too
             if self.unreadable == 'drop' and not self.skipped.all(): return Image.new('RGB', (64, 64)), -1
         raise DataError(f'None of the {len(self)} images can be read.')
-
-# %% ../nbs/06_data.ipynb #85f3bfd8
-def imagenet_labels(class_names)->list: # or None, if one of the names is no such id
-    "ImageNet-1K's labels of WordNet ids: 'n01440764' is 0. A folder need not have all of them."
-    known = {name: i for i, name in enumerate(ImageNetInfo().label_names())}
-    return [known[name] for name in class_names] if known.keys() >= set(class_names) else None
 
 # %% ../nbs/06_data.ipynb #373b1d58
 def load_data(data='digits', # a key of `SOURCES`, or a folder
@@ -324,7 +328,7 @@ def check_options(data, options, *functions):
     for name in options:
         if name not in known: raise DataError(f"{data} takes no option {name!r}. It takes {', '.join(known)}.")
 
-# %% ../nbs/06_data.ipynb #b0a1c7f3
+# %% ../nbs/06_data.ipynb #ab253a51
 def load_val(data='digits', # a key of `SOURCES`, or a folder
              img_size:int=None, # height and width in pixels; None: 64 for a source, 224 for a folder
              split:str=None, # the part to open; None: the held-out part
@@ -341,6 +345,5 @@ def load_val(data='digits', # a key of `SOURCES`, or a folder
 def load_split(root, split, img_size:int, unreadable:str='stop', crop_pct:float=1., interpolation:str='bicubic')->tuple:
     "The part of `load_val` that opens a folder."
     root, how = Path(os.path.expanduser(root)), choice(unreadable)[1]
-    images = ClassFolders(find_split(root, split))
-    _, test = imagenet_transforms(img_size, crop_pct, interpolation)
+    images, (_, test) = ClassFolders(find_split(root, split)), imagenet_transforms(img_size, crop_pct, interpolation)
     return Pictures(images, test, unreadable=how), DataInfo(root.resolve().name, images.classes, img_size)

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'COLORS', 'make_schedule', 'Step', 'seeded_gpu', 'Epoch', 'Loop', 'Clock', 'TrainingStopped',
-           'check_loss', 'Sums', 'Books', 'Resumable', 'my_part', 'Ready', 'Trainer', 'fit', 'draw_curves']
+           'check_loss', 'Sums', 'Books', 'Resumable', 'load_moments', 'my_part', 'Ready', 'Trainer', 'fit',
+           'draw_curves']
 
 # %% ../nbs/08a_loop.ipynb #c2789bd1
 import itertools, math, os, sys, time
@@ -38,7 +39,7 @@ def make_schedule(optimizer, epochs:int,
     return create_scheduler_v2(optimizer, sched, epochs, min_lr=min_lr, warmup_lr=warmup_lr, warmup_epochs=warmup_epochs,
                                step_on_epochs=not on_updates, updates_per_epoch=steps)[0]
 
-# %% ../nbs/08a_loop.ipynb #e326daa6
+# %% ../nbs/08a_loop.ipynb #2f8302a1
 class Step:
     "One update of the weights. `Trainer` fills in what the methods use."
     def loss(self, images, labels):
@@ -52,20 +53,21 @@ class Step:
         "Predict, compare, ask, move, forget."
         total = 0.
         for n, (images, labels) in enumerate(batches):
-            with quiet(self.parallel, last=n == self.accum - 1), self.dice(n):
+            with quiet(self.parallel, last=n == self.accum - 1), self.seeded(n):
                 loss = self.loss(images, labels) / self.accum
-                self.scaler.scale(loss).backward()
+                self.scaler.scale(loss).backward(1 + 0 * loss.detach()) # 1, or no number if the loss is none
             total = total + loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.weights if p.grad is not None])
-        if self.clip_grad: dispatch_clip_grad(self.weights, self.clip_grad, mode=self.clip_mode)
+        if self.clip_grad: # agc leaves the last layer alone
+            dispatch_clip_grad(self.weights[:-2] if self.clip_mode == 'agc' else self.weights, self.clip_grad, mode=self.clip_mode)
         self.scaler.step(self.optimizer) # which it leaves out if a gradient is no number
         self.scaler.update(None if self.amp == torch.float16 else 1.)
         self.optimizer.zero_grad()
         if self.ema: self.ema.update(self.model)
         self.count(total, norm)
 
-    def dice(self, n:int):
+    def seeded(self, n:int):
         "Random numbers that depend on the seed, the update and the batch in it, whoever computes it."
         block = dice(self.seed + 2**32, self.updates, rank() * self.accum + n) # other dice than the images'
         return seeded_gpu(block) if self.device.type == 'cuda' else block
@@ -78,12 +80,13 @@ def seeded_gpu(block):
         torch.cuda.manual_seed(torch.initial_seed())
         yield
 
-# %% ../nbs/08a_loop.ipynb #0134f5d5
+# %% ../nbs/08a_loop.ipynb #93cf2424
 class Epoch(Step):
     "An epoch of updates, and a measurement after it."
     def open_loader(self):
         "The batches that are left of this epoch."
-        self.loaders[0].sampler.set_epoch(self.epoch, *([self.step] if self.step else []))
+        start, sampler = [self.step] if self.step else [], self.loaders[0].sampler
+        if start or hasattr(sampler, 'set_epoch'): sampler.set_epoch(self.epoch, *start) # a plain sampler knows no epochs
         if self.mixup: self.mixup.mixup_enabled = not 0 < self.mixup_off_epoch <= self.epoch
         return self.loaders[0]
 
@@ -146,34 +149,34 @@ class Clock:
     def waiting(self)->float: # 0 to 1
         return self.waited / max(self.seconds or time.perf_counter() - self.start, 1e-9)
 
-# %% ../nbs/08a_loop.ipynb #d0b6d38f
+# %% ../nbs/08a_loop.ipynb #01831ba0
 class TrainingStopped(RuntimeError):
     "Training cannot go on; the message says why and what to try."
 
 def check_loss(loss:float, epoch:int, lr:float):
-    "Raise TrainingStopped for a loss that is infinite or no number."
+    "Raise TrainingStopped for a validation loss that is infinite or no number."
     if math.isfinite(loss): return
-    raise TrainingStopped(f'The loss is {loss} in epoch {epoch + 1} at a learning rate of {lr:.2g}: '
+    raise TrainingStopped(f'The validation loss is {loss} in epoch {epoch + 1} at a learning rate of {lr:.2g}: '
                           'try a tenth of the rate, a longer warm-up, or --clip-grad 1.')
 
-# %% ../nbs/08a_loop.ipynb #6d5963f0
+# %% ../nbs/08a_loop.ipynb #04525e24
 class Sums(Loop):
     "What is counted on the way."
     def forget(self): # bad updates in a row go on over epochs
         "Start the sums of an epoch."
-        self.sums = torch.zeros(2, device=self.device, dtype=torch.float32 if self.device.type == 'mps' else torch.float64)
+        self.sums = torch.zeros(3, device=self.device, dtype=torch.float32 if self.device.type == 'mps' else torch.float64)
 
     def count(self, loss, norm):
-        "Add up losses and bad updates, on the device."
+        "Add up losses, bad updates and updates, on the device."
         bad = ~torch.isfinite(norm + loss)
-        self.sums += torch.stack([torch.where(bad, 0., loss), bad]).to(self.sums)
+        self.sums += torch.stack([torch.where(bad, 0., loss), bad, torch.ones_like(bad)]).to(self.sums)
         self.in_row = (self.in_row + 1) * bad
         self.longest = torch.maximum(self.longest, self.in_row)
 
     def mean_loss(self)->float: # of this epoch's good updates, over all processes
         "The training loss so far."
         loss = sum(s[0] for s in everyone(self.sums.tolist())) / world_size()
-        good = self.step - self.sums[1].item()
+        good = (self.sums[2] - self.sums[1]).item()
         return loss / good if good else math.nan
 
 # %% ../nbs/08a_loop.ipynb #a802f0fb
@@ -199,7 +202,7 @@ class Books(Sums):
                    images_per_s=images / self.clock.seconds, waiting=self.clock.waiting)
         return dict(epoch=self.epoch + 1, **{k: float(f'{v:.6g}') for k, v in row.items()}, bad_steps=int(self.sums[1]))
 
-# %% ../nbs/08a_loop.ipynb #1c27b197
+# %% ../nbs/08a_loop.ipynb #e682d728
 class Resumable(Books):
     "A loop that can be left and entered between any two updates."
     def state(self)->dict: # all processes must ask, since each has its own sums
@@ -207,30 +210,40 @@ class Resumable(Books):
         averaged = dict(state_dict_ema=self.ema.module.state_dict()) if self.ema else {}
         return dict(updates=self.updates, epoch=self.epoch, step=self.step, steps=self.steps, log=list(self.log),
                     sums=everyone(self.sums.tolist()), in_row=[int(self.in_row), int(self.longest)], scaler=self.scaler.state_dict(),
-                    state_dict=self.model.state_dict(), **averaged, optimizer=self.optimizer.state_dict())
+                    state_dict=self.model.state_dict(), **averaged, optimizer=self.optimizer.state_dict(),
+                    kind=type(self.optimizer).__name__)
 
     def load(self, state:dict):
         "Go on from a state; ValueError if it is another model's, or cuts the epoch in another way."
-        if state['step'] and state['steps'] != self.steps:
+        if 0 < state['step'] < state['steps'] != self.steps:
             raise ValueError(f"The state is from the middle of an epoch of {state['steps']} updates, and here are {self.steps}: "
                              'keep the number of images in an update, or resume from a state at the end of an epoch.')
         try:
             self.model.load_state_dict(state['state_dict'])
             if self.ema: self.ema.module.load_state_dict(state.get('state_dict_ema', state['state_dict']))
-            self.optimizer.load_state_dict(state['optimizer'])
+            load_moments(self.optimizer, state, set() if self.schedule is None else {'lr'}) # which the schedule sets
         except (RuntimeError, ValueError, KeyError) as error: raise ValueError('The state is of another model or optimizer.') from error
         self.scaler.load_state_dict(state['scaler'])
-        self.epoch, self.step, self.log = state['epoch'], state['step'], Table(state['log'])
-        self.sums += torch.tensor(my_part(state['sums'])).to(self.sums)
+        self.epoch, self.log = state['epoch'], Table(state['log'])
+        self.step = self.steps if state['step'] == state['steps'] else state['step']
+        self.sums = torch.tensor(my_part(state['sums']), dtype=self.sums.dtype, device=self.device)
         self.in_row, self.longest = (torch.tensor(n, device=self.device) for n in state['in_row'])
+
+# %% ../nbs/08a_loop.ipynb #dc03a6ac
+def load_moments(optimizer, state:dict, also):
+    "Give an optimizer back what it remembers of earlier gradients; of its settings only those named in `also`."
+    if state['kind'] != type(optimizer).__name__: raise ValueError(f"The state is of {state['kind']}.")
+    own = [{key: group[key] for key in optimizer.defaults.keys() - also if key in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state['optimizer'])
+    for group, settings in zip(optimizer.param_groups, own): group.update(settings)
 
 def my_part(parts:list)->list: # what this process goes on with
     "One entry a process; if there are now more or fewer processes, the first takes their sum."
     if len(parts) == world_size(): return parts[rank()]
-    bad = max(p[1] for p in parts) # an update is bad for all or for none
-    return [sum(p[0] for p in parts) * world_size() / len(parts) if rank() == 0 else 0., bad]
+    loss = sum(p[0] for p in parts) * world_size() / len(parts) if rank() == 0 else 0.
+    return [loss, *parts[0][1:]] # an update is bad for all or for none
 
-# %% ../nbs/08a_loop.ipynb #8a35a213
+# %% ../nbs/08a_loop.ipynb #9a9b9409
 class Ready(Resumable):
     "What `Trainer` does when it is made."
     def __post_init__(self):
@@ -245,13 +258,19 @@ class Ready(Resumable):
         self.soft_loss = SoftTargetCrossEntropy()
         self.forget()
 
+    def close(self):
+        "Let the loaders' workers and the other processes go; the model stays."
+        self.net = self.parallel = self.model
+        for loader in self.loaders:
+            if iterator := getattr(loader, '_iterator', None): iterator._shutdown_workers()
+
     @property
     def updates(self)->int: return self.epoch * self.steps + self.step
 
     @property
     def rate(self)->float: return self.optimizer.param_groups[0]['lr']
 
-# %% ../nbs/08a_loop.ipynb #b273885d
+# %% ../nbs/08a_loop.ipynb #6a86e157
 @dataclass
 class Trainer(Ready):
     "A model that learns: all that changes from update to update, and the loop that changes it."
@@ -259,24 +278,24 @@ class Trainer(Ready):
     loaders:tuple # (training loader, validation loader), as from `make_loaders`
     optimizer:object # over the model's parameters
     schedule:object=None # as from `make_schedule`; None: a constant rate
-    epochs:int=10
+    epochs:int=10 # in all, with those already done
     loss_fn:object=field(default_factory=lambda: nn.CrossEntropyLoss(label_smoothing=0.1))
     accum:int=1 # batches in an update
     amp:torch.dtype=None # torch.bfloat16 or torch.float16; None: full precision
     ema:ModelEmaV3=None # timm's average of the weights
     mixup:Mixup=None # timm's mixup and cutmix
     mixup_off_epoch:int=0 # no blending from this epoch on; 0: never
-    clip_grad:float=None
+    clip_grad:float=None # longest gradient; None: no limit
     clip_mode:str='norm' # or 'value' or 'agc'
     backend:str=None # of torch.compile; None: not compiled
     seed:int=0 # of drop path, dropout and mixup
     log_interval:int=10 # updates between two looks at the loss
-    max_bad:int=10 # bad updates in a row
+    max_bad:int=10 # bad updates in a row before it stops, looked at every `log_interval`
     progress:bool=True # a bar with loss, rate, images/s and the share of time that waits for data
     on_update:object=None # called with the trainer after each update
     on_epoch:object=None # called with each row of the log
 
-# %% ../nbs/08a_loop.ipynb #4f647fdd
+# %% ../nbs/08a_loop.ipynb #923c4088
 def fit(model:nn.Module, # a classifier, on the device where it is to be trained
         loaders, # (training loader, validation loader), as from `make_loaders`
         optimizer, # over the model's parameters; its rate is the highest of the schedule
@@ -285,12 +304,12 @@ def fit(model:nn.Module, # a classifier, on the device where it is to be trained
         smoothing:float=0.1, # of the labels, 0 to 1
         **kwargs, # any other argument of `Trainer`
        )->Table: # the log, one row an epoch
-    "Train `model`, evaluate it after every epoch, and return the log."
+    "Train `model`, evaluate it after every epoch, and return the log. Raises TrainingStopped if it cannot go on."
     schedule = make_schedule(optimizer, epochs, len(loaders[0]) // kwargs.get('accum', 1), warmup_epochs, min_lr)
     loss_fn = nn.CrossEntropyLoss(label_smoothing=smoothing)
     return Trainer(model, loaders, optimizer, schedule, epochs, loss_fn, **kwargs).fit()
 
-# %% ../nbs/08a_loop.ipynb #bc2a1aa0
+# %% ../nbs/08a_loop.ipynb #85b162c8
 COLORS = ['#4477aa', '#ee6677', '#228833', '#aa3377', '#ccbb44']
 
 def draw_curves(logs, # a log from `fit`, or a dictionary of names and logs
@@ -299,12 +318,12 @@ def draw_curves(logs, # a log from `fit`, or a dictionary of names and logs
     logs = logs if isinstance(logs, dict) else {'': logs}
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.2), layout='constrained')
     for (name, log), color in zip(logs.items(), itertools.cycle(COLORS)):
-        column = lambda key: [row[key] for row in log]
+        column = lambda key: [row.get(key) for row in log]
         left.plot(column('epoch'), column('train_loss'), '--', color=color)
         left.plot(column('epoch'), column('val_loss'), color=color)
         label = f"{name} {log[-1]['val_top1']:.2f} %".strip()
         right.plot(column('epoch'), column('val_top1'), 'o-', color=color, label=label)
-        if 'ema_top1' in log[-1]:
+        if log[-1].get('ema_top1') is not None:
             label = f"{name} average {log[-1]['ema_top1']:.2f} %".strip()
             right.plot(column('epoch'), column('ema_top1'), ':', color=color, label=label)
     left.plot([], [], '--', color='gray', label='training'), left.plot([], [], color='gray', label='validation')

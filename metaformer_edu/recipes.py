@@ -4,8 +4,9 @@
 __all__ = ['FOLDER', 'DEFAULTS', 'SMALL', 'OF_FOLDERS', 'GONE_HERE', 'list_recipes', 'read_recipe', 'recipe_table', 'Help',
            'add_what', 'add_how', 'add_images', 'add_where', 'reference_rate', 'settle', 'check_settings', 'parse']
 
-# %% ../nbs/08b_recipes.ipynb #57447c79
+# %% ../nbs/08b_recipes.ipynb #3056319c
 import argparse, os
+from importlib.util import find_spec
 from pathlib import Path
 import yaml
 from timm.optim import list_optimizers
@@ -52,18 +53,18 @@ DEFAULTS = dict( # img_size None: the model's own; threads None: PyTorch's choic
 SMALL = dict(img_size=64, epochs=10, batch_size=32, warmup_epochs=2, cooldown_epochs=0, sched_on_updates=True, mixup=0.,
              cutmix=0., seed=0, log_interval=10, workers=0, threads=1) # for digits and shapes
 
-# %% ../nbs/08b_recipes.ipynb #a3c9eedf
+# %% ../nbs/08b_recipes.ipynb #b68fc3ce
 class Help(argparse.HelpFormatter):
     "Adds the defaults to the help, those for the small sets too."
     def __init__(self, *args, **kwargs): super().__init__(*args, max_help_position=30, width=98, **kwargs)
 
     def _get_help_string(self, action):
-        write = lambda v: ' '.join(map(write, v)) if isinstance(v, list) else f'{v:.3g}' if isinstance(v, float) else str(v)
+        write = lambda v: ' '.join(map(write, v)) if isinstance(v, list) else f'{v:g}' if isinstance(v, float) else str(v)
         value, small = DEFAULTS.get(action.dest), SMALL.get(action.dest)
         if value is None or value is False or 'default' in action.help: return action.help
         return f"{action.help} (default {write(value)}{'' if small is None else f'; {write(small)} for digits and shapes'})"
 
-# %% ../nbs/08b_recipes.ipynb #04d79e6c
+# %% ../nbs/08b_recipes.ipynb #9baade56
 def add_what(parser):
     "Flags that say what is trained on what."
     add = parser.add_argument_group('what').add_argument
@@ -75,21 +76,21 @@ def add_what(parser):
     add('--initial-checkpoint', metavar='PATH', help='start from these weights: a file, a URL or a published model')
     add('--resume', metavar='PATH', help="go on with a run: its folder or state; 'auto': the newest of the same settings")
     add('--num-classes', type=number(int, 2), metavar='N', help='outputs of the model (default: the classes in the data)')
-    add('--img-size', type=number(int, 8), metavar='N', help="height and width in pixels (default: the model's own)")
+    add('--img-size', type=number(int, 8), metavar='N', help="height and width in pixels (default: the model's own; 64 for digits and shapes)")
     add('--crop-pct', type=number(float, 0.01, 1), metavar='P', help='share of the side kept of a held-out image (default 1)')
     add('--drop-path', type=number(float, 0, 0.99), metavar='P', help='chance that the last block is skipped, less for earlier ones')
     add('--head-dropout', type=number(float, 0, 0.99), metavar='P', help='dropout before the last layer')
     add('--grad-checkpointing', action='store_true', help='less memory: forget what happens inside stages, and do it again')
     add('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the model (backend: inductor)')
 
-# %% ../nbs/08b_recipes.ipynb #ad7e68f0
+# %% ../nbs/08b_recipes.ipynb #da9a6906
 def add_how(parser):
     "Flags that say how it learns."
     add = parser.add_argument_group('how it learns').add_argument
     add('--epochs', type=number(int, 1), metavar='N', help='passes over the training images')
     add('-b', '--batch-size', type=number(int, 1), metavar='N', help='images at once in one process')
     add('-vb', '--validation-batch-size', type=number(int, 1), metavar='N', help='the same for held-out images (default: as -b)')
-    add('--grad-accum-steps', type=number(int, 1), metavar='N', help='batches before each update; a recipe without -b chooses')
+    add('--grad-accum-steps', type=number(int, 1), metavar='N', help='batches before each update; with a recipe, as many as it takes')
     add('--opt', metavar='NAME', help="one of timm's optimizers")
     add('--opt-eps', type=number(float, 0), metavar='E', help="the optimizer's epsilon (default: its own)")
     add('--opt-betas', type=number(float, 0, 1), nargs='+', metavar='B', help="the optimizer's betas (default: its own)")
@@ -101,17 +102,18 @@ def add_how(parser):
     add('--sched-on-updates', action=argparse.BooleanOptionalAction, help='change the rate at every update instead of every epoch'
         ' (default: only for digits and shapes)')
     add('--lr', type=number(float, 1e-12), metavar='LR', help='the highest rate, for the images of one update over all processes '
-        "(default: the recipe's, or 4e-3 for 4096 images, 2e-3 for 32 digits, in proportion)")
+        "(default: the recipe's, or 4e-3 for 4096 images, 2e-3 for 32 digits, 1e-3 for 32 shapes, in proportion)")
     add('--warmup-lr', type=number(float, 0), metavar='LR', help='the rate at the beginning')
     add('--min-lr', type=number(float, 0), metavar='LR', help='the rate at the end, at most --lr')
-    add('--warmup-epochs', type=number(int, 0), metavar='N', help='epochs of rising rate, by default at most a quarter of all')
-    add('--cooldown-epochs', type=number(int, 0), metavar='N', help='more epochs at the last rate, by default at most a thirtieth')
+    add('--warmup-epochs', type=number(int, 0), metavar='N', help='epochs of rising rate; if not given, at most a quarter of all')
+    add('--cooldown-epochs', type=number(int, 0), metavar='N', help='more epochs at the last rate; if not given, at most a thirtieth')
     add('--model-ema', action='store_true', help='keep a moving average of the weights, and validate that too')
     add('--model-ema-decay', type=number(float, 0, 1), metavar='D', help='share of the average that stays at an update')
     add('--model-ema-force-cpu', action='store_true', help='keep the average in main memory')
 
-# %% ../nbs/08b_recipes.ipynb #f1eb4250
-OF_FOLDERS = ['scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'aa', 'reprob', 'remode', 'recount', 'train_interpolation', 'crop_pct']
+# %% ../nbs/08b_recipes.ipynb #8df943c7
+OF_FOLDERS = ['scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'aa', 'reprob', 'remode', 'recount', 'train_interpolation',
+              'crop_pct', 'skip_unreadable']
 
 def add_images(parser):
     "Flags that say how training images are disturbed."
@@ -149,10 +151,10 @@ def add_where(parser):
     add('--max-bad-steps', type=number(int, 1), metavar='N', help='updates in a row whose gradient is no number, before it stops')
     add('--tensorboard', action='store_true', help='write for TensorBoard too (pip install tensorboard)')
 
-# %% ../nbs/08b_recipes.ipynb #e375231a
+# %% ../nbs/08b_recipes.ipynb #73a10f42
 def reference_rate(s:dict, small:bool)->tuple: # (rate, images in an update for which it is meant)
     "The published rate for this model and optimizer, else the paper's for AdamW."
-    if small: return 2e-3, 32
+    if small: return (2e-3 if s['data'] == 'digits' else 1e-3), 32
     recipe = read_recipe(s['recipe']) if s['recipe'] else next(
         (r for r in map(read_recipe, list_recipes(s['model'] + '_*')) if r['model'] == s['model'] and r['opt'] == s['opt']), {})
     return recipe.get('lr', 4e-3), recipe.get('global_batch', 4096)
@@ -162,6 +164,7 @@ def settle(given:dict, # what was typed
           )->dict: # every setting; ValueError if they contradict each other
     "Fill in what was not typed."
     small, recipe = given.get('data', 'digits') in SOURCES, read_recipe(given['recipe']) if 'recipe' in given else {}
+    if given.get('pretrained'): recipe.pop('initial_checkpoint', None)
     s = {**DEFAULTS, **(SMALL if small else {}), **{k: v for k, v in recipe.items() if k != 'lr'}, **given}
     if 'global_batch' in recipe and 'grad_accum_steps' not in given:
         s['grad_accum_steps'] = max(1, round(recipe['global_batch'] / (s['batch_size'] * world)))
@@ -177,7 +180,7 @@ def settle(given:dict, # what was typed
     s['total_epochs'] = s['epochs'] + s['cooldown_epochs']
     return check_settings(s, given, small)
 
-# %% ../nbs/08b_recipes.ipynb #e9061a13
+# %% ../nbs/08b_recipes.ipynb #d5a434b4
 def check_settings(s:dict, given:dict, small:bool)->dict: # the settings
     "ValueError, in one sentence, if settings contradict each other."
     if s['min_lr'] > s['lr']: raise ValueError(f"--min-lr {s['min_lr']:g} is more than --lr {s['lr']:g}.")
@@ -188,6 +191,10 @@ def check_settings(s:dict, given:dict, small:bool)->dict: # the settings
     if s['opt'].lower() not in list_optimizers(): raise ValueError(did_you_mean(s['opt'], list_optimizers(), 'optimizer'))
     if (s['mixup'] or s['cutmix'] or s['cutmix_minmax']) and s['batch_size'] % 2:
         raise ValueError(f"mixup and cutmix blend pairs: --batch-size {s['batch_size']} must be even, or say --mixup 0 --cutmix 0.")
+    if s['sched'] == 'None' and (given.get('warmup_epochs') or given.get('cooldown_epochs')):
+        raise ValueError('--sched None keeps the rate: leave out --warmup-epochs and --cooldown-epochs.')
+    if s['tensorboard'] and not find_spec('tensorboard'):
+        raise ValueError('--tensorboard needs a package that is not here: pip install tensorboard.')
     useless = [flag for flag in OF_FOLDERS if flag in given and small]
     if useless: raise ValueError(f"--{useless[0].replace('_', '-')} changes nothing for {s['data']}, whose transforms are its own.")
     if s['lr'] > 10 * s['usual_lr']:

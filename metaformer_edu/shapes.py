@@ -73,8 +73,10 @@ def render(things, # painted in this order
     if rng: image += rng.normal(0, 0.02, (img_size, img_size, 1))
     return np.uint8(255 * image.clip(0, 1) + 0.5), mask
 
-# %% ../nbs/05a_shapes.ipynb #01dda0fe
-def pick(rng, names): return list(names)[rng.integers(len(names))]
+# %% ../nbs/05a_shapes.ipynb #8fc37008
+def pick(rng, names)->str:
+    "One of the names, each with equal chance."
+    return list(names)[rng.integers(len(names))]
 
 def some_color(rng, name:str=None)->tuple: # None: any
     "A colour of `COLORS`, a little off."

@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'BASIC', 'LARGE', 'TINY', 'SIZES', 'TOP1', 'TRAINED_ON', 'KINDS', 'MODELS', 'TIMM_NAMES', 'default_cfgs',
            'Row', 'ModelSpec', 'timm_cfg', 'get_row', 'list_models', 'WeightsError', 'to_published', 'url_of', 'fetch',
-           'read_weights', 'save_weights', 'rows_21k_to_1k', 'pick_1k', 'adapt', 'misfit', 'load_weights',
-           'create_model', 'register_with_timm', 'model_table']
+           'read_weights', 'save_weights', 'rows_21k_to_1k', 'pick_1k', 'imagenet_labels', 'adapt', 'misfit',
+           'load_weights', 'create_model', 'register_with_timm', 'model_table']
 
 # %% ../nbs/05_zoo.ipynb #441c4788
 import fnmatch, hashlib, math, os, re, warnings
@@ -229,6 +229,12 @@ def pick_1k(head:torch.Tensor)->torch.Tensor: # (21841, …) -> (1000, …)
     picked = head[rows]
     picked[rows < 0] = head.mean(0)
     return picked
+
+# %% ../nbs/05_zoo.ipynb #85f3bfd8
+def imagenet_labels(class_names)->list: # or None, if one of the names is no such id
+    "ImageNet-1K's labels of WordNet ids: 'n01440764' is 0. A folder need not have all of them."
+    known = {name: i for i, name in enumerate(ImageNetInfo().label_names())}
+    return [known[name] for name in class_names] if known.keys() >= set(class_names) else None
 
 # %% ../nbs/05_zoo.ipynb #3f7a5cfe
 def adapt(state:dict, model:MetaFormer)->dict:

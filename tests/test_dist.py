@@ -25,8 +25,8 @@ def parts_of(n, batch, accum, parts, epoch=3, start=0):
 
 # --- training: every update is the same set of images ---
 
-@pytest.mark.parametrize("n, batch, accum, parts", [(48, 4, 1, 2), (50, 4, 2, 2), (1347, 8, 1, 4), (1347, 4, 4, 2), (97, 1, 3, 5),
-                                                    (32, 8, 2, 2), (33, 2, 1, 8)])
+@pytest.mark.parametrize("n, batch, accum, parts", [(48, 4, 1, 2), (50, 4, 2, 2), (1347, 8, 1, 4), (1347, 4, 4, 2),
+                                                    (97, 1, 3, 5), (32, 8, 2, 2), (33, 2, 1, 8)])
 def test_an_update_is_the_same_images_however_many_share_it(n, batch, accum, parts):
     size = batch * accum * parts
     alone, = parts_of(n, size, 1, 1)
@@ -67,7 +67,8 @@ def test_an_update_larger_than_the_data(batch, accum, parts):
 
 # --- validation: every image once, in the batches of one process ---
 
-@pytest.mark.parametrize("n, batch, parts", [(450, 32, 2), (450, 32, 3), (450, 256, 4), (5, 2, 3), (7, 7, 2), (1, 1, 3), (12, 4, 3)])
+@pytest.mark.parametrize("n, batch, parts", [(450, 32, 2), (450, 32, 3), (450, 256, 4), (5, 2, 3), (7, 7, 2),
+                                             (1, 1, 3), (12, 4, 3)])
 def test_every_held_out_image_once(n, batch, parts):
     shards = [BatchShard(n, batch, part, parts) for part in range(parts)]
     keys = [list(s) for s in shards]

@@ -56,7 +56,6 @@ OPTIMIZERS = {
     "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1, foreach=False),
     "fused adamw": lambda m: create_optimizer_v2(m, "adamw", lr=0.01, weight_decay=0.1, fused=True),
     "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9),
-    "fused sgd": lambda m: create_optimizer_v2(m, "sgd", lr=0.1, momentum=0.9, fused=True),
     "lamb": lambda m: create_optimizer_v2(m, "lamb", lr=0.01, weight_decay=0.1),
 }
 each_optimizer = pytest.mark.parametrize("opt", OPTIMIZERS)
@@ -241,8 +240,9 @@ def test_gradients_are_limited():
         assert max(g.abs().max().item() for g in got) == pytest.approx(0.001)
     small = gradients(trainer(opt="sgd", epochs=1, clip_grad=0.01, clip_mode="agc"))
     rows = lambda t: t.reshape(len(t), -1).norm(dim=1) if t.ndim > 1 else t.norm()
-    for got, weight in zip(small[0], net().parameters()):
+    for got, weight in zip(small[0][:-2], net().parameters()):
         assert (rows(got) <= 0.01 * rows(weight.detach()).clamp(min=1e-3) * 1.01).all()
+    assert same(small[0][-2:], free[0][-2:])  # the last layer is left alone, as in timm's script
     assert same(gradients(trainer(opt="sgd", epochs=1, clip_grad=1e6)), free)
 
 

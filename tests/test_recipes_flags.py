@@ -65,9 +65,9 @@ def test_the_published_training_command(monkeypatch):
 
 def test_the_published_fine_tuning_command(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
-    args = parse(words("/path/to/imagenet --model convformer_s18 --img-size 384 --epochs 30 --opt lamb --lr 1e-4 --sched None "
-                       "-b 32 --grad-accum-steps 4 --initial-checkpoint /path/to/w.pth --mixup 0 --cutmix 0 --model-ema "
-                       "--model-ema-decay 0.9999 --drop-path 0.3 --head-dropout 0.4"))
+    args = parse(words("/path/to/imagenet --model convformer_s18 --img-size 384 --epochs 30 --opt lamb --lr 1e-4 "
+                       "--sched None -b 32 --grad-accum-steps 4 --initial-checkpoint /path/to/w.pth --mixup 0 --cutmix 0 "
+                       "--model-ema --model-ema-decay 0.9999 --drop-path 0.3 --head-dropout 0.4"))
     assert (args.img_size, args.epochs, args.total_epochs, args.warmup_epochs, args.opt) == (384, 30, 30, 0, "lamb")
     assert (args.lr, args.sched, args.global_batch) == (1e-4, "None", 1024) and "warning" not in args
     assert (args.initial_checkpoint, args.mixup, args.cutmix) == ("/path/to/w.pth", 0, 0)
@@ -269,7 +269,7 @@ def test_help(parser, capsys):
     out = capsys.readouterr().out
     assert caught.value.code == 0 and max(map(len, out.splitlines())) <= 98
     assert all(a.help for a in parser._actions)
-    flat = " ".join(out.split())
+    flat = " ".join(out.split()).replace("- ", "-")  # lines end at hyphens
     for text in ("DATA", "--model", "--epochs N", "--batch-size", "--lr", "--output",
                  "(default 300; 10 for digits and shapes)",
                  "(default 0.75 1.33", "(default rand-m9-mstd0.5-inc1)",

@@ -39,7 +39,7 @@ class Asked(Exception):
     "As a signal that comes in the middle of writing."
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("writer failed"), ValueError("odd"),
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file data/0"), ValueError("odd"),
                                    TypeError("cannot pickle"), Asked(), KeyboardInterrupt(), MemoryError()],
                                    ids=lambda e: type(e).__name__)
 def test_a_file_that_fails_leaves_nothing(error, tmp_path):

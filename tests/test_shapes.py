@@ -1,5 +1,6 @@
 """Drawn pictures whose evidence is known: repeatable, balanced, without a short cut, and with a mask that tells the truth."""
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ def test_the_tasks():
 
 DIGEST = """
 import hashlib
+import itertools
 from metaformer_edu.shapes import TASKS, draw
 h = hashlib.sha256()
 for task in TASKS:
@@ -245,7 +247,7 @@ def test_mistakes_get_a_sentence():
 @each_task
 def test_the_data_set_is_what_is_drawn(task):
     pictures = Shapes(task, "val", 7, 32)
-    assert len(pictures) == 7 and len(list(pictures)) == 7 and pictures.class_names == TASKS[task].class_names
+    assert len(pictures) == 7 and len(list(itertools.islice(pictures, 20))) == 7 and pictures.class_names == TASKS[task].class_names
     for i in (0, 6, -1):
         image, mask, label = draw(task, i % 7, "val", 32)
         x, y = pictures[i]
