@@ -24,15 +24,15 @@ from .core import close, did_you_mean, show_images, to_array
 from .zoo import imagenet_labels
 from .shapes import TASKS, Shapes
 
-# %% ../nbs/06_data.ipynb #48a786c9
+# %% ../nbs/06_data.ipynb #e31d0219
 @contextmanager
-def dice(seed:int, epoch:int, index:int):
+def dice(seed:int, epoch:int, index:int, _spare=[]): # `_spare` keeps NumPy's generators: to make one takes longer than all the rest
     "In this block the random numbers of Python, NumPy and PyTorch (CPU) depend on the three integers alone."
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before, mine = (random.getstate(), torch.get_rng_state(), np.random.get_bit_generator()), (_spare or [np.random.MT19937()]).pop()
     n = int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
-    random.seed(n), np.random.seed(n), torch.default_generator.manual_seed(n)
+    np.random.set_bit_generator(mine), random.seed(n), np.random.seed(n), torch.default_generator.manual_seed(n)
     try: yield
-    finally: random.setstate(before[0]), np.random.set_state(before[1]), torch.set_rng_state(before[2])
+    finally: random.setstate(before[0]), torch.set_rng_state(before[1]), np.random.set_bit_generator(before[2]), _spare.append(mine)
 
 # %% ../nbs/06_data.ipynb #1a7c9f3f
 class Pictures(Dataset):

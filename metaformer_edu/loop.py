@@ -243,7 +243,7 @@ def my_part(parts:list)->list: # what this process goes on with
     loss = sum(p[0] for p in parts) * world_size() / len(parts) if rank() == 0 else 0.
     return [loss, *parts[0][1:]] # an update is bad for all or for none
 
-# %% ../nbs/08a_loop.ipynb #9a9b9409
+# %% ../nbs/08a_loop.ipynb #80a2c7c7
 class Ready(Resumable):
     "What `Trainer` does when it is made."
     def __post_init__(self):
@@ -260,7 +260,7 @@ class Ready(Resumable):
 
     def close(self):
         "Let the loaders' workers and the other processes go; the model stays."
-        self.net = self.parallel = self.model
+        if world_size() > 1: self.net = self.parallel = self.model
         for loader in self.loaders:
             if iterator := getattr(loader, '_iterator', None): iterator._shutdown_workers()
 

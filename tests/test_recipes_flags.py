@@ -120,7 +120,7 @@ def test_defaults_are_the_published_ones():
 def test_defaults_for_the_small_sets():
     for data in ("digits", "shapes", "shapes-same"):
         args = vars(parse([data]))
-        expected = {**SMALL, "workers": 0, "lr": 2e-3}
+        expected = {**SMALL, "workers": 0, "lr": 2e-3 if data == "digits" else 1e-3}
         assert {k: args[k] for k in expected} == expected
     assert parse([]).data == "digits" and parse(["some/folder"]).seed == 42
     assert parse(["some/folder", "--seed", "0", "-j", "0"]).workers == 0  # zero is a choice, not an absence
