@@ -39,7 +39,7 @@ def make_schedule(optimizer, epochs:int,
     return create_scheduler_v2(optimizer, sched, epochs, min_lr=min_lr, warmup_lr=warmup_lr, warmup_epochs=warmup_epochs,
                                step_on_epochs=not on_updates, updates_per_epoch=steps)[0]
 
-# %% ../nbs/08a_loop.ipynb #2f8302a1
+# %% ../nbs/08a_loop.ipynb #1c2fa21c
 class Step:
     "One update of the weights. `Trainer` fills in what the methods use."
     def loss(self, images, labels):
@@ -63,7 +63,7 @@ class Step:
             dispatch_clip_grad(self.weights[:-2] if self.clip_mode == 'agc' else self.weights, self.clip_grad, mode=self.clip_mode)
         self.scaler.step(self.optimizer) # which it leaves out if a gradient is no number
         self.scaler.update(None if self.amp == torch.float16 else 1.)
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(self.device.type != 'cpu') # a CPU would give memory back only to ask for it again
         if self.ema: self.ema.update(self.model)
         self.count(total, norm)
 
