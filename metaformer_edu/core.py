@@ -3,10 +3,12 @@
 # %% auto #0
 __all__ = ['seed_everything', 'get_device', 'did_you_mean', 'Capture', 'count_params', 'human', 'Table', 'trace_shapes',
            'macs_by_module', 'count_macs', 'set_style', 'to_array', 'show_images', 'show_matrix', 'close',
-           'sample_photo', 'check']
+           'sample_photo', 'write_whole', 'check']
 
-# %% ../nbs/00_core.ipynb #4edac89f
-import difflib, html, random
+# %% ../nbs/00_core.ipynb #2acb368f
+import difflib, html, os, random
+from contextlib import suppress
+from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -196,6 +198,21 @@ def sample_photo(name:str='flower', # 'flower' or 'china'
     if name not in ('flower', 'china'): raise ValueError(did_you_mean(name, ['flower', 'china'], 'sample photo'))
     image = ImageOps.fit(Image.fromarray(load_sample_image(f'{name}.jpg')), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+
+# %% ../nbs/00_core.ipynb #7acf621c
+def write_whole(path:Path, write):
+    "Let `write` fill a file beside `path`, then rename it: there is never half a file. OSError if that fails."
+    unfinished = path.with_name(f'{path.name}.unfinished')
+    try:
+        with open(unfinished, 'wb') as file:
+            write(file)
+            file.flush(), os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException as error:
+        with suppress(OSError): unfinished.unlink()
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) and 'PytorchStreamWriter' not in str(error): raise # which says so of a full disk
+        raise OSError(getattr(cause, 'errno', 28), getattr(cause, 'strerror', 'the disk may be full'), str(path)) from None
 
 # %% ../nbs/00_core.ipynb #4ea09a2f
 def check(answer, # the reader's value or function; None or ... is 'not answered yet'

@@ -5,8 +5,8 @@ __all__ = ['SCHEDULES', 'COLORS', 'make_schedule', 'Step', 'seeded_gpu', 'Epoch'
            'check_loss', 'Sums', 'Books', 'Resumable', 'load_moments', 'my_part', 'Ready', 'Trainer', 'fit',
            'draw_curves']
 
-# %% ../nbs/08a_loop.ipynb #c2789bd1
-import itertools, math, os, sys, time
+# %% ../nbs/08a_loop.ipynb #3323d1e7
+import itertools, math, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 import matplotlib.pyplot as plt, torch
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .core import Table, close
 from .data import dice
 from .dist import everyone, quiet, rank, world_size, wrap
-from .validate import evaluate, to_device
+from .validate import evaluate, to_device, unseen
 
 # %% ../nbs/08a_loop.ipynb #df04c56d
 SCHEDULES = ['cosine', 'tanh', 'poly', 'None']
@@ -179,7 +179,7 @@ class Sums(Loop):
         good = (self.sums[2] - self.sums[1]).item()
         return loss / good if good else math.nan
 
-# %% ../nbs/08a_loop.ipynb #a802f0fb
+# %% ../nbs/08a_loop.ipynb #a1c262c5
 class Books(Sums):
     "What is shown and written down."
     def report(self, bar):
@@ -193,7 +193,7 @@ class Books(Sums):
         "A progress bar in images; rare lines where nobody watches."
         watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
         return tqdm(total=self.epochs * self.steps * size, initial=self.updates * size, unit='img', mininterval=0.1 if watched else 10,
-                    disable=not self.progress or rank() > 0 or 'TQDM_DISABLE' in os.environ)
+                    disable=unseen(self.progress))
 
     def row(self, held_out:dict)->dict: # times are those of the training alone, since it began or went on
         "One line of the log, six digits a number."

@@ -202,10 +202,10 @@ def check_settings(s:dict, given:dict, small:bool)->dict: # the settings
                         f"for {s['global_batch']:,} images an update; it may not learn.")
     return s
 
-# %% ../nbs/08b_recipes.ipynb #0de39514
+# %% ../nbs/08b_recipes.ipynb #87bf9f35
 GONE_HERE = {'--train-split': 'the folder is train/', '--val-split': 'the folder is val/ or validation/', '--config': 'use --recipe',
              '--checkpoint-hist': 'the last two states, the last and the best weights are kept',
-             '--layer-decay': 'it cannot be had yet', '--drop': 'use --head-dropout or --drop-path', '--apex-amp': GONE['--apex-amp'],
+             '--layer-decay': 'it cannot be had yet', '--drop': 'use --head-dropout or --drop-path',
              '--log-wandb': 'use --tensorboard or summary.csv', '--start-epoch': 'use --resume', '--save-images': 'leave it out'}
 
 def parse(argv=None,

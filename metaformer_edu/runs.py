@@ -4,14 +4,13 @@
 __all__ = ['ELSEWHERE', 'SPEED', 'save_state', 'read_state', 'newest_state', 'differences', 'runs_called', 'new_folder',
            'read_settings', 'newest_run', 'Folder', 'Run', 'as_csv', 'read_log', 'as_number', 'own_logs']
 
-# %% ../nbs/08c_runs.ipynb #39516ac0
+# %% ../nbs/08c_runs.ipynb #8d573933
 import csv, itertools, os, platform, shlex, sys
 from pathlib import Path
 import timm, torch, yaml
 import metaformer_edu
-from .core import Table
+from .core import Table, write_whole
 from .zoo import save_weights
-from .validate import write_whole
 
 # %% ../nbs/08c_runs.ipynb #f194c6d2
 def save_state(state:dict, folder:Path, updates:int)->Path:

@@ -4,7 +4,7 @@
 __all__ = ['FUSED', 'prepare', 'deaf', 'held_out_batch', 'open_data', 'make_trainer', 'open_run', 'find_state', 'Interrupted',
            'Watch', 'keep', 'measure_again', 'finish', 'unreadable', 'main', 'headline']
 
-# %% ../nbs/09_train.ipynb #bb2840a9
+# %% ../nbs/09_train.ipynb #f792025f
 import os, shlex, signal, sys, threading
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from .core import count_params, seed_everything, set_style
 from .zoo import create_model, get_row
 from .data import SOURCES, DataError, load_data, make_loaders, show_predictions
 from .dist import BatchShard, Shard, anyone, everyone, join, leave, open_device, rank, world_size
-from .validate import plainly, predict
+from .validate import plainly, precision, predict
 from .loop import Trainer, draw_curves, make_schedule
 from .recipes import parse
 from .runs import (Run, differences, new_folder, newest_run, newest_state, read_settings, read_state,
@@ -69,7 +69,7 @@ def open_data(args)->tuple: # (training images, held-out images, DataInfo)
     return load_data(args.data, args.img_size, args.seed, no_aug=args.no_aug, crop_pct=args.crop_pct or 1.,
                      unreadable='skip' if args.skip_unreadable else 'stop', **changes)
 
-# %% ../nbs/09_train.ipynb #8b21acd6
+# %% ../nbs/09_train.ipynb #efcf368e
 def make_trainer(args, model, loaders, optimizer)->Trainer:
     "The trainer that the settings ask for."
     steps = len(loaders[0]) // args.grad_accum_steps
@@ -80,10 +80,10 @@ def make_trainer(args, model, loaders, optimizer)->Trainer:
     where = 'cpu' if args.model_ema_force_cpu else None
     ema = ModelEmaV3(model, args.model_ema_decay, device=where) if args.model_ema else None
     return Trainer(model, loaders, optimizer, schedule, args.total_epochs, nn.CrossEntropyLoss(label_smoothing=args.smoothing),
-                   args.grad_accum_steps, getattr(torch, args.amp_dtype) if args.amp else None, ema, mixup, args.mixup_off_epoch,
+                   args.grad_accum_steps, precision(args), ema, mixup, args.mixup_off_epoch,
                    args.clip_grad, args.clip_mode, args.torchcompile, args.seed, args.log_interval, args.max_bad_steps)
 
-# %% ../nbs/09_train.ipynb #1daddd97
+# %% ../nbs/09_train.ipynb #327565ff
 def open_run(args, info, trainer, argv=None)->Run:
     "The folder to write to: a new one, or the one of the run that goes on, with the trainer set to where it was."
     name = args.experiment or f'{args.model}-{info.name}-seed{args.seed}'
@@ -100,7 +100,7 @@ def open_run(args, info, trainer, argv=None)->Run:
         folder = folder or new_folder(args.output, name)
     folder, state = everyone((folder, state))[0]
     if rank() == 0:
-        for left in (*folder.glob('*.tmp'), *folder.glob('*.unfinished')): left.unlink() # by a process that was killed while it wrote
+        for left in folder.glob('*.unfinished'): left.unlink() # by a process that was killed while it wrote
     run = Run(folder, settings, args.eval_metric, args.tensorboard and rank() == 0)
     if state:
         trainer.load(state)

@@ -6,9 +6,8 @@ __all__ = ['FAMILIES', 'BASIC', 'LARGE', 'TINY', 'SIZES', 'TOP1', 'TRAINED_ON', 
            'read_weights', 'save_weights', 'rows_21k_to_1k', 'pick_1k', 'imagenet_labels', 'adapt', 'misfit',
            'load_weights', 'create_model', 'register_with_timm', 'model_table']
 
-# %% ../nbs/05_zoo.ipynb #441c4788
+# %% ../nbs/05_zoo.ipynb #5f6c3acb
 import fnmatch, hashlib, math, os, re, warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from http.client import HTTPException
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs, is_model, load_state_dict, register_model
-from .core import Table, count_macs, count_params, did_you_mean, human
+from .core import Table, count_macs, count_params, did_you_mean, human, write_whole
 from .layers import LayerNormGeneral, LayerNormWithoutBias
 from .model import MetaFormer, card
 
@@ -198,21 +197,17 @@ def read_weights(source, # a path, a URL, or the name of a published model
     if all(torch.is_tensor(v) for v in state.values()): return to_published(state)
     raise WeightsError(f'{path} holds something else than named tensors.')
 
-# %% ../nbs/05_zoo.ipynb #e9ddcc1f
+# %% ../nbs/05_zoo.ipynb #79617644
 def save_weights(model:MetaFormer, path)->Path:
     "Write the weights as safetensors with published names; WeightsError if the disk does not take them."
     path = Path(path).expanduser()
     if path.suffix != '.safetensors': raise ValueError(f'Weights are written as safetensors: {path.name} must end in .safetensors.')
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    draft = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    try:
-        draft.write_bytes(safetensors.torch.save(state, dict(format='pt'))) # timm and Hugging Face ask for this key
-        os.replace(draft, path)
+    # timm and Hugging Face ask for the key 'format'
+    try: write_whole(path, lambda file: file.write(safetensors.torch.save(state, dict(format='pt'))))
     except (OSError, SafetensorError) as error:
         lost = None if os.path.isdir(path.parent) else f'there is no folder {path.parent}'
         raise WeightsError(f"Cannot write {path}: {lost or getattr(error, 'strerror', None) or error}.") from error
-    finally:
-        with suppress(OSError): draft.unlink() # there is one only if something went wrong
     return path
 
 # %% ../nbs/05_zoo.ipynb #cc847429
@@ -254,7 +249,7 @@ def adapt(state:dict, model:MetaFormer)->dict:
         state['downsample_layers.0.conv.weight'] = adapt_input_conv(model.in_chans, stem)
     return state
 
-# %% ../nbs/05_zoo.ipynb #79fd4fc7
+# %% ../nbs/05_zoo.ipynb #fea96848
 def misfit(state:dict, own:dict, few:int=3)->str: # '' if all fits
     "In words, how `state` differs from a model's `own` state dict."
     shapes = [k for k in state if k in own and state[k].shape != own[k].shape]
@@ -268,9 +263,11 @@ def misfit(state:dict, own:dict, few:int=3)->str: # '' if all fits
                  f'resolution they were trained at: build it with img_size={16 * math.isqrt(tokens)} and resize the images')
     return text
 
-def load_weights(model:MetaFormer, source)->MetaFormer: # the same model
+def load_weights(model:MetaFormer, source,
+                 state:dict=None, # what `read_weights(source)` gave, if it has been read already
+                )->MetaFormer: # the same model
     "Load published, timm's or our own weights into `model`, from a path, a URL, or by a published model's name."
-    state = adapt(read_weights(source), model)
+    state = adapt(read_weights(source) if state is None else state, model)
     problem = misfit(state, model.state_dict())
     if problem: raise WeightsError(f'The weights in {source} do not fit the model: {problem}.')
     model.load_state_dict(state)
