@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'RED', 'VAL', 'dice', 'Pictures', 'DataInfo', 'load_digits', 'load_shapes', 'EpochSampler', 'DataError',
-           'make_loaders', 'show_batch', 'class_name', 'show_predictions', 'sheet_title', 'posterize',
+           'make_loaders', 'show_batch', 'class_name', 'show_predictions', 'worst_first', 'sheet_title', 'posterize',
            'imagenet_transforms', 'read_image', 'subfolders', 'some', 'ClassFolders', 'find_folders', 'find_split',
            'load_folder', 'choice', 'Readable', 'load_data', 'check_options', 'load_val', 'load_split']
 
@@ -160,7 +160,7 @@ def class_name(info:DataInfo, label:int)->str: # a model may have more classes t
     if label == -1: return 'unreadable'
     return info.class_names[label][:10] if label < len(info.class_names) else f'class {label}'
 
-# %% ../nbs/06_data.ipynb #75128648
+# %% ../nbs/06_data.ipynb #ec203ea8
 def show_predictions(said:dict, # label, guess and probability: a tensor each, one entry an image
                      pictures, # the data set, in the same order
                      info:DataInfo,
@@ -168,10 +168,8 @@ def show_predictions(said:dict, # label, guess and probability: a tensor each, o
                      ncols:int=8, # images in a row
                     ):
     "Draw images with guess and probability: the wrong ones first, in red, then the least sure of the right."
-    wrong, sure = (said['guess'] != said['label']).tolist(), said['probability'].tolist()
-    order = sorted(range(len(wrong)), key=lambda i: (not wrong[i], -sure[i] if wrong[i] else sure[i]))[:n]
-    rows = -(-len(order) // ncols)
-    fig, axs = plt.subplots(rows, ncols, figsize=(1.15 * ncols, 1.5 * rows + 0.4), squeeze=False, layout='constrained')
+    wrong, sure, order = (said['guess'] != said['label']).tolist(), said['probability'].tolist(), worst_first(said)[:n]
+    fig, axs = plt.subplots(rows := -(-len(order) // ncols), ncols, figsize=(1.15 * ncols, 1.5 * rows + 0.4), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.set(xticks=[], yticks=[]), ax.spines[:].set_visible(False)
     for ax, i in zip(axs.flat, order):
         guess, truth = (class_name(info, int(said[key][i])) for key in ('guess', 'label'))
@@ -181,8 +179,12 @@ def show_predictions(said:dict, # label, guess and probability: a tensor each, o
     fig.suptitle(sheet_title(sum(wrong), len(wrong), n))
     return close(fig)
 
-# %% ../nbs/06_data.ipynb #5215f536
+# %% ../nbs/06_data.ipynb #b7988534
 RED = '#cc3311'
+
+def worst_first(said:dict)->list: # as for `show_predictions`; positions
+    "The wrong answers, the surest first; then the right ones, the least sure first."
+    return torch.where(said['guess'] != said['label'], -1 - said['probability'], said['probability']).argsort(stable=True).tolist()
 
 def sheet_title(wrong:int, total:int, n:int)->str:
     "What a sheet of `n` images shows, in words."
@@ -211,11 +213,11 @@ def imagenet_transforms(img_size:int=224, # height and width in pixels
     return (create_transform(img_size, is_training=True, **{**recipe, **changes}),
             create_transform(img_size, interpolation=interpolation, crop_pct=crop_pct))
 
-# %% ../nbs/06_data.ipynb #2e96235a
-def read_image(path)->Image.Image:
+# %% ../nbs/06_data.ipynb #b20a692f
+def read_image(path, convert=lambda image: image.convert('RGB'))->Image.Image:
     "Read an image file in colour; the error names the file."
     try:
-        with Image.open(path) as image: return image.convert('RGB')
+        with Image.open(path) as image: return convert(image)
     except Exception as error: # Pillow raises many kinds
         reason = getattr(error, 'strerror', None) or str(error).replace(f' {str(path)!r}', '') or type(error).__name__
         raise DataError(f'Cannot read the image {path}: {reason}.') from None

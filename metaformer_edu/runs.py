@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['ELSEWHERE', 'SPEED', 'save_state', 'read_state', 'newest_state', 'differences', 'runs_called', 'new_folder',
-           'read_settings', 'newest_run', 'Folder', 'Run', 'as_csv', 'read_log', 'as_number', 'own_logs']
+           'read_about', 'read_settings', 'newest_run', 'Folder', 'Run', 'as_csv', 'read_log', 'as_number', 'own_logs']
 
 # %% ../nbs/08c_runs.ipynb #8d573933
 import csv, itertools, os, platform, shlex, sys
@@ -49,7 +49,7 @@ def runs_called(output, name:str):
     "The folders `name`, `name`-2, `name`-3, … in `output`, without end."
     for n in itertools.count(1): yield Path(os.path.expanduser(output)) / (name if n == 1 else f'{name}-{n}')
 
-# %% ../nbs/08c_runs.ipynb #9833f92b
+# %% ../nbs/08c_runs.ipynb #299109a5
 def new_folder(output, name:str)->Path: # a folder that was not there before
     "Make `output`/`name`, or `name`-2, `name`-3, … if there are earlier runs."
     for folder in runs_called(output, name):
@@ -58,17 +58,22 @@ def new_folder(output, name:str)->Path: # a folder that was not there before
             if not folder.exists(): raise # something else is in the way, and counting on would not help
         else: return folder
 
+def read_about(folder:Path)->dict:
+    "What a run wrote about itself, see `Folder.describe`; empty if it is not there or not whole."
+    try: about = yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8'))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError): return {}
+    return about if isinstance(about, dict) and isinstance(about.get('settings'), dict) else {}
+
 def read_settings(folder:Path)->dict:
     "The settings of a run; empty if there are none."
-    try: return (yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8')) or {}).get('settings', {})
-    except (OSError, yaml.YAMLError, AttributeError): return {}
+    return read_about(folder).get('settings', {})
 
 def newest_run(output, name:str, settings:dict)->Path: # None if there is none
     "The newest folder of a run with these settings."
     found = list(itertools.takewhile(Path.exists, runs_called(output, name)))
     return next((f for f in reversed(found) if (s := read_settings(f)) and not differences(s, settings)), None)
 
-# %% ../nbs/08c_runs.ipynb #f00b686e
+# %% ../nbs/08c_runs.ipynb #b4b4e3d2
 SPEED = ['seconds', 'images_per_s', 'waiting'] # columns of the log that depend on the machine
 
 class Folder:
@@ -80,9 +85,9 @@ class Folder:
             from torch.utils.tensorboard import SummaryWriter # optional
             self.writer = SummaryWriter(folder)
 
-    def describe(self, command):
-        "Write args.yaml: what was typed, every setting, and the versions."
-        about = dict(command=shlex.join(command), settings=self.settings, versions=dict(python=platform.python_version(),
+    def describe(self, command, **facts): # such as the names of the classes
+        "Write args.yaml: what was typed, every setting, the facts, and the versions."
+        about = dict(command=shlex.join(command), settings=self.settings, **facts, versions=dict(python=platform.python_version(),
             torch=str(torch.__version__), timm=timm.__version__, metaformer_edu=metaformer_edu.__version__))
         text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
         write_whole(self.folder / 'args.yaml', lambda file: file.write(text.encode()))

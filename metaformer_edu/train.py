@@ -83,7 +83,7 @@ def make_trainer(args, model, loaders, optimizer)->Trainer:
                    args.grad_accum_steps, precision(args), ema, mixup, args.mixup_off_epoch,
                    args.clip_grad, args.clip_mode, args.torchcompile, args.seed, args.log_interval, args.max_bad_steps)
 
-# %% ../nbs/09_train.ipynb #327565ff
+# %% ../nbs/09_train.ipynb #e3f74cd2
 def open_run(args, info, trainer, argv=None)->Run:
     "The folder to write to: a new one, or the one of the run that goes on, with the trainer set to where it was."
     name = args.experiment or f'{args.model}-{info.name}-seed{args.seed}'
@@ -105,7 +105,8 @@ def open_run(args, info, trainer, argv=None)->Run:
     if state:
         trainer.load(state)
         run.restore(trainer.log)
-    if rank() == 0: run.describe(['metaformer-train', *(sys.argv[1:] if argv is None else argv)])
+    if rank() == 0:
+        run.describe(['metaformer-train', *(sys.argv[1:] if argv is None else argv)], img_size=info.img_size, class_names=list(info.class_names))
     return run
 
 def find_state(path:Path, must:bool)->tuple: # (folder, state)
@@ -164,7 +165,7 @@ def measure_again(args, run:Run, model, info)->str:
     if args.crop_pct: more += ['--crop-pct', args.crop_pct]
     return shlex.join(map(str, ['metaformer-validate', args.data, '--model', args.model, '--checkpoint', run.folder / 'best.safetensors', *more]))
 
-# %% ../nbs/09_train.ipynb #d6b61473
+# %% ../nbs/09_train.ipynb #1efb1778
 def finish(args, run:Run, trainer:Trainer, info):
     "Draw the pictures of a run and say what it found."
     val, key, model = trainer.loaders[1], run.key[:3] + '_top1', trainer.ema.module if trainer.ema else trainer.model
@@ -176,6 +177,9 @@ def finish(args, run:Run, trainer:Trainer, info):
     draw_curves({args.model: trainer.log}).savefig(run.folder / 'curves.png', dpi=100)
     images = Subset(val.dataset, said['index'].tolist())
     show_predictions(said, images, info).savefig(run.folder / 'predictions.png', dpi=100)
+    if args.data in SOURCES:
+        from metaformer_edu.sheet import sheet_of_run # lesson 10a
+        sheet_of_run(model, said, images, info).savefig(run.folder / 'explained.png', dpi=100)
     last, best, path = trainer.log[-1], run.best, str(run.folder / 'last.safetensors')
     if skipped: print(f'{skipped} images could not be read and were left out.')
     print(f"""

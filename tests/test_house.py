@@ -1,6 +1,7 @@
 """The house rules. Nothing here runs a lesson: the notebooks and modules are parsed, the tools run on a copy."""
 import ast
 import configparser
+import graphlib
 import io
 import re
 import shutil
@@ -21,6 +22,7 @@ MEDIAN_CELL_LINES = 5        # code cells of a lesson
 MARKDOWN_SHARE = (0.30, 0.50)  # of a lesson's cells
 EXPORTED_CELL_LINES = 30
 LONG_CELLS_ALLOWED = {}      # {("02_mixers", "cell id"): "why this cell has to be long"}
+FORWARD = {("train", "sheet"): "a training ends with a sheet of explanations"}  # imports of a later lesson, inside a function
 FLAGS_READ_ELSEWHERE = {}    # {"dest": "who reads it, if not metaformer_edu"}
 GUARD_WITHIN = 3             # the Colab guard stands in one of the first code cells
 NEVER_IMPORTED = {"nbdev", "fastcore", "execnb", "ghapi"}
@@ -142,11 +144,25 @@ def imports(path):
             for name in imported(node)]
 
 
+def inside(path):
+    "(line, module) of imports from the package."
+    return [(n, name.split(".")[1]) for n, name in imports(path) if name.startswith(LIB.name + ".")]
+
+
 @each(MODULES)
 def test_imports_point_to_lower_numbers(path):
-    inside = [(n, name.split(".")[1]) for n, name in imports(path) if name.startswith(LIB.name + ".")]
-    wrong = [f"line {n}: {name}" for n, name in inside if name in NUMBER and NUMBER[name] >= NUMBER.get(path.stem, "")]
+    wrong = [f"line {n}: {name}" for n, name in inside(path)
+             if name in NUMBER and NUMBER[name] >= NUMBER.get(path.stem, "") and (path.stem, name) not in FORWARD]
     assert not wrong, f"{path.name} may import lower-numbered modules only: {wrong}."
+
+
+def test_imports_of_later_lessons_are_used_close_no_circle_and_wait_for_their_call():
+    needs = {p.stem: {name for _, name in inside(p) if name in NUMBER} for p in MODULES}
+    assert all(later in needs[early] for early, later in FORWARD), f"Not needed any more: {FORWARD}."
+    graphlib.TopologicalSorter(needs).prepare()  # CycleError
+    for early, later in FORWARD:
+        top = [a for node in tree(LIB / f"{early}.py").body if isinstance(node, (ast.Import, ast.ImportFrom)) for a in imported(node)]
+        assert f"{LIB.name}.{later}" not in top, f"{early}.py imports {later} at its top: do it where it is used."
 
 
 @each(sorted(LIB.glob("*.py")))

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as on Linux and macOS")
 SMALL = ["--model", "tiny_poolformerv2", "--img-size", "32", "--threads", "1"]
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["metaformer_edu.train"])
+FORK.set_forkserver_preload(["metaformer_edu.train", "metaformer_edu.sheet"])
 AGENT = dict(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0", TORCHELASTIC_MAX_RESTARTS="0")
 FINAL = ["last.safetensors", "best.safetensors", "summary.csv"]
 SPEED = {"seconds", "images_per_s", "waiting"}
@@ -81,9 +81,10 @@ def job(folder, args, env, changes):
     os.environ.update({"TQDM_DISABLE": "1", **env})
     sys.argv = ["metaformer-train", *args]
     torch.set_num_threads(1)
+    import metaformer_edu.sheet as sheet
     import metaformer_edu.train as command
     import matplotlib.pyplot as plt
-    command.draw_curves = command.show_predictions = lambda *_: plt.figure(figsize=(1, 1))  # other tests look at pictures
+    command.draw_curves = command.show_predictions = sheet.sheet_of_run = lambda *_: plt.figure(figsize=(1, 1))  # other tests look at pictures
     for change in changes:
         change()
     command.main(list(args))

@@ -104,14 +104,16 @@ def test_main_job_leaves_a_run(main_job):
     "last.safetensors",
     "best.safetensors",
     "curves.png",
-     "predictions.png"}
+    "predictions.png",
+    "explained.png"}
     states = {p.name for p in run.glob("state-*.pt")}
     assert {p.name for p in run.iterdir()} == names | states and all(n in out for n in names | states) and len(states) == 2
     about = yaml.safe_load((run / "args.yaml").read_text())
     settings = about["settings"]
     assert about["command"] == "metaformer-train" and about["versions"]["torch"] == torch.__version__
     assert (settings["model"], settings["data"], settings["seed"]) == ("tiny_convformer", "digits", 0)
-    for name in ("curves.png", "predictions.png"):
+    assert about["img_size"] == 64 and about["class_names"] == [str(i) for i in range(10)]
+    for name in ("curves.png", "predictions.png", "explained.png"):
         picture = np.array(Image.open(run / name).convert("RGB"))
         assert min(picture.shape[:2]) >= 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50, f"{name} is empty"
     assert "100%" in err and all(word in err for word in ("loss=", "lr=", "img/s", "waiting="))  # the bar
