@@ -59,18 +59,18 @@ def find_stage(model:nn.Module, stage:int)->StageEnd:
     name, pixels = stages[stage - 1]
     return StageEnd(model.get_submodule(name), pixels, isinstance(model, Pyramid) or getattr(model, 'output_fmt', '') == 'NHWC')
 
-# %% ../nbs/10_explain.ipynb #40e5f44c
+# %% ../nbs/10_explain.ipynb #cce5a6ad
 @contextmanager
 def undisturbed(model:nn.Module):
     "In this block the model is in eval mode and its weights want no gradients; then all is as it was, also after an error."
     modules = [(m, m.training, dict(m._modules)) for m in model.modules()]
-    weights = [(p, p.grad) for p in model.parameters() if p.requires_grad]
+    weights = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
-        for p, _ in weights: p.requires_grad_(False).grad = None
+        for p, *_ in weights: p.requires_grad_(False).grad = None
         model.eval()
         with torch.inference_mode(False), torch.enable_grad(): yield
     finally:
-        for p, grad in weights: p.requires_grad_(True).grad = grad
+        for p, wanted, grad in weights: p.requires_grad_(wanted).grad = grad
         for m, mode, children in modules:
             m.training = mode
             m._modules.update(children) # Ablation-CAM replaces layers
@@ -244,7 +244,7 @@ def explain(model:nn.Module, # a classifier of this library or of timm, in any m
 
 ONE_BY_ONE = (gc.ScoreCAM, AblationCAM) # they keep one copy of an image for each channel
 
-# %% ../nbs/10_explain.ipynb #5bfaf961
+# %% ../nbs/10_explain.ipynb #8cdf8ef3
 COLORS, STRENGTH = plt.get_cmap('viridis'), 0.75
 
 def blend(picture, heat)->np.ndarray: # (H, W, 3) and (H, W), both 0 to 1 → (H, W, 3)
@@ -263,17 +263,17 @@ def draw_map(ax, picture, heat, title:str='', mask=None): # mask (H, W): where t
 def draw_scale(fig, axs):
     "The scale of all maps of a figure."
     bar = fig.colorbar(ScalarMappable(cmap=COLORS), ax=axs, ticks=[0, 0.5, 1], shrink=0.6, pad=0.02)
-    bar.ax.set_yticklabels(['least', 'half', 'most'])
-    bar.set_label('speaks for the class')
+    bar.ax.set_yticklabels(['least', 'half', 'most'], fontsize='small')
+    bar.set_label('speaks for the class', fontsize='small')
 
-# %% ../nbs/10_explain.ipynb #9c41fca0
+# %% ../nbs/10_explain.ipynb #326b73e3
 def headline(shown:Explanation, i:int, class_names=None)->str:
     "What a map explains, and how probable the model finds it."
     label, (n, probability) = shown.targets[i], (shown.logits.shape[1], shown.probabilities[i])
-    return f'{class_title(label, n, class_names)} {probability[label]:.0%}' + ('' if shown.maps[i].any() else '\nnothing speaks for it')
+    return f'{class_title(label, n, class_names)}: {probability[label]:.0%}' + ('' if shown.maps[i].any() else '\nnothing speaks for it')
 
-def show_explanation(shown:Explanation, class_names=None, ncols:int=3, masks=None):
-    "Draw each image in colour with its map beside it, and return the figure."
+def show_explanation(shown:Explanation, class_names=None, ncols:int=3, masks=None, note:str=''):
+    "Draw each image in colour with its map beside it, and a note above all, and return the figure."
     n = len(shown.maps)
     ncols = min(ncols, n)
     fig, axs = plt.subplots(-(-n // ncols), 2 * ncols, figsize=(3.6 * ncols + 0.9, 2.1 * -(-n // ncols)), squeeze=False, layout='constrained')
@@ -281,7 +281,7 @@ def show_explanation(shown:Explanation, class_names=None, ncols:int=3, masks=Non
     for i, (left, right) in enumerate(axs.reshape(-1, 2)[:n]):
         left.imshow(shown.pictures[i])
         draw_map(right, shown.pictures[i], shown.maps[i], headline(shown, i, class_names), None if masks is None else masks[i])
-    draw_scale(fig, axs)
+    draw_scale(fig, axs), fig.suptitle(note)
     return close(fig)
 
 Explanation.show = show_explanation

@@ -202,7 +202,7 @@ def check_settings(s:dict, given:dict, small:bool)->dict: # the settings
                         f"for {s['global_batch']:,} images an update; it may not learn.")
     return s
 
-# %% ../nbs/08b_recipes.ipynb #87bf9f35
+# %% ../nbs/08b_recipes.ipynb #319a74dd
 GONE_HERE = {'--train-split': 'the folder is train/', '--val-split': 'the folder is val/ or validation/', '--config': 'use --recipe',
              '--checkpoint-hist': 'the last two states, the last and the best weights are kept',
              '--layer-decay': 'it cannot be had yet', '--drop': 'use --head-dropout or --drop-path',
@@ -214,7 +214,7 @@ def parse(argv=None,
     "Read the command line of metaformer-train."
     parser = Parser('metaformer-train', '%(prog)s [DATA] [flags]', formatter_class=Help, argument_default=argparse.SUPPRESS, gone={**GONE, **GONE_HERE},
         description='Train a MetaFormer. Without an argument: a tiny ConvFormer on 1,797 handwritten digits, in about a minute. '
-        'It leaves weights, a table and two pictures in runs/. With several GPUs: torchrun --nproc-per-node 8 -m '
+        'It leaves weights, a table and pictures in runs/. With several GPUs: torchrun --nproc-per-node 8 -m '
         'metaformer_edu.train …, and each takes its part.')
     for group in (add_what, add_how, add_images, add_where, add_machine): group(parser)
     given = vars(parser.parse_args(argv))

@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from timm.data import create_transform, resolve_model_data_config
+from timm.models import metaformer, resnet
 from torch import nn
 
 from metaformer_edu import explain as lesson
@@ -25,9 +26,10 @@ from metaformer_edu.zoo import FAMILIES, create_model
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def shaken(model):
-    "The model with weights that are not the small ones of the start."
-    torch.manual_seed(1)
+def shaken(make, **kwargs):
+    "A model with weights that are not the small ones of the start, always the same."
+    torch.manual_seed(0)
+    model = make(**kwargs)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * (0.1 if p.ndim < 2 else 0.3 / p[0].numel() ** 0.5))
@@ -35,24 +37,27 @@ def shaken(model):
 
 
 def ours(family="convformer", **kwargs):
-    return shaken(create_model(f"tiny_{family}", **{"img_size": 64, **kwargs}))
+    return shaken(create_model, name=f"tiny_{family}", **{"img_size": 64, **kwargs})
 
 
 def timms(name, **kwargs):
-    return shaken(timm.create_model(name, **{"num_classes": 10, **kwargs}))
+    return shaken(timm.create_model, model_name=name, **{"num_classes": 10, **kwargs})
 
 
 DEIT = dict(img_size=64, depth=8, embed_dim=48, num_heads=3)
 SWIN = dict(img_size=64, window_size=4, embed_dim=24, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4))
 MAKE = {
     **{family: lambda family=family: ours(family) for family in FAMILIES},
-    "resnet": lambda: timms("resnet18"),
+    "resnet": lambda: shaken(resnet.ResNet, block=resnet.BasicBlock, layers=(1, 1, 1, 1), channels=(16, 24, 32, 48), num_classes=10),
     "convnext": lambda: timms("convnext_atto", depths=(1, 1, 2, 1), dims=(16, 24, 32, 48)),
     "swin": lambda: timms("swin_tiny_patch4_window7_224", **SWIN),
     "deit": lambda: timms("deit_tiny_patch16_224", **DEIT),
     "deit distilled": lambda: timms("deit_tiny_distilled_patch16_224", **DEIT),
     "deit averaged": lambda: timms("deit_tiny_patch16_224", **DEIT, global_pool="avg"),
-    "timm's caformer": lambda: timms("caformer_s18", depths=(1, 1, 2, 1), dims=(32, 32, 64, 64)),
+    "timm's caformer": lambda: shaken(
+        metaformer.MetaFormer, num_classes=10, depths=(1, 1, 2, 1), dims=(32, 32, 64, 64), use_mlp_head=True,
+        token_mixers=[metaformer.SepConv, metaformer.SepConv, metaformer.Attention, metaformer.Attention],
+        norm_layers=[metaformer.LayerNorm2dNoBias] * 2 + [metaformer.LayerNormNoBias] * 2),
 }
 PATHS = {"resnet": "layer{0}", "swin": "layers.{1}", "deit": "blocks.{2}.norm1", "deit distilled": "blocks.{2}.norm1",
          "deit averaged": "blocks.{2}"}
@@ -62,6 +67,12 @@ BY_GRADIENT = ["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "elem
 @cache
 def model_of(name):
     return MAKE[name]()
+
+
+@cache
+def exact(name):
+    "The model in float64, so that the order of a sum does not matter."
+    return MAKE[name]().double()
 
 
 def images(n=2, h=64, w=None, seed=0):
@@ -82,7 +93,7 @@ def second(name, x, grid):
 
 def inside(name, model, x, labels, stage):
     "Activations and gradients (B, C, h, w) at the end of a stage, by autograd."
-    kept, side = [], 16 if "deit" in name else 2 ** (stage + 1)
+    x, kept, side = x.to(next(model.parameters()).dtype), [], 16 if "deit" in name else 2 ** (stage + 1)
     handle = end_of(name, model, stage).register_forward_hook(lambda module, inputs, out: kept.append(out))
     with torch.enable_grad():
         logits = model(x)
@@ -127,21 +138,22 @@ def close(a, b, atol=5e-4):
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", MAKE)
 def test_grad_cam_is_its_formula_at_every_stage(name, stage):
-    model, x, labels = model_of(name), images(), [3, 7]
+    model, x, labels = exact(name), images(), [3, 7]
     found = explain(model, x, labels, stage)
     expected = finished(FORMULAS["gradcam"](*inside(name, model, x, labels, stage)), (64, 64))
     close(found.maps, expected)
-    assert found.maps.dtype == torch.float32 and found.targets == labels and expected.amax((1, 2)).min() > 0.9
-    close(found.logits, model(x).detach(), 1e-5)
-    close(found.probabilities, model(x).softmax(1).detach(), 1e-5)
+    assert found.maps.dtype == torch.float32 and found.targets == labels and expected.max() > 0.9
+    logits = model(x.double()).detach().float()
+    close(found.logits, logits, 1e-5)
+    close(found.probabilities, logits.softmax(1), 1e-5)
 
 
 @pytest.mark.parametrize("method", BY_GRADIENT)
-@pytest.mark.parametrize("name", ["caformer", "swin", "deit"])
-def test_methods_of_gradients_are_their_formulas(name, method):
-    model, x, labels = model_of(name), images(), [0, 9]
-    expected = finished(FORMULAS[method](*inside(name, model, x, labels, 3)), (64, 64))
-    close(explain(model, x, labels, 3, method).maps, expected, 2e-3)
+@pytest.mark.parametrize("name, stage", [("caformer", 4), ("swin", 3), ("deit", 2)])  # no norm of each token follows there
+def test_methods_of_gradients_are_their_formulas(name, stage, method):
+    model, x, labels = exact(name), images(), [0, 9]
+    expected = finished(FORMULAS[method](*inside(name, model, x, labels, stage)), (64, 64))
+    close(explain(model, x, labels, stage, method).maps, expected)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"eigencam", "ablationcam"}))
@@ -149,24 +161,24 @@ def test_methods_of_gradients_are_their_formulas(name, method):
 def test_the_maps_are_those_of_grad_cam(name, method):
     kind = {"gradcam": "GradCAM", "gradcam++": "GradCAMPlusPlus", "hirescam": "HiResCAM", "layercam": "LayerCAM", "xgradcam": "XGradCAM",
             "elementwise": "GradCAMElementWise", "eigengradcam": "EigenGradCAM", "scorecam": "ScoreCAM", "random": "RandomCAM"}[method]
-    model, x, labels = model_of(name), images(), [4, 5]
+    model, x, labels = exact(name), images(), [4, 5]
     with undisturbed(model):
         for p in model.parameters():
             p.requires_grad_(True)
-        last = end_of(name, model, 3)
+        last = end_of(name, model, 4)
         cam = getattr(pytorch_grad_cam, kind)(model, [last], reshape_transform=lambda v: second(name, v, None))
         with dice(0, 0, 0):
-            expected = torch.from_numpy(cam(x, [ClassifierOutputTarget(label) for label in labels]))
+            expected = torch.from_numpy(cam(x.double(), [ClassifierOutputTarget(label) for label in labels]))
         cam.activations_and_grads.release()
     with dice(0, 0, 0):
-        close(explain(model, x, labels, 3, method).maps, expected)
+        close(explain(model, x, labels, 4, method).maps, expected)
     for p in model.parameters():
         p.grad = None
 
 
 @pytest.mark.parametrize("name", ["resnet", "poolformerv2", "deit"])
 def test_eigen_cam_is_the_first_component_and_its_larger_side_is_positive(name):
-    model, x = model_of(name), images(6)
+    model, x = exact(name), images(6)
     a, _ = inside(name, model, x, [0] * 6, 3)
     rows = a.flatten(2).transpose(1, 2)
     rows = rows - rows.mean(1, keepdim=True)
@@ -179,7 +191,7 @@ def test_eigen_cam_is_the_first_component_and_its_larger_side_is_positive(name):
 @pytest.mark.parametrize("name, stage", [("caformer", 4), ("randformer", 2), ("resnet", 1), ("swin", 3), ("deit", 2), ("deit averaged", 4),
                                          ("timm's caformer", 1)])
 def test_ablation_cam_is_what_happens_without_each_channel(name, stage):
-    model, x = model_of(name), images(1, seed=5)
+    model, x = exact(name), images(1, seed=5).double()
     logits = model(x)[0].detach()
     labels = [int(logits.argmax()), int(logits.argmin())]
     assert logits.max() > 0 > logits.min()
@@ -198,9 +210,9 @@ def test_ablation_cam_is_what_happens_without_each_channel(name, stage):
 
 
 def test_score_cam_is_the_answer_to_the_image_behind_each_channel():
-    model, x, label = model_of("caformer"), images(1), 6
+    model, x, label = exact("caformer"), images(1).double(), 6
     a, _ = inside("caformer", model, x, [label], 4)
-    masks = F.interpolate(a.float(), (64, 64), mode="bilinear", align_corners=True)[0]
+    masks = F.interpolate(a, (64, 64), mode="bilinear", align_corners=True)[0]
     low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
     scores = model(x * ((masks - low) / (high - low + 1e-8))[:, None]).detach()[:, label]
     close(explain(model, x, label, 4, "scorecam").maps, finished(torch.einsum("c,chw->hw", scores.softmax(0).double(), a[0])[None], (64, 64)))
@@ -218,29 +230,37 @@ def test_none_is_the_guess_by_every_method(method):
     model, x = model_of("caformer"), images(seed=1)
     guess = model(x).argmax(1).tolist()
     with dice(0, 0, 0):
-        free = explain(model, x, None, 3, method)
+        free = explain(model, x, None, 4, method)
     with dice(0, 0, 0):
-        asked = explain(model, x, guess, 3, method)
+        asked = explain(model, x, guess, 4, method)
     assert free.targets == asked.targets == guess and torch.equal(free.logits, asked.logits)
-    close(free.maps, asked.maps, 1e-6)
+    close(free.maps, asked.maps, 1e-5)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"random"}))
 @pytest.mark.parametrize("name", ["caformer", "resnet", "deit"])
 def test_a_batch_is_explained_as_its_images_are_one_by_one(name, method):
-    model, x, labels = model_of(name), images(3), [2, 9, 2]
-    together = explain(model, x, labels, 2, method)
-    alone = [explain(model, image, label, 2, method) for image, label in zip(x, labels)]
+    model, x, labels = exact(name), images(3), [2, 9, 2]
+    together = explain(model, x, labels, 4, method)
+    alone = [explain(model, image, label, 4, method) for image, label in zip(x, labels)]
     close(together.maps, torch.cat([one.maps for one in alone]), 2e-3)
     close(together.logits, torch.cat([one.logits for one in alone]), 1e-4)
     assert together.targets == labels and torch.equal(together.images, x)
+
+
+def test_a_batch_goes_through_the_model_once_and_stops_before_the_stage():
+    model, runs = ours(), []
+    model.norm.register_forward_hook(lambda module, inputs, out: runs.append(len(out)))
+    model.stages[2].register_forward_hook(lambda module, inputs, out: runs.append(out.requires_grad))
+    explain(model, images(5), 1, 4)
+    assert runs == [False, 5]  # nothing is stored of the earlier stages
 
 
 @pytest.mark.parametrize("h, w", [(64, 96), (96, 64), (128, 128), (50, 77), (32, 200)])
 @pytest.mark.parametrize("name", ["identityformer", "poolformerv2", "caformer", "resnet", "convnext"])
 def test_any_height_and_width(name, h, w):
     # at 128 pixels the first stage has 32 channels and 32 by 32 tokens
-    model, x = model_of(name), images(2, h, w)
+    model, x = exact(name), images(2, h, w)
     kept = inside(name, model, x, [1, 2], 1)
     close(explain(model, x, [1, 2], 1).maps, finished(FORMULAS["gradcam"](*kept), (h, w)))
     assert explain(model, x, method="hirescam").maps.shape == (2, h, w)
@@ -249,14 +269,14 @@ def test_any_height_and_width(name, h, w):
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", ["convformer", "caformer", "resnet", "convnext", "swin", "deit averaged", "timm's caformer"])
 def test_channels_are_second_as_the_model_itself_says(name, stage):
-    model, kept = model_of(name), []
-    x = images(1, 64 if name in ("swin", "deit averaged") else 128)
+    model, kept = exact(name), []
+    x = images(1, 64 if name in ("swin", "deit averaged") else 128).double()
     end = find_stage(model, stage)
     handle = end.module.register_forward_hook(lambda module, inputs, out: kept.append(out))
     model(x), handle.remove()
     which = [2 * stage - 1] if name == "deit averaged" else [stage if name == "resnet" else stage - 1]
     expected, = model.forward_intermediates(x, indices=which, intermediates_only=True)
-    close(end.maps(kept[0], x.shape[-2:]), expected, 1e-5)
+    close(end.maps(kept[0], x.shape[-2:]), expected.float(), 1e-5)
 
 
 def test_tokens_of_an_image_that_is_not_square():
@@ -266,7 +286,8 @@ def test_tokens_of_an_image_that_is_not_square():
                                 .flatten(2).transpose(1, 2)).detach()
     end = find_stage(model, 2)
     close(end.maps(torch.cat([out[:, :1], out], 1), (32, 96)), out.transpose(1, 2).reshape(2, 48, 2, 6), 1e-6)
-    assert explain(model, x, 3, 2).maps.shape == (2, 32, 96)
+    model = model.double()
+    close(explain(model, x, [3, 4], 2).maps, finished(FORMULAS["gradcam"](*inside("deit", model, x, [3, 4], 2)), (32, 96)))
 
 
 def test_stages_are_found_by_what_a_model_says_of_itself():
@@ -303,7 +324,7 @@ def test_a_target_may_be_written_in_many_ways(kind):
 
 @pytest.mark.parametrize("method", ["gradcam", "scorecam", "ablationcam"])
 def test_several_targets_of_one_image(method):
-    model, x = model_of("caformer"), images(1)
+    model, x = model_of("poolformerv2"), images(1)
     shown = explain(model, x[0], [0, 5, None], 3, method)
     guess = int(model(x).argmax())
     assert shown.targets == [0, 5, guess] and shown.images.shape == (3, 3, 64, 64) and torch.equal(shown.images[2], x[0])
@@ -315,8 +336,10 @@ def test_a_list_of_tensors_is_a_batch_and_the_input_is_not_touched():
     model, x = model_of("convformer"), images().requires_grad_()
     before = x.detach().clone()
     together = explain(model, x, 1)
-    assert torch.equal(explain(model, list(x.detach()), 1).maps, together.maps) and torch.equal(explain(model, x[0], 1).maps, together.maps[:1])
+    assert torch.equal(explain(model, list(x.detach()), 1).maps, together.maps)
+    close(explain(model, x[0], 1).maps, together.maps[:1])
     assert x.grad is None and x.requires_grad and torch.equal(x, before)
+    assert not together.images.requires_grad and not together.pictures.requires_grad
     together.images.zero_()
     assert torch.equal(x, before)
     strided = images(2, 128)[..., ::2, ::2].to(memory_format=torch.channels_last)
@@ -327,7 +350,8 @@ def test_a_list_of_tensors_is_a_batch_and_the_input_is_not_touched():
 def test_a_pil_image_goes_through_the_models_own_transform(name):
     rng = np.random.default_rng(0)
     model, photos = model_of(name), [Image.fromarray(rng.integers(0, 256, (90 - 9 * i, 120, 3), dtype=np.uint8)) for i in range(2)]
-    transform = imagenet_transforms(64)[1] if name in FAMILIES else create_transform(**resolve_model_data_config(model))
+    own = {} if name == "resnet" else dict(input_size=(3, 64, 64))  # the others were built for 64 pixels
+    transform = imagenet_transforms(64)[1] if name in FAMILIES else create_transform(**{**resolve_model_data_config(model), **own})
     shown = explain(model, photos, 1)
     expected = torch.stack([transform(p) for p in photos])
     close(shown.images, expected, 1e-6)
@@ -439,13 +463,13 @@ def test_randformer_is_bound_to_its_size():
 # --- where nothing speaks for the class ---
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"eigencam", "scorecam"}))
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_the_map_is_zero_where_nothing_speaks_for_the_class(method):
     model = ours("identityformer")
     nn.init.zeros_(model.head.weight), nn.init.zeros_(model.head.bias)
     shown = explain(model, images(1), 4, method=method)
     if method != "random":
-        assert not shown.maps.any() and headline(shown, 0) == "class 4 10%\nnothing speaks for it"
+        assert not shown.maps.any() and headline(shown, 0).replace(":", "") == "class 4 10%\nnothing speaks for it"
     assert shown.maps.isfinite().all() and shown.show().axes
 
 
@@ -544,11 +568,10 @@ def test_frozen_parameters_keep_their_gradients():
 
 
 def test_the_state_of_the_dice_is_left_as_found():
+    model = ours("caformer", drop_path=0.5, head_dropout=0.5).train()
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    explain(ours("caformer", drop_path=0.5, head_dropout=0.5).train(), images(), 1)
-    torch.manual_seed(1)
-    assert not torch.equal(torch.get_rng_state(), before[0]) or True
-    assert np.random.get_state()[1].tolist() == before[1]
+    explain(model, images(), 1)
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
 
 
 def test_dropout_does_not_count_in_train_mode():
@@ -624,11 +647,12 @@ def test_a_model_that_computes_again_instead_of_storing(name):
 
 @pytest.mark.parametrize("name", ["caformer", "resnet"])
 def test_low_precision(name):
-    exact = explain(model_of(name), images(1), 1, 3)
-    rounded = explain(MAKE[name]().bfloat16(), images(1), 1, 3)
+    label = int(model_of(name)(images(1)).argmax())
+    exact = explain(model_of(name), images(1), label, 3)
+    rounded = explain(MAKE[name]().bfloat16(), images(1), label, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        auto = explain(model_of(name), images(1), 1, 3)
-    double = explain(MAKE[name]().double(), images(1).double(), 1, 3)
+        auto = explain(model_of(name), images(1), label, 3)
+    double = explain(MAKE[name]().double(), images(1).double(), label, 3)
     close(double.maps, exact.maps, 1e-3)
     for shown in (rounded, auto):
         assert shown.maps.dtype == shown.logits.dtype == torch.float32 and shown.maps.isfinite().all() and shown.show().axes
@@ -661,8 +685,8 @@ def test_memory_does_not_grow(method):
             explain(model, x, i % 10, 4, method)
     call(3)
     before, blocks = count(), sys.getallocatedblocks()
-    call(20 if method == "ablationcam" else 150)
-    assert count() <= before and sys.getallocatedblocks() - blocks < 150
+    call(20 if method == "ablationcam" else 100)
+    assert count() <= before and sys.getallocatedblocks() - blocks < 100
     assert not any(m._forward_hooks for m in model.modules())
 
 
@@ -686,15 +710,15 @@ def test_names_of_classes():
 def test_a_headline_names_class_and_probability():
     shown = explain(model_of("convformer"), images(), [2, None])
     for i in range(2):
-        assert headline(shown, i).split("\n")[0] == f"class {shown.targets[i]} {shown.probabilities[i, shown.targets[i]]:.0%}"
-    assert headline(shown, 0, "abcdefghij").startswith("c ")
+        assert headline(shown, i).split("\n")[0].replace(":", "") == f"class {shown.targets[i]} {shown.probabilities[i, shown.targets[i]]:.0%}"
+    assert headline(shown, 0, "abcdefghij").replace(":", "").startswith("c ")
 
 
 def test_the_blend_of_picture_and_map():
     picture, heat = np.zeros((2, 2, 3)), np.array([[0, 1], [0.5, 0]])
-    picture[0, 0] = 1, 0, 0
+    picture[0, 0], picture[1, 1] = (1, 0, 0), (0, 1, 0)
     mixed = blend(torch.tensor(picture), torch.tensor(heat))
-    assert mixed.shape == (2, 2, 3) and mixed[0, 0] == pytest.approx([0.299] * 3) and mixed[1, 1] == pytest.approx([0] * 3)
+    assert mixed.shape == (2, 2, 3) and mixed[0, 0] == pytest.approx([0.299] * 3) and mixed[1, 1] == pytest.approx([0.587] * 3)
     assert mixed[0, 1] == pytest.approx(0.75 * np.array(plt.get_cmap("viridis")(1.0)[:3]))
     assert mixed[1, 0] == pytest.approx(0.375 * np.array(plt.get_cmap("viridis")(0.5)[:3]), abs=0.01)
 
