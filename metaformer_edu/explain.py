@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'ONE_BY_ONE', 'COLORS', 'STRENGTH', 'stage_modules', 'StageEnd', 'find_stage', 'undisturbed', 'EigenCAM',
-           'WithoutChannel', 'AblationCAM', 'silent_bars', 'Target', 'Classifier', 'listening', 'maps_and_logits',
-           'to_input', 'to_batch', 'pair_up', 'to_pictures', 'imagenet_classes', 'class_title', 'Explanation',
-           'explain', 'blend', 'draw_map', 'draw_scale', 'headline', 'show_explanation', 'cam_grid']
+           'HiResCAM', 'WithoutChannel', 'AblationCAM', 'silent_bars', 'Target', 'Classifier', 'listening',
+           'maps_and_logits', 'to_input', 'to_batch', 'pair_up', 'to_pictures', 'imagenet_classes', 'class_title',
+           'Explanation', 'explain', 'blend', 'draw_map', 'draw_scale', 'headline', 'show_explanation', 'cam_grid',
+           'with_names']
 
 # %% ../nbs/10_explain.ipynb #646f909b
 import io, math
@@ -34,7 +35,7 @@ def stage_modules(model:nn.Module)->list: # (module name, pixels a token) of sta
     norm = '.norm1' if getattr(model, 'global_pool', '') == 'token' else ''
     return [(name + norm, pixels) for name, pixels in quarters]
 
-# %% ../nbs/10_explain.ipynb #4f79c3b2
+# %% ../nbs/10_explain.ipynb #260ccef4
 @dataclass
 class StageEnd:
     "The end of a stage, where a map is made."
@@ -47,10 +48,11 @@ class StageEnd:
 
     def maps(self, x, size)->torch.Tensor: # (H, W) of the images → (B, C, h, w), float32
         "What it puts out, or the gradient there, with the channels second."
+        last = self.axis(x[0])
         if x.ndim == 3: # tokens in a row; a class token may stand in front
             grid = [side // self.pixels for side in size]
             x = x[:, x.shape[1] - math.prod(grid):].unflatten(1, grid)
-        return (x.permute(0, 3, 1, 2) if self.axis(x[0]) else x).float()
+        return (x.permute(0, 3, 1, 2) if last else x).float()
 
 def find_stage(model:nn.Module, stage:int)->StageEnd:
     "The end of a stage, counted from 1; ValueError if there is none."
@@ -59,28 +61,38 @@ def find_stage(model:nn.Module, stage:int)->StageEnd:
     name, pixels = stages[stage - 1]
     return StageEnd(model.get_submodule(name), pixels, isinstance(model, Pyramid) or getattr(model, 'output_fmt', '') == 'NHWC')
 
-# %% ../nbs/10_explain.ipynb #cce5a6ad
+# %% ../nbs/10_explain.ipynb #ec69f105
 @contextmanager
 def undisturbed(model:nn.Module):
     "In this block the model is in eval mode and its weights want no gradients; then all is as it was, also after an error."
     modules = [(m, m.training, dict(m._modules)) for m in model.modules()]
     weights = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    saving = [m for m, *_ in modules if getattr(m, 'grad_checkpointing', False)] # timm's passes over the ends of stages then
     try:
+        for m in saving: m.grad_checkpointing = False
         for p, *_ in weights: p.requires_grad_(False).grad = None
         model.eval()
         with torch.inference_mode(False), torch.enable_grad(): yield
     finally:
         for p, wanted, grad in weights: p.requires_grad_(wanted).grad = grad
+        for m in saving: m.grad_checkpointing = True
         for m, mode, children in modules:
             m.training = mode
             m._modules.update(children) # Ablation-CAM replaces layers
 
-# %% ../nbs/10_explain.ipynb #c35fb59f
+# %% ../nbs/10_explain.ipynb #851646b1
 class EigenCAM(gc.EigenCAM):
     "The first principal component of the activations. Its sign is arbitrary; here the larger side is positive."
     def get_cam_image(self, *args, **kwargs):
         maps = super().get_cam_image(*args, **kwargs)
         return np.stack([-m if abs(m.min()) > abs(m.max()) else m for m in maps])
+
+class HiResCAM(gc.HiResCAM):
+    "Gradient × activation, summed over the channels; nothing where the sum is rounding alone, as in front of a norm over the channels."
+    def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth):
+        products = grads * activations
+        total = products.sum(axis=1)
+        return np.where(abs(total) > 1e-4 * abs(products).sum(axis=1), total, 0)
 
 class WithoutChannel(gc.AblationLayer):
     "Sets channels to zero. grad-cam's sets them to -10⁷ where activations can be negative, and a norm behind it hands that on to all."
@@ -100,11 +112,13 @@ class AblationCAM(gc.AblationCAM):
     "How far the answer falls without a channel. grad-cam divides by the answer, which turns the map around where that is negative."
     def get_cam_weights(self, input_tensor, target_layer, targets, *args):
         signs = [np.sign(target(out).item()) for target, out in zip(targets, self.outputs)]
-        return super().get_cam_weights(input_tensor, target_layer, targets, *args) * np.float32(signs)[:, None]
+        with np.errstate(divide='ignore', invalid='ignore'): # an answer of exactly 0
+            weights = super().get_cam_weights(input_tensor, target_layer, targets, *args) * np.float32(signs)[:, None]
+        return np.nan_to_num(weights, posinf=0, neginf=0)
 
-# %% ../nbs/10_explain.ipynb #bc986c6a
+# %% ../nbs/10_explain.ipynb #6bd25bfb
 METHODS = { # name -> class of grad-cam
-    'gradcam': gc.GradCAM, 'gradcam++': gc.GradCAMPlusPlus, 'hirescam': gc.HiResCAM, 'layercam': gc.LayerCAM, 'xgradcam': gc.XGradCAM,
+    'gradcam': gc.GradCAM, 'gradcam++': gc.GradCAMPlusPlus, 'hirescam': HiResCAM, 'layercam': gc.LayerCAM, 'xgradcam': gc.XGradCAM,
     'elementwise': gc.GradCAMElementWise, 'eigengradcam': gc.EigenGradCAM, 'eigencam': EigenCAM,
     'scorecam': gc.ScoreCAM, 'ablationcam': AblationCAM, 'random': gc.RandomCAM}
 
@@ -117,50 +131,60 @@ def silent_bars():
     finally:
         for module, bar in bars: module.tqdm = bar
 
-# %% ../nbs/10_explain.ipynb #f6122daf
+# %% ../nbs/10_explain.ipynb #75bc6d82
 class Target:
-    "The logit of one class; None: the largest."
+    "The logit of one class; None: of the one that is the largest at the first call."
     def __init__(self, label:int=None): self.label = label
 
     def __call__(self, logits):
         if logits.ndim != 1 or len(logits) < 2: raise ValueError(f'An explanation needs a classifier, and this model gives {tuple(logits.shape)} for an image.')
         if not logits.isfinite().all(): raise ValueError('The model answers with NaN or infinity: there is nothing to explain.')
-        if self.label is None: return logits.max()
+        if self.label is None: self.label = int(logits.argmax()) # from now on: a method may ask about changed images
         if self.label in range(len(logits)): return logits[self.label]
         raise ValueError(f'There is no class {self.label}: the model has {len(logits)}, counted from 0.')
 
 class Classifier(nn.Module):
-    "A model that takes float32 and answers in float32, as grad-cam wants it."
-    def __init__(self, model:nn.Module, most:int=None): # images at once
+    "A model as grad-cam wants it, float32 in and out. Its first answer, to the images as they are, settles the targets."
+    def __init__(self, model:nn.Module, targets, most:int=None): # `most` images at once
         super().__init__()
-        self.model, self.most, self.dtype = model, most, next(model.parameters()).dtype
+        self.model, self.targets, self.most, self.dtype = model, targets, most, next(model.parameters()).dtype
 
-    def forward(self, x): return self.model(x[:self.most].to(self.dtype)).float()
+    def forward(self, x):
+        logits = self.model(x[:self.most].to(self.dtype))
+        if not torch.is_tensor(logits) or getattr(self.model, 'num_classes', None) == 0:
+            raise ValueError('An explanation needs a classifier, and this model gives features.')
+        for target, out in zip(self.targets, logits.float()): target(out)
+        self.targets = ()
+        return logits.float()
 
-# %% ../nbs/10_explain.ipynb #3c7d6b9e
+# %% ../nbs/10_explain.ipynb #3a8b8c9b
 @contextmanager
-def listening(model, stage:int, method:str, size): # (H, W) of the images
+def listening(model, targets, stage:int, method:str, size): # (H, W) of the images
     "grad-cam's object for a method at a stage; its hooks are gone afterwards."
     if method not in METHODS: raise ValueError(did_you_mean(method, METHODS, 'method'))
     end = find_stage(model, stage)
+    hooks, before = end.module._forward_hooks, dict(end.module._forward_hooks)
     # the graph begins here: what lies before is neither stored nor differentiated
-    begin = end.module.register_forward_hook(lambda module, inputs, out: out.detach().requires_grad_())
+    end.module.register_forward_hook(lambda module, inputs, out: out.detach().requires_grad_())
     ablates = method == 'ablationcam' # one image comes in, and the stage puts out a copy for each channel
     options = dict(ablation_layer=WithoutChannel(end)) if ablates else {}
-    cam = METHODS[method](Classifier(model, 1 if ablates else None), [end.module], partial(end.maps, size=size), **options)
+    cam = METHODS[method](Classifier(model, targets, 1 if ablates else None), [end.module], partial(end.maps, size=size), **options)
     try: yield cam
-    finally: begin.remove(), cam.activations_and_grads.release()
+    finally: cam.activations_and_grads.release(), hooks.clear(), hooks.update(before) # after an error, Ablation-CAM would leave one
 
 def maps_and_logits(model, images, labels, stage:int, method:str)->tuple: # (B, H, W) from 0 to 1, (B, classes)
     "The maps of a batch; the model is changed while this runs, see `undisturbed`."
-    with listening(model, stage, method, images.shape[-2:]) as cam, silent_bars():
-        maps = cam(images, [Target(label) for label in labels])
+    targets = [Target(label) for label in labels]
+    with listening(model, targets, stage, method, images.shape[-2:]) as cam, silent_bars():
+        maps = cam(images, targets)
         return torch.from_numpy(maps), cam.outputs.detach().cpu()
 
-# %% ../nbs/10_explain.ipynb #c1980002
+# %% ../nbs/10_explain.ipynb #22ee54b1
 def to_input(image:Image.Image, model:nn.Module)->torch.Tensor: # (3, H, W), normalised
     "A PIL image as the model takes it: resized and cut to its resolution."
     config = resolve_model_data_config(model)
+    fixed = getattr(getattr(model, 'patch_embed', None), 'img_size', None) # a DeiT's or Swin's
+    if fixed: config.update(input_size=(3, *fixed))
     if isinstance(model, Pyramid): config.update(input_size=(3, *as_pair(model.img_size)), crop_pct=1.)
     return create_transform(**config)(image.convert('RGB'))
 
@@ -180,6 +204,8 @@ def pair_up(images, target)->tuple: # (images, labels): one of each for each map
     labels = target.tolist() if hasattr(target, 'tolist') else target
     labels = list(labels) if isinstance(labels, (list, tuple)) else [labels] * len(images)
     if len(images) == 1: images = images.expand(len(labels), -1, -1, -1)
+    for label in labels:
+        if label is not None and not hasattr(label, '__index__'): raise ValueError(f'A class is given by its number, not as {label!r}.')
     if len(images) == len(labels) > 0: return images, [None if label is None else int(label) for label in labels]
     raise ValueError(f'{len(labels)} targets for {len(images)} images: give one for all, or one for each.')
 
@@ -224,15 +250,16 @@ class Explanation:
         self.show().savefig(file := io.BytesIO(), format='png')
         return file.getvalue()
 
-# %% ../nbs/10_explain.ipynb #83e27295
+# %% ../nbs/10_explain.ipynb #9616b50b
 def explain(model:nn.Module, # a classifier of this library or of timm, in any mode, on any device
             image, # (3, H, W) or (B, 3, H, W) as the model takes it; or one or several PIL images
             target=None, # class to explain: one for all, or a list with one for each image (or several for one image); None: the model's guess
             stage:int=4, # at whose end, counted from 1
             method:str='gradcam', # a key of `METHODS`
            )->Explanation:
-    "Where in the image is what speaks for a class? (Paper, Figure 5.) The model is left as it was. Raises ValueError."
-    model = getattr(model, '_orig_mod', getattr(model, 'module', model)) # compiled, or in DistributedDataParallel
+    "Where in the image is what speaks for a class? The model is left as it was. Raises ValueError."
+    while inner := getattr(model, '_orig_mod', getattr(model, 'module', None)): model = inner # compiled, or in DistributedDataParallel
+    stage_modules(model) # a model that has none is refused before anything else
     images, labels = pair_up(to_batch(image, model), target)
     with undisturbed(model):
         images = images.detach().to(next(model.parameters()).device, torch.float32, copy=True)
@@ -244,7 +271,7 @@ def explain(model:nn.Module, # a classifier of this library or of timm, in any m
 
 ONE_BY_ONE = (gc.ScoreCAM, AblationCAM) # they keep one copy of an image for each channel
 
-# %% ../nbs/10_explain.ipynb #8cdf8ef3
+# %% ../nbs/10_explain.ipynb #1790676e
 COLORS, STRENGTH = plt.get_cmap('viridis'), 0.75
 
 def blend(picture, heat)->np.ndarray: # (H, W, 3) and (H, W), both 0 to 1 → (H, W, 3)
@@ -256,9 +283,10 @@ def blend(picture, heat)->np.ndarray: # (H, W, 3) and (H, W), both 0 to 1 → (H
 def draw_map(ax, picture, heat, title:str='', mask=None): # mask (H, W): where the evidence is, outlined in white
     "Draw a map over its picture, with a line at half its greatest value."
     ax.imshow(blend(picture, heat))
+    heat = np.asarray(heat)
     if heat.max() > 0.5: ax.contour(heat, [0.5], colors='black', linewidths=0.8)
     if mask is not None: ax.contour(mask, [0.5], colors='white', linewidths=1.2)
-    ax.set(xticks=[], yticks=[]), ax.set_title(title, fontsize='small')
+    ax.set(xticks=[], yticks=[]), ax.set_title(title, fontsize='small', parse_math=False)
 
 def draw_scale(fig, axs):
     "The scale of all maps of a figure."
@@ -286,15 +314,16 @@ def show_explanation(shown:Explanation, class_names=None, ncols:int=3, masks=Non
 
 Explanation.show = show_explanation
 
-# %% ../nbs/10_explain.ipynb #d06052d0
+# %% ../nbs/10_explain.ipynb #711e6b68
 def cam_grid(images, # (B, 3, H, W) as the models take them, or PIL images, which each model gets as it wants them
              models, # name -> classifier, or a list of classifiers
              target=None, # as in `explain`
              stage:int=4, method:str='gradcam', # as in `explain`
              class_names=None, # in the order of the labels; None: ImageNet's, if there are so many
             ):
-    "Rows of images, columns of models (paper, Figure 5), and return the figure."
-    models = models if isinstance(models, dict) else {getattr(m, 'pretrained_cfg', {}).get('architecture') or type(m).__name__: m for m in models}
+    "Rows of images, columns of models, as in the paper's Grad-CAM figure; return the figure."
+    models = models if isinstance(models, dict) else with_names(list(models))
+    if not models: raise ValueError('Give at least one model.')
     found = {name: explain(model, images, target, stage, method) for name, model in models.items()}
     rows, first = len(next(iter(found.values())).maps), next(iter(found.values()))
     fig, axs = plt.subplots(rows, len(found) + 1, figsize=(1.75 * (len(found) + 1) + 0.9, 1.95 * rows + 0.3), squeeze=False, layout='constrained')
@@ -304,3 +333,8 @@ def cam_grid(images, # (B, 3, H, W) as the models take them, or PIL images, whic
             draw_map(ax, shown.pictures[i], shown.maps[i], (f'{name}\n' if i == 0 else '') + headline(shown, i, class_names))
     draw_scale(fig, axs)
     return close(fig)
+
+def with_names(models)->dict: # name -> model
+    "Models by their names; the second of a name is 'name (2)'."
+    names = [(getattr(m, 'pretrained_cfg', None) or {}).get('architecture') or type(m).__name__ for m in models]
+    return {f'{name} ({nth})' if (nth := names[:i + 1].count(name)) > 1 else name: models[i] for i, name in enumerate(names)}

@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['PER_SHEET', 'read_photo', 'as_seen', 'eight_bits', 'good_stage', 'draw_top', 'contact_sheet', 'sheet_of_run', 'parse',
-           'open_model', 'class_names', 'find_target', 'find_images', 'free_name', 'save', 'join', 'explain_files',
-           'top_line', 'main']
+           'open_model', 'class_names', 'find_target', 'find_images', 'free_name', 'save', 'printable', 'join',
+           'explain_files', 'top_line', 'main']
 
-# %% ../nbs/10a_sheet.ipynb #3d38ff72
-import argparse, itertools, os, sys
+# %% ../nbs/10a_sheet.ipynb #9811b22c
+import argparse, itertools, os, sys, warnings
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
 from PIL import Image, ImageOps
@@ -45,13 +45,13 @@ def good_stage(img_size)->int: # (height, width) in pixels
     "The last stage with at least 4×4 tokens; of four, each of half the grid of the one before."
     return max([s for s in (1, 2, 3, 4) if min(img_size) >= 4 * 2**(s + 1)], default=1)
 
-# %% ../nbs/10a_sheet.ipynb #df3fd055
+# %% ../nbs/10a_sheet.ipynb #21d9c8fa
 def draw_top(ax, probabilities, target:int, class_names=None, n:int=5): # probabilities (classes,)
     "The most probable classes as bars; the one that is explained is darker."
     values, labels = probabilities.topk(min(n, len(probabilities)))
     names = [class_title(int(label), len(probabilities), class_names) for label in labels]
     ax.barh(range(len(names)), values, color=['#88bbee' if label == target else '#dde6ee' for label in labels], height=0.8)
-    for y, (name, value) in enumerate(zip(names, values.tolist())): ax.text(0.02, y, f'{value:4.0%} {name}', va='center', fontsize='x-small')
+    for y, (name, value) in enumerate(zip(names, values.tolist())): ax.text(0.02, y, f'{value:4.0%} {name}', va='center', fontsize='x-small', parse_math=False)
     ax.set(xlim=(0, 1), ylim=(max(n, len(names)) - 0.5, -0.5)), ax.axis('off')
 
 def contact_sheet(shown:Explanation, # any number of images; see `explain`
@@ -66,7 +66,7 @@ def contact_sheet(shown:Explanation, # any number of images; see `explain`
     fig, axs = plt.subplots(rows, 3 * ncols, figsize=(4.3 * ncols + 0.9, 1.55 * rows + 0.4), width_ratios=[1, 1, 1.1] * ncols, squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
     for i, (left, middle, right) in enumerate(axs.reshape(-1, 3)[:len(shown.maps)]):
-        left.imshow(shown.pictures[i]), left.set_title(str(titles[i])[:24] if i < len(titles) else '', fontsize='small')
+        left.imshow(shown.pictures[i]), left.set_title(str(titles[i])[:24] if i < len(titles) else '', fontsize='small', parse_math=False)
         draw_map(middle, shown.pictures[i], shown.maps[i], headline(shown, i, class_names), None if masks is None else masks[i])
         draw_top(right, shown.probabilities[i], shown.targets[i], class_names)
     draw_scale(fig, axs)
@@ -104,18 +104,18 @@ def parse(argv=None)->argparse.Namespace:
     if args.pretrained and args.checkpoint: parser.error('--pretrained and --checkpoint name two sets of weights: choose one.')
     return args
 
-# %% ../nbs/10a_sheet.ipynb #d42c341a
+# %% ../nbs/10a_sheet.ipynb #28dd3b20
 def open_model(args)->tuple: # (model, names of the classes or None)
     "The model with its weights; what was not typed is looked up in the folder of the weights."
-    about = read_about(Path(args.checkpoint).parent) if args.checkpoint else {}
-    name = args.model or about.get('settings', {}).get('model')
-    if not name: raise ValueError('Say which model: --model NAME; the folder of the weights does not name one.')
+    about = read_about(Path(args.checkpoint).expanduser().parent) if args.checkpoint else {}
+    name, size = args.model or about.get('settings', {}).get('model'), about.get('img_size')
+    if not isinstance(name, str): raise ValueError('Say which model: --model NAME; the folder of the weights does not name one.')
     row = get_row(name)
     source = args.checkpoint or (args.pretrained and row.url) or None
     if args.pretrained and not source: raise ValueError(f'{name} has no published weights: pass --checkpoint PATH.')
     state = read_weights(source) if source else None
     seed_everything(0) # of random weights
-    model = row.build(num_classes=classes_of(state, source) if source else row.num_classes, img_size=args.img_size or about.get('img_size') or row.resolution)
+    model = row.build(num_classes=classes_of(state, source) if source else row.num_classes, img_size=args.img_size or (isinstance(size, int) and size >= 32 and size) or row.resolution)
     if source: load_weights(model, source, state)
     else: print(f'metaformer-explain: the weights of {name} are random, so the maps mean nothing. Pass --checkpoint PATH or --pretrained.', file=sys.stderr)
     return model.to(open_device(args.device)).eval(), class_names(args, about, model.num_classes)
@@ -123,13 +123,15 @@ def open_model(args)->tuple: # (model, names of the classes or None)
 def class_names(args, about:dict, n:int)->list: # n classes; None if nobody knows
     "The names of the classes; ValueError if the file does not hold n."
     if args.class_names:
-        names = [line.strip() for line in Path(args.class_names).read_text(encoding='utf-8').splitlines() if line.strip()]
+        try: lines = Path(args.class_names).expanduser().read_text(encoding='utf-8-sig').splitlines()
+        except UnicodeDecodeError: raise ValueError(f'{args.class_names} is no text in UTF-8.') from None
+        names = [line.strip() for line in lines if line.strip()]
         if len(names) != n: raise ValueError(f'{args.class_names} names {len(names)} classes, and the model has {n}.')
         return names
-    names = about.get('class_names') or []
-    return list(map(str, names)) if len(names) == n else imagenet_classes(n)
+    names = about.get('class_names')
+    return list(map(str, names)) if isinstance(names, list) and len(names) == n else imagenet_classes(n)
 
-# %% ../nbs/10a_sheet.ipynb #642cbff8
+# %% ../nbs/10a_sheet.ipynb #68119c02
 def find_target(text:str, names, n:int)->int: # None: the guess
     "The class that was asked for, by number or name."
     if text is None: return None
@@ -142,22 +144,31 @@ def find_images(paths)->tuple: # (files, sentences about what is not there)
     "The files, and of each folder the images in it."
     files, missing = [], []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in Image.registered_extensions()) if path.is_dir() else [path]
+        inside = sorted(p for p in path.iterdir() if Image.registered_extensions().get(p.suffix.lower()) in Image.OPEN) if path.is_dir() else [path]
         files += inside
         if not inside: missing.append(f'There is no image in the folder {path}.')
     return list(dict.fromkeys(files)), missing
 
 def free_name(file:Path, method:str, taken:set)->str: # such as 'cat-gradcam.png'
     "The name of the picture for a file; a second cat is cat-2."
-    names = (f"{file.stem}{'' if i == 1 else f'-{i}'}-{method}.png" for i in itertools.count(1))
+    stem = os.fsencode(file.stem)[:200].decode(errors='ignore') # a name has 255 bytes at most
+    names = (f"{stem}{'' if i == 1 else f'-{i}'}-{method}.png" for i in itertools.count(1))
     name = next(n for n in names if n not in taken)
     taken.add(name)
     return name
 
-# %% ../nbs/10a_sheet.ipynb #8aefc092
+# %% ../nbs/10a_sheet.ipynb #0ef9fe39
 PER_SHEET = 24
 
-def save(fig, path:Path): write_whole(path, lambda file: fig.savefig(file, format='png', dpi=120))
+def save(fig, path:Path):
+    "Write a figure; a letter that Matplotlib's font does not have becomes a box."
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing')
+        write_whole(path, lambda file: fig.savefig(file, format='png', dpi=120))
+
+def printable(path)->str:
+    "A name as text; bytes that are no UTF-8 become question marks."
+    return os.fsencode(path).decode(errors='replace')
 
 def join(several:list)->Explanation:
     "Several explanations of images of one size as one."
@@ -177,13 +188,13 @@ def explain_files(args, model, names, files, out:Path)->list: # sentences about 
                 broken.append(str(error))
                 continue
             page[file] = explain(model, image, target, stage, args.method)
-            save(page[file].show(names), out / free_name(file, args.method, taken))
-            print(f'{file}: {top_line(page[file], names)}')
+            save(page[file].show(names, note=note), out / free_name(file, args.method, taken))
+            print(f'{printable(file)}: {top_line(page[file], names)}')
         sheet = out / ('sheet.png' if len(files) <= PER_SHEET else f'sheet-{n}.png')
-        if page: save(contact_sheet(join(list(page.values())), [file.name for file in page], names, note=note), sheet)
+        if page: save(contact_sheet(join(list(page.values())), [printable(file.name) for file in page], names, note=note), sheet)
     return broken
 
-# %% ../nbs/10a_sheet.ipynb #3277688c
+# %% ../nbs/10a_sheet.ipynb #8c8e8d28
 def top_line(shown:Explanation, names=None)->str:
     "The five most probable classes of one image, in a line."
     values, labels = shown.probabilities[0].topk(min(5, shown.logits.shape[1]))
@@ -199,6 +210,7 @@ def main(argv=None):
         model, names = open_model(args)
         find_target(args.target, names, model.num_classes) # before a folder is made
         out = Path(args.out).expanduser() if args.out else new_folder('.', 'explained')
+        if out.resolve() in {file.resolve().parent for file in files}: raise ValueError(f'The images are in {out}: choose another folder, so that none is overwritten.')
         out.mkdir(parents=True, exist_ok=True)
     with plainly('metaformer-explain'): unreadable = explain_files(args, model, names, files, out)
     for sentence in problems + unreadable: print(f'metaformer-explain: {sentence}', file=sys.stderr)

@@ -1,5 +1,6 @@
 """CAM explanations: each method by its formula, on ours and on timm's models; a model is left as it was found; what is drawn."""
 import gc
+import os
 import sys
 from functools import cache
 
@@ -238,7 +239,7 @@ def test_none_is_the_guess_by_every_method(method):
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"random"}))
-@pytest.mark.parametrize("name", ["caformer", "resnet", "deit"])
+@pytest.mark.parametrize("name", ["convformer", "deit"])
 def test_a_batch_is_explained_as_its_images_are_one_by_one(name, method):
     model, x, labels = exact(name), images(3), [2, 9, 2]
     together = explain(model, x, labels, 4, method)
@@ -508,7 +509,7 @@ def in_use(name):
     return model
 
 
-@pytest.mark.parametrize("stage", [1, 2, 4])
+@pytest.mark.parametrize("stage", [1, 4])
 @pytest.mark.parametrize("method", METHODS)
 def test_modes_gradients_and_hooks_are_left_as_found(method, stage):
     model = in_use("caformer")
@@ -518,7 +519,7 @@ def test_modes_gradients_and_hooks_are_left_as_found(method, stage):
 
 
 @pytest.mark.parametrize("name", ["resnet", "swin", "deit", "convnext"])
-@pytest.mark.parametrize("method", ["gradcam", "scorecam", "ablationcam"])
+@pytest.mark.parametrize("method", ["gradcam", "ablationcam"])
 def test_timms_models_are_left_as_found(name, method):
     model = in_use(name)
     before = everything(model)
@@ -529,11 +530,8 @@ def test_timms_models_are_left_as_found(name, method):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("nth", [1, 2, 3])
-@pytest.mark.parametrize("method", ["gradcam", "scorecam", "ablationcam", "eigencam"])
+@pytest.mark.parametrize("method, nth", [("gradcam", 1), ("eigencam", 1), *((m, n) for m in ("scorecam", "ablationcam") for n in (1, 2, 3))])
 def test_the_model_is_left_as_found_after_an_error(method, nth, error):
-    if nth > 1 and method in ("gradcam", "eigencam"):
-        pytest.skip("runs the model once")
     model, runs = in_use("caformer"), []
     def stop(*_):
         runs.append(1)
@@ -581,7 +579,7 @@ def test_dropout_does_not_count_in_train_mode():
 
 
 @pytest.mark.parametrize("within", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-@pytest.mark.parametrize("method", ["gradcam", "hirescam", "scorecam", "ablationcam", "eigencam"])
+@pytest.mark.parametrize("method", ["gradcam", "ablationcam", "eigencam"])
 def test_frozen_models_and_callers_without_gradients(within, method):
     expected = explain(model_of("convformer"), images(), [1, 2], 3, method).maps
     model = ours().requires_grad_(False)
@@ -685,8 +683,8 @@ def test_memory_does_not_grow(method):
             explain(model, x, i % 10, 4, method)
     call(3)
     before, blocks = count(), sys.getallocatedblocks()
-    call(20 if method == "ablationcam" else 100)
-    assert count() <= before and sys.getallocatedblocks() - blocks < 100
+    call(20 if method == "ablationcam" else 60)
+    assert count() <= before and sys.getallocatedblocks() - blocks < 60
     assert not any(m._forward_hooks for m in model.modules())
 
 
@@ -796,10 +794,10 @@ def test_a_figure_of_no_model_is_one_sentence():
 
 
 def test_a_dollar_in_a_name_is_a_dollar():
-    names = ["$x_$"] * 10
+    names = ["$x_$ y"] * 10
     shown = explain(model_of("convformer"), images(1), 1)
     for fig in (shown.show(names), cam_grid(images(1), {"$y_$": model_of("convformer")}, class_names=names)):
-        fig.canvas.draw()
+        fig.savefig(os.devnull, format="png")
 
 
 def test_one_image_or_several():
