@@ -4,8 +4,8 @@
 __all__ = ['pointing', 'share_inside', 'random_maps', 'parts_from_top', 'shuffle', 'shuffled_copy', 'randomisation', 'likeness',
            'ranks', 'answers_along', 'deletion', 'insertion', 'area', 'road']
 
-# %% ../nbs/10b_trust.ipynb #793b95f5
-import copy, re
+# %% ../nbs/10b_trust.ipynb #cce16f6d
+import copy, math, re
 from dataclasses import replace
 import matplotlib.pyplot as plt, numpy as np, torch
 from pytorch_grad_cam.metrics.road import ROADCombined
@@ -31,18 +31,18 @@ def random_maps(n:int, size:tuple, cells:int=8, seed:int=0)->torch.Tensor: # (n,
     noise = torch.rand(n, 1, cells, cells, generator=torch.Generator().manual_seed(seed))
     return nn.functional.interpolate(noise, size, mode='bilinear')[:, 0]
 
-# %% ../nbs/10b_trust.ipynb #7ed3771c
+# %% ../nbs/10b_trust.ipynb #90b6c112
 def parts_from_top(model)->dict: # name -> parameters
-    "The parts of a model from its head down to its stem."
-    parts, seen = {}, False
+    "The parts of a model from its head down: ours are head and stages, timm's also stem and blocks."
+    parts, kind = {}, 'stem'
     for name, p in model.named_parameters():
-        number = re.match(r'(?:stages|layers|blocks|levels|layer|downsample_layers)\.?(\d+)', name)
-        seen = seen or bool(number)
-        parts.setdefault(int(number[1]) if number else 1000 if seen else -1, []).append(p)
-    title = lambda key: {-1: 'stem', 1000: 'head'}.get(key, f'stage {key + 1}')
-    return {title(key): parts[key] for key in sorted(parts, reverse=True)}
+        match = re.match(r'(downsample_layers|stages|layers|levels|layer|blocks)\.?(\d+)', name)
+        number = match and int(match[2]) + (match[1] != 'layer') # ResNet's layers count from 1
+        kind = 'block' if match and match[1] == 'blocks' else 'stage' if match else 'head' if kind != 'stem' else 'stem'
+        parts.setdefault((math.inf if kind == 'head' else number or 0, f'{kind} {number}' if match else kind), []).append(p)
+    return {name: parts[key, name] for key, name in sorted(parts, reverse=True)}
 
-# %% ../nbs/10b_trust.ipynb #78c4037c
+# %% ../nbs/10b_trust.ipynb #20d6c32c
 def shuffle(weights, dice):
     "Shuffle the values of each tensor in place."
     for p in weights: p.data = p.data.flatten()[torch.randperm(p.numel(), generator=dice).to(p.device)].view_as(p)
@@ -54,7 +54,7 @@ def shuffled_copy(model, seed:int=0):
     return model
 
 def randomisation(model, image, target=None, stage:int=4, method:str='gradcam', seed:int=0)->Table:
-    "Shuffle the weights part by part from the top: does the map change (Adebayo et al. 2018)? Rank correlation with the trained model's map."
+    "Shuffle the weights part by part from the top: does the map change (after Adebayo et al. 2018, who draw new ones)? Rank correlation with the trained model's map."
     dice, model = torch.Generator().manual_seed(seed), copy.deepcopy(model)
     trained = explain(model, image, target, stage, method)
     rows = Table([{'shuffled': 'nothing', 'correlation': 1.}])

@@ -157,11 +157,26 @@ def test_methods_of_gradients_are_their_formulas(name, stage, method):
     close(explain(model, x, labels, stage, method).maps, expected)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"eigencam", "ablationcam"}))
+@pytest.mark.parametrize("name", ["resnet", "convformer", "swin"])
+@pytest.mark.parametrize("stage", [2, 4])
+def test_the_sign_of_eigengradcam_agrees_with_grad_cam(name, stage):
+    model, x, labels = exact(name), images(), [0, 9]
+    a, g = (v.double() for v in inside(name, model, x, labels, stage))
+    products = (a * g).flatten(2)
+    products = products - products.mean(2, keepdim=True)
+    compass = (g.mean((2, 3), keepdim=True) * a).sum(1).flatten(1)
+    first = torch.linalg.svd(products.transpose(1, 2), full_matrices=False)
+    raw = first.U[..., 0] * first.S[:, :1]
+    raw = raw * ((raw * (compass - compass.mean(1, keepdim=True))).sum(1, keepdim=True)).sign()
+    close(explain(model, x, labels, stage, "eigengradcam").maps, finished(raw.view(a.shape[0], *a.shape[2:]), (64, 64)))
+
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"eigencam", "eigengradcam", "ablationcam"}))
 @pytest.mark.parametrize("name", ["resnet", "identityformer"])
 def test_the_maps_are_those_of_grad_cam(name, method):
     kind = {"gradcam": "GradCAM", "gradcam++": "GradCAMPlusPlus", "hirescam": "HiResCAM", "layercam": "LayerCAM", "xgradcam": "XGradCAM",
-            "elementwise": "GradCAMElementWise", "eigengradcam": "EigenGradCAM", "scorecam": "ScoreCAM", "random": "RandomCAM"}[method]
+            "elementwise": "GradCAMElementWise", "scorecam": "ScoreCAM", "random": "RandomCAM"}[method]
     model, x, labels = exact(name), images(), [4, 5]
     with undisturbed(model):
         for p in model.parameters():
@@ -677,14 +692,15 @@ def test_wrappers_are_looked_through(wrap):
 @pytest.mark.parametrize("method", ["gradcam", "eigencam", "ablationcam"])
 def test_memory_does_not_grow(method):
     model, x = ours("identityformer", img_size=32), images(1, 32)
-    count = lambda: gc.collect() and sum(torch.is_tensor(o) for o in gc.get_objects())
-    def call(n):
+    def after(n):
         for i in range(n):
             explain(model, x, i % 10, 4, method)
-    call(3)
-    before, blocks = count(), sys.getallocatedblocks()
-    call(20 if method == "ablationcam" else 60)
-    assert count() <= before and sys.getallocatedblocks() - blocks < 60
+        gc.collect()
+        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects()), sys.getallocatedblocks()
+    n = 20 if method == "ablationcam" else 60
+    tensors, blocks = after(n // 2)
+    more_tensors, more_blocks = after(n)
+    assert more_tensors <= tensors and more_blocks - blocks < 2 * n  # what one call made and kept would be several blocks
     assert not any(m._forward_hooks for m in model.modules())
 
 

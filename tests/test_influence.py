@@ -510,10 +510,10 @@ def test_picture_of_matrices():
 
 def test_map_of_nothing_and_of_both_signs():
     ax = matplotlib.figure.Figure().subplots()
-    lesson.draw_map(ax, torch.rand(3, 8, 8), torch.zeros(2, 2), (0, 0))
+    lesson.draw_row(ax, torch.rand(3, 8, 8), torch.zeros(2, 2), (0, 0))
     assert ax.images[1].get_alpha().max() == 0
     ax = matplotlib.figure.Figure().subplots()
-    lesson.draw_map(ax, torch.rand(1, 8, 8), torch.tensor([[1., -2.], [0., 0.5]]), (0, 0))
+    lesson.draw_row(ax, torch.rand(1, 8, 8), torch.tensor([[1., -2.], [0., 0.5]]), (0, 0))
     assert ax.images[1].get_clim() == (-2, 2) and ax.images[1].get_alpha()[0, 1] == ax.images[1].get_alpha().max()
 
 

@@ -1,7 +1,7 @@
 """Measures the explanations of trained runs on shapes: `python tools/trust.py runs/* > metaformer_edu/logs/trust.csv`.
 
-For every method and stage: the pointing game and the share of the map inside the mask, on held-out images. The stage of a method is
-chosen on other images, and there the map is compared with that of another class and that of a model with shuffled weights.
+For every method and stage: the pointing game (over all held-out images, those that the model answers right, and with a margin) and the
+share of the map inside the mask. The stage of a method is chosen on other images, and there the map is compared with that of another class and that of a model with shuffled weights.
 """
 import argparse
 import sys
@@ -16,7 +16,7 @@ from metaformer_edu.runs import as_csv, read_about, read_log
 from metaformer_edu.trust import area, deletion, insertion, likeness, pointing, random_maps, share_inside, shuffled_copy
 from metaformer_edu.zoo import create_model
 
-COLUMNS = ["model", "seed", "top1", "method", "stage", "chosen", "pointing", "near", "inside", "other", "shuffled", "deletion", "insertion"]
+COLUMNS = ["model", "seed", "top1", "method", "stage", "chosen", "pointing", "right", "near", "inside", "other", "shuffled", "deletion", "insertion"]
 
 
 def some(pictures, n):
@@ -52,8 +52,9 @@ def measure(run, n, few):
         best = max(trials, key=trials.get)
         for stage in trials:
             shown = explain(model, images, labels, stage, method)
+            right = shown.logits.argmax(1) == torch.tensor(labels)
             row = dict(start, method=method, stage=stage, chosen=int(stage == best), **hits(shown.maps, masks),
-                       inside=percent(share_inside(shown.maps, masks)))
+                       right=percent(pointing(shown.maps, masks)[right]), inside=percent(share_inside(shown.maps, masks)))
             if stage == best:
                 shown = explain(model, images[:few], labels[:few], stage, method)
                 others = [(label + 1) % classes for label in shown.targets]
