@@ -81,7 +81,7 @@ def undisturbed(model:nn.Module):
             m.training = mode
             m._modules.update(children) # Ablation-CAM replaces layers
 
-# %% ../nbs/10_explain.ipynb #b11eef17
+# %% ../nbs/10_explain.ipynb #7581d0a0
 class EigenCAM(gc.EigenCAM):
     "The first principal component of the activations. Its sign is arbitrary; here the larger side is positive."
     def get_cam_image(self, *args, **kwargs):
@@ -95,6 +95,7 @@ class EigenGradCAM(gc.EigenGradCAM):
         compass = (grads.mean((2, 3), keepdims=True) * activations).sum(1)
         return maps * np.where((maps * compass).sum((1, 2), keepdims=True) < 0, -1, 1)
 
+# %% ../nbs/10_explain.ipynb #f41c2b1b
 class HiResCAM(gc.HiResCAM):
     "Gradient × activation, summed over the channels; nothing where the sum is rounding alone, as in front of a norm over the channels."
     def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth):

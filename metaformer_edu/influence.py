@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['CLOSED_FORMS', 'squared_norms', 'directions_of', 'measuring', 'one_grid', 'output_of', 'influence', 'identity_matrix',
            'pooling_matrix', 'random_matrix', 'plain', 'attention_weights', 'value_influence', 'closed_form',
-           'mixing_matrix', 'on_grid', 'draw_map', 'show_mixing', 'UpToStage', 'Field', 'receptive_field',
+           'mixing_matrix', 'on_grid', 'draw_row', 'show_mixing', 'UpToStage', 'Field', 'receptive_field',
            'show_fields', 'mixer_at', 'show_heads']
 
 # %% ../nbs/11_influence.ipynb #aba74dce
@@ -147,7 +147,7 @@ def mixing_matrix(mixer:nn.Module, x, **kwargs): # as for `influence`, which tak
     "The closed form if there is one, else the influence. (H·W, H·W)"
     return closed_form(mixer, x) if plain(mixer, *CLOSED_FORMS) else influence(mixer, x, **kwargs)
 
-# %% ../nbs/11_influence.ipynb #fc43bf17
+# %% ../nbs/11_influence.ipynb #2296ee70
 def on_grid(tokens, token:tuple=None)->tuple: # (B, H, W, C) → (row, column); None: the central one
     "Check that there is such a token."
     h, w = tokens.shape[1:3]
@@ -155,7 +155,7 @@ def on_grid(tokens, token:tuple=None)->tuple: # (B, H, W, C) → (row, column); 
     if 0 <= row < h and 0 <= column < w: return row, column
     raise ValueError(f'There is no token {token} in a grid of {h}×{w}: rows are 0 to {h - 1}, columns 0 to {w - 1}.')
 
-def draw_map(ax, image, # (C, H, W), any range
+def draw_row(ax, image, # (C, H, W), any range
              weights, # (h, w): one number a token, any sign
              token, # (row, column), marked
              title:str=''):
@@ -168,7 +168,7 @@ def draw_map(ax, image, # (C, H, W), any range
     ax.add_patch(Rectangle((token[1] - 0.5, token[0] - 0.5), 1, 1, fill=False, edgecolor='#ffdd00', linewidth=2))
     ax.set(title=title, xticks=[], yticks=[])
 
-# %% ../nbs/11_influence.ipynb #e701827e
+# %% ../nbs/11_influence.ipynb #edad8688
 def show_mixing(mixers:dict, # name → mixer, or a matrix (H·W, H·W)
                 x, # tokens (H, W, C) or (1, H, W, C)
                 image, # (C, H, W), from which the tokens come
@@ -183,7 +183,7 @@ def show_mixing(mixers:dict, # name → mixer, or a matrix (H·W, H·W)
         matrix = mixer if torch.is_tensor(mixer) else mixing_matrix(mixer, x)
         show_matrix(matrix, name, top, fmt='')
         top.plot(-0.5, i, '>', color='black', markersize=7, clip_on=False)
-        draw_map(bottom, image, matrix[i].view(x.shape[1:3]), (row, column))
+        draw_row(bottom, image, matrix[i].view(x.shape[1:3]), (row, column))
     axs[0, 0].set(xlabel='input token', ylabel='output token')
     axs[1, 0].set_ylabel(f'whom token ({row}, {column}) hears')
     return close(fig)
@@ -227,7 +227,7 @@ class Field:
         shares = self.within()
         return min(2 * int((shares < share * shares[-1]).sum()) + 1, max(self.map.shape))
 
-# %% ../nbs/11_influence.ipynb #a1271126
+# %% ../nbs/11_influence.ipynb #4f037dcc
 def receptive_field(module:nn.Module, # a model, or a module (B, H, W, C) → (B, H', W', C')
                     x, # images (B, in_chans, H, W) for a model, tokens (B, H, W, C) for a module; one alone is fine
                     stage:int=None, # of a model, 1 to 4; None: the last
@@ -246,7 +246,7 @@ def receptive_field(module:nn.Module, # a model, or a module (B, H, W, C) → (B
             norms = squared_norms(f, one, token, directions_of(y, probes, dice), chunk).sqrt()
             total = total + norms / norms.sum().clamp(min=torch.finfo(norms.dtype).tiny) / len(x)
     steps = [round(n / m) for n, m in zip(x.shape[1:3], y.shape[1:3])]
-    return Field(total, tuple(t * s + whole for t, s in zip(token, steps))) # the stem's window begins 2 pixels outside
+    return Field(total, tuple(t * s + whole for t, s in zip(token, steps))) # the stem's window is pixels -2 to 4: its middle is pixel 1
 
 # %% ../nbs/11_influence.ipynb #db24ef6f
 def show_fields(fields:dict, # name → Field; or name of a row → such a dictionary
@@ -283,7 +283,7 @@ def mixer_at(model:Pyramid, image, # (in_chans, H, W) or (1, in_chans, H, W), as
         model.forward_features(image.to(next(model.parameters())))
     return model.get_submodule(f'{path}.token_mixer'), seen[f'{path}.norm1']
 
-# %% ../nbs/11_influence.ipynb #7e3df1c6
+# %% ../nbs/11_influence.ipynb #62ec4a2a
 def show_heads(model:Pyramid, image, # as for `mixer_at`
                stage:int=3, block:int=1, # both counted from 1
                token:tuple=None, # (row, column); None: the central one
@@ -300,5 +300,5 @@ def show_heads(model:Pyramid, image, # as for `mixer_at`
     fig, axs = plt.subplots(nrows, ncols, figsize=(2.3 * ncols, 2.5 * nrows), squeeze=False, layout='constrained')
     for ax in axs.flat[len(heads):]: ax.axis('off')
     for k, (ax, head) in enumerate(zip(axs.flat, heads)):
-        draw_map(ax, image, head - 1 / (h * w), token, f'head {k + 1}: {head.min():.1%} to {head.max():.1%}')
+        draw_row(ax, image, head - 1 / (h * w), token, f'head {k + 1}: {head.min():.1%} to {head.max():.1%}')
     return close(fig)

@@ -157,7 +157,7 @@ def free_name(file:Path, method:str, taken:set)->str: # such as 'cat-gradcam.png
     taken.add(name)
     return name
 
-# %% ../nbs/10a_sheet.ipynb #0ef9fe39
+# %% ../nbs/10a_sheet.ipynb #c58254f3
 PER_SHEET = 24
 
 def save(fig, path:Path):
@@ -170,6 +170,7 @@ def printable(path)->str:
     "A name as text; bytes that are no UTF-8 become question marks."
     return os.fsencode(path).decode(errors='replace')
 
+# %% ../nbs/10a_sheet.ipynb #ac433061
 def join(several:list)->Explanation:
     "Several explanations of images of one size as one."
     tensors = {k: torch.cat([getattr(shown, k) for shown in several]) for k in ('maps', 'images', 'logits', 'pictures')}

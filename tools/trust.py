@@ -1,7 +1,8 @@
 """Measures the explanations of trained runs on shapes: `python tools/trust.py runs/* > metaformer_edu/logs/trust.csv`.
 
-For every method and stage: the pointing game (over all held-out images, those that the model answers right, and with a margin) and the
-share of the map inside the mask. The stage of a method is chosen on other images, and there the map is compared with that of another class and that of a model with shuffled weights.
+For every method and stage: the pointing game (over all held-out images, over those that the model answers right, and with a margin) and
+the share of the map inside the mask. The stage of a method is chosen on other images; there the map is also compared with that of another
+class and with that of a model whose weights are shuffled.
 """
 import argparse
 import sys
