@@ -42,8 +42,8 @@ def parts_from_top(model)->dict: # name -> parameters
         parts.setdefault((math.inf if kind == 'head' else number or 0, f'{kind} {number}' if match else kind), []).append(p)
     return {name: parts[key, name] for key, name in sorted(parts, reverse=True)}
 
-# %% ../nbs/10b_trust.ipynb #20d6c32c
-def shuffle(weights, dice):
+# %% ../nbs/10b_trust.ipynb #b584855a
+def shuffle(weights, dice:torch.Generator): # parameters
     "Shuffle the values of each tensor in place."
     for p in weights: p.data = p.data.flatten()[torch.randperm(p.numel(), generator=dice).to(p.device)].view_as(p)
 
@@ -53,7 +53,9 @@ def shuffled_copy(model, seed:int=0):
     shuffle(model.parameters(), torch.Generator().manual_seed(seed))
     return model
 
-def randomisation(model, image, target=None, stage:int=4, method:str='gradcam', seed:int=0)->Table:
+def randomisation(model, image, target=None, stage:int=4, method:str='gradcam', # as in `explain`
+                  seed:int=0, # of the shuffling
+                 )->Table: # one row a step
     "Shuffle the weights part by part from the top: does the map change (after Adebayo et al. 2018, who draw new ones)? Rank correlation with the trained model's map."
     dice, model = torch.Generator().manual_seed(seed), copy.deepcopy(model)
     trained = explain(model, image, target, stage, method)
@@ -78,8 +80,11 @@ def ranks(maps, seed:int=0)->torch.Tensor: # (B, H, W) → (B, H, W): 0 for the 
     places = torch.arange(order.shape[1]).expand_as(order) / (order.shape[1] - 1)
     return torch.zeros(order.shape).scatter(1, order, places).view(maps.shape)
 
-# %% ../nbs/10b_trust.ipynb #8d5a5530
-def answers_along(model, start, end, maps, labels, steps:int=16)->torch.Tensor: # (B, steps + 1): probability of the label
+# %% ../nbs/10b_trust.ipynb #cf63dd9e
+def answers_along(model, start, end, # images (B, C, H, W)
+                  maps, # (B, H, W)
+                  labels, # a class for each
+                  steps:int=16)->torch.Tensor: # (B, steps + 1): probability of the label
     "How the answer changes while the pixels of `start` are exchanged for those of `end`, the greatest of the map first."
     device, n, answers = next(model.parameters()).device, maps[0].numel(), []
     turn = ((1 - ranks(maps)[:, None]) * (n - 1)).round() # 0 for the greatest

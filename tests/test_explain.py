@@ -286,6 +286,8 @@ def test_any_height_and_width(name, h, w):
 @pytest.mark.parametrize("name", ["convformer", "caformer", "resnet", "convnext", "swin", "deit averaged", "timm's caformer"])
 def test_channels_are_second_as_the_model_itself_says(name, stage):
     model, kept = exact(name), []
+    if name in ("convnext", "timm's caformer") and tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 20):
+        pytest.skip("an older timm numbers its intermediates otherwise, or has none")
     x = images(1, 64 if name in ("swin", "deit averaged") else 128).double()
     end = find_stage(model, stage)
     handle = end.module.register_forward_hook(lambda module, inputs, out: kept.append(out))
