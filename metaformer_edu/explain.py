@@ -19,8 +19,9 @@ from matplotlib.cm import ScalarMappable
 from PIL import Image
 from pytorch_grad_cam import ablation_cam, score_cam
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo, create_transform, resolve_model_data_config
+from timm.utils import unwrap_model
 from torch import nn
-from .core import close, did_you_mean, to_array
+from .core import close, did_you_mean
 from .model import Pyramid, as_pair
 
 # %% ../nbs/10_explain.ipynb #9d9b6c35
@@ -67,7 +68,7 @@ def find_stage(model:nn.Module, stage:int)->StageEnd: # counted from 1
 def undisturbed(model:nn.Module):
     "In this block the model is in eval mode and its weights want no gradients; then all is as it was, also after an error."
     modules = [(m, m.training, dict(m._modules)) for m in model.modules()]
-    weights = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    weights = [(p, p.requires_grad, p.grad) for p in model.parameters() if not p.is_inference()] # those cannot be changed
     saving = [m for m, *_ in modules if getattr(m, 'grad_checkpointing', False)] # timm's passes over the ends of stages then
     try:
         for m in saving: m.grad_checkpointing = False
@@ -260,7 +261,7 @@ def explain(model:nn.Module, # a classifier of this library or of timm, in any m
             method:str='gradcam', # a key of `METHODS`
            )->Explanation:
     "Where in the image is what speaks for a class? The model is left as it was. Raises ValueError."
-    while inner := getattr(model, '_orig_mod', getattr(model, 'module', None)): model = inner # compiled, or in DistributedDataParallel
+    model = unwrap_model(model) # it may be compiled, or in DistributedDataParallel
     stage_modules(model) # a model that has none is refused before anything else
     images, labels = pair_up(to_batch(image, model), target)
     with undisturbed(model):

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from .core import Capture, close, show_matrix, to_array
 from .mixers import Attention, Identity, Pooling, RandomMixing
 from .model import Pyramid, to_tokens
+from .explain import undisturbed
 
 # %% ../nbs/11_influence.ipynb #4164b20f
 def squared_norms(f, # (B, H, W, C) → (B, H', W', C')
@@ -50,15 +51,10 @@ def directions_of(y, # any tensor with the channels last
 @contextmanager
 def measuring(module:nn.Module):
     "Evaluation mode and gradients inside, whatever stands around; afterwards every submodule has its mode back."
-    modes = [(m, m.training) for m in module.modules()]
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            module.eval()
-            tensors = [*module.named_parameters(), *module.named_buffers()]
-            usable = {n: t.clone() for n, t in tensors if t.is_inference()}
-            yield partial(functional_call, module, usable) if usable else module
-    finally:
-        for m, mode in modes: m.training = mode
+    with undisturbed(module):
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        usable = {n: t.clone() for n, t in tensors if t.is_inference()}
+        yield partial(functional_call, module, usable) if usable else module
 
 # %% ../nbs/11_influence.ipynb #963b812b
 def one_grid(module, x)->torch.Tensor: # (1, H, W, C), on the device and of the type of the module's parameters

@@ -17,7 +17,7 @@ from .data import DataError, read_image, worst_first
 from .dist import open_device
 from .validate import Parser, classes_of, number, plainly
 from .runs import new_folder, read_about
-from .explain import METHODS, Explanation, class_title, draw_map, draw_scale, explain, headline, imagenet_classes, to_input
+from .explain import METHODS, Explanation, class_title, draw_map, draw_scale, explain, headline, imagenet_classes
 
 # %% ../nbs/10a_sheet.ipynb #817927df
 def read_photo(path)->Image.Image: # RGB
@@ -176,9 +176,9 @@ def join(several:list)->Explanation:
     tensors = {k: torch.cat([getattr(shown, k) for shown in several]) for k in ('maps', 'images', 'logits', 'pictures')}
     return Explanation(targets=[target for shown in several for target in shown.targets], **tensors)
 
-def explain_files(args, model, names, files, out:Path)->list: # sentences about files that cannot be read
+def explain_files(args, model, names, target, files, out:Path)->list: # sentences about files that cannot be read
     "A picture and a line for each file, and a sheet for every 24."
-    target, stage = find_target(args.target, names, model.num_classes), args.stage or good_stage(as_pair(model.img_size))
+    stage = args.stage or good_stage(as_pair(model.img_size))
     note = '' if args.checkpoint or args.pretrained else 'random weights: the maps mean nothing'
     broken, taken = [], set()
     for n, start in enumerate(range(0, len(files), PER_SHEET), 1):
@@ -209,11 +209,11 @@ def main(argv=None):
     with plainly('metaformer-explain'):
         files, problems = find_images(args.images)
         model, names = open_model(args)
-        find_target(args.target, names, model.num_classes) # before a folder is made
+        target = find_target(args.target, names, model.num_classes) # before a folder is made
         out = Path(args.out).expanduser() if args.out else new_folder('.', 'explained')
         if out.resolve() in {file.resolve().parent for file in files}: raise ValueError(f'The images are in {out}: choose another folder, so that none is overwritten.')
         out.mkdir(parents=True, exist_ok=True)
-    with plainly('metaformer-explain'): unreadable = explain_files(args, model, names, files, out)
+    with plainly('metaformer-explain'): unreadable = explain_files(args, model, names, target, files, out)
     for sentence in problems + unreadable: print(f'metaformer-explain: {sentence}', file=sys.stderr)
     if len(unreadable) < len(files): print(f'{out}: {len(files) - len(unreadable)} explained' + (f', {len(unreadable)} not' if unreadable else ''))
     elif not args.out: out.rmdir() # made for nothing

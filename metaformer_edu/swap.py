@@ -6,6 +6,7 @@ __all__ = ['Nothing', 'bare', 'stages_of', 'as_mixer', 'swap_mixer', 'swap_row',
 # %% ../nbs/11a_swap.ipynb #22975db9
 import copy, math
 import torch
+from timm.utils import unwrap_model
 from torch import nn
 from .core import Table
 from .mixers import get_mixer
@@ -25,7 +26,7 @@ class Nothing(nn.Module):
 # %% ../nbs/11a_swap.ipynb #31a68cb7
 def bare(model)->Pyramid:
     "The MetaFormer itself, also of a compiled one, or of one in DistributedDataParallel; ValueError if it is none of this library."
-    model = getattr(model, '_orig_mod', getattr(model, 'module', model))
+    model = unwrap_model(model)
     if isinstance(model, Pyramid): return model
     raise ValueError(f'{type(model).__name__} is not a MetaFormer of this library: build one with create_model, '
                      "which also loads the weights of timm's MetaFormers.")

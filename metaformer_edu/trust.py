@@ -6,13 +6,12 @@ __all__ = ['pointing', 'share_inside', 'random_maps', 'parts_from_top', 'shuffle
 
 # %% ../nbs/10b_trust.ipynb #cce16f6d
 import copy, math, re
-from dataclasses import replace
-import matplotlib.pyplot as plt, numpy as np, torch
+import torch
 from pytorch_grad_cam.metrics.road import ROADCombined
 from scipy.stats import spearmanr
 from torch import nn
 from torchvision.transforms.v2.functional import gaussian_blur
-from .core import Table, close
+from .core import Table
 from .explain import Explanation, explain, undisturbed
 
 # %% ../nbs/10b_trust.ipynb #e2d38de4
