@@ -277,11 +277,11 @@ ONE_BY_ONE = (gc.ScoreCAM, AblationCAM) # they keep one copy of an image for eac
 # %% ../nbs/10_explain.ipynb #1790676e
 COLORS, STRENGTH = plt.get_cmap('viridis'), 0.75
 
-def blend(picture, heat)->np.ndarray: # (H, W, 3) and (H, W), both 0 to 1 → (H, W, 3)
+def blend(picture, heat, strength:float=STRENGTH)->np.ndarray: # (H, W, 3) and (H, W), all 0 to 1 → (H, W, 3)
     "The picture in grey, and over it the map in colours of even steps: the more heat, the less picture."
     grey = np.asarray(picture) @ [0.299, 0.587, 0.114]
     heat = np.asarray(heat)[..., None]
-    return (1 - STRENGTH * heat) * grey[..., None] + STRENGTH * heat * COLORS(heat[..., 0])[..., :3]
+    return (1 - strength * heat) * grey[..., None] + strength * heat * COLORS(heat[..., 0])[..., :3]
 
 def draw_map(ax, picture, heat, title:str='', mask=None): # mask (H, W): where the evidence is, outlined in white
     "Draw a map over its picture, with a line at half its greatest value."

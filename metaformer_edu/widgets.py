@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'PALE', 'SERIES', 'ACTIVATIONS', 'ON_PAGE', 'STATIC', 'DRAWING', 'EXAMPLES', 'moments', 'Drawing',
            'new_figure', 'draw_activation', 'mark_moments', 'finish_activation', 'Shown', 'view_activation', 'Latest',
-           'to_svg', 'to_picture', 'Picture', 'Explorer', 'control_row', 'answer', 'keep', 'leave_picture', 'slider',
-           'explore_activation', 'uploaded', 'ImagePicker', 'to_pil', 'example_images', 'example_runs', 'open_run',
-           'example_models']
+           'to_svg', 'Picture', 'Explorer', 'control_row', 'answer', 'keep', 'leave_picture', 'slider', 'dropdown',
+           'explore_activation', 'uploaded', 'named_images', 'ImagePicker', 'to_pil', 'example_images', 'example_runs',
+           'open_run', 'example_models']
 
 # %% ../nbs/13_widgets.ipynb #c736cef9
 import base64, html, io, re, threading
@@ -33,15 +33,22 @@ def moments(f, # from a tensor to a tensor, element by element
     mean = (weights * y).sum() / weights.sum()
     return mean.item(), ((weights * (y - mean)**2).sum() / weights.sum()).item()
 
-# %% ../nbs/13_widgets.ipynb #157ca194
+# %% ../nbs/13_widgets.ipynb #af39aee6
 INK, FAINT, PALE = '#1a1a1a', '#636363', '#e3e3e3' # text and lines, what is secondary, grids and fills
 SERIES = ['#0072b2', '#d55e00', '#009e73', '#c4629c', '#8f7000', '#7a7a7a'] # after Okabe and Ito; contrast of 3 on white and on black
 
 class Drawing(Figure):
     "A figure that shows itself in a notebook, also where pyplot has not been used."
-    def _repr_png_(self):
-        self.savefig(file := io.BytesIO(), format='png', dpi=80)
-        return file.getvalue()
+    def picture(self)->dict: # MIME type → base64
+        "As PNG, or as JPEG if that is much smaller, as with photographs."
+        save = lambda kind, **more: self.savefig(file := io.BytesIO(), format=kind, dpi=80, **more) or base64.b64encode(file.getvalue()).decode()
+        png = save('png')
+        jpeg = save('jpeg', pil_kwargs=dict(quality=80)) if len(png) > 80_000 else png
+        return {'image/jpeg': jpeg} if len(jpeg) < len(png) / 2 else {'image/png': png}
+
+    def _ipython_display_(self):
+        from IPython.display import display
+        display({**self.picture(), 'text/plain': repr(self)}, raw=True)
 
 def new_figure(width:float, height:float, # inches
                nrows:int=1, ncols:int=1, **kwargs, # as for `Figure.subplots`
@@ -55,12 +62,12 @@ def new_figure(width:float, height:float, # inches
         for label in (ax.xaxis.label, ax.yaxis.label): label.set(color=INK, fontsize=10)
     return fig, axs
 
-# %% ../nbs/13_widgets.ipynb #484ede1a
+# %% ../nbs/13_widgets.ipynb #bf9e5a66
 ACTIVATIONS = {'ReLU': torch.relu, 'squared ReLU': SquaredReLU(), 'GELU': torch.nn.functional.gelu}
 
 def draw_activation(s:float=1., b:float=0., # of StarReLU
                     sigma:float=1., # standard deviation of the input
-                   )->Figure:
+                   )->Drawing:
     "StarReLU's curve among three others, and for each the mean and variance of what it puts out for normal input."
     fig, (left, right) = new_figure(9.2, 3.5, ncols=2, width_ratios=[1.25, 1])
     fig.subplots_adjust(0.06, 0.15, 0.985, 0.9, 0.18)
@@ -88,11 +95,11 @@ def finish_activation(left, right):
     right.plot(0, 1, '+', color=INK, markersize=26, markeredgewidth=1.4)
     right.set(xlim=(-0.8, 1.6), ylim=(0, 2.6), xlabel='mean of the output', ylabel='variance', title='the cross: mean 0, variance 1')
 
-# %% ../nbs/13_widgets.ipynb #3145edd1
+# %% ../nbs/13_widgets.ipynb #501a9dae
 @dataclass
 class Shown:
     "What a view shows."
-    figure:Figure
+    figure:Drawing
     words:str # what there is to see, in a sentence or two
     facts:dict = field(default_factory=dict) # for the tests of what to try
 
@@ -130,7 +137,7 @@ class Latest:
         "Wait until nothing is left to do."
         with self.lock: return self.lock.wait_for(lambda: not self.running, seconds)
 
-# %% ../nbs/13_widgets.ipynb #3a39a2dc
+# %% ../nbs/13_widgets.ipynb #c3c637f7
 ON_PAGE = {INK: 'currentColor', FAINT: 'color-mix(in srgb, currentColor 70%, transparent)', PALE: 'color-mix(in srgb, currentColor 14%, transparent)'}
 
 def to_svg(fig:Figure)->str:
@@ -145,14 +152,6 @@ def to_svg(fig:Figure)->str:
     for grey, color in ON_PAGE.items(): svg = svg.replace(grey, color)
     return svg
 
-def to_picture(fig:Figure)->tuple: # (MIME type, bytes)
-    "A figure on white as PNG, or as JPEG if that is much smaller, as with photographs."
-    options = dict(dpi=80)
-    fig.savefig(png := io.BytesIO(), format='png', **options)
-    if png.tell() < 60_000: return 'image/png', png.getvalue()
-    fig.savefig(jpeg := io.BytesIO(), format='jpeg', pil_kwargs=dict(quality=80), **options)
-    return min(('image/png', png.getvalue()), ('image/jpeg', jpeg.getvalue()), key=lambda kind: len(kind[1]))
-
 # %% ../nbs/13_widgets.ipynb #0544f567
 STATIC = Path(__file__).parent / 'static' if '__file__' in globals() else Path('../metaformer_edu/static') # a notebook has no file
 
@@ -161,7 +160,7 @@ class Picture(anywidget.AnyWidget):
     _esm, _css = STATIC / 'explorer.js', STATIC / 'explorer.css'
     svg, words, busy, tries = (kind().tag(sync=True) for kind in (T.Unicode, T.Unicode, T.Bool, T.List))
 
-# %% ../nbs/13_widgets.ipynb #f66d7301
+# %% ../nbs/13_widgets.ipynb #8351e884
 DRAWING = threading.RLock() # one explorer at a time
 
 class Explorer(W.VBox):
@@ -192,7 +191,7 @@ class Explorer(W.VBox):
         "Ask the view."
         with DRAWING: return self.view(**{**self.values(), **changes})
 
-    def figure(self, **changes)->Figure:
+    def figure(self, **changes)->Drawing:
         "The picture as a Matplotlib figure."
         return self.look(**changes).figure
 
@@ -230,20 +229,24 @@ def keep(self:Explorer, shown:Shown, values=None):
 
 Explorer.answer, Explorer.keep = answer, keep
 
-# %% ../nbs/13_widgets.ipynb #331e6f29
+# %% ../nbs/13_widgets.ipynb #c6195fed
 def leave_picture(self:Explorer, **kwargs): # Jupyter calls this
     "Display the explorer, and leave a picture for a reader without a kernel."
     from IPython.display import display
-    with DRAWING: kind, data = to_picture(self.shown.figure)
+    with DRAWING: picture = self.shown.figure.picture()
     view = dict(version_major=2, version_minor=0, model_id=self.model_id)
-    display({'application/vnd.jupyter.widget-view+json': view, kind: base64.b64encode(data).decode(), 'text/plain': self.words}, raw=True)
+    display({'application/vnd.jupyter.widget-view+json': view, **picture, 'text/plain': self.words}, raw=True)
 
 Explorer._ipython_display_ = leave_picture
 
-# %% ../nbs/13_widgets.ipynb #c3ab1dc5
+# %% ../nbs/13_widgets.ipynb #23f173c9
 def slider(name:str, value:float, low:float, high:float, step:float)->W.FloatSlider:
     "A slider of numbers with a name."
     return W.FloatSlider(value, min=low, max=high, step=step, description=name, readout_format='.2f', layout=W.Layout(width='290px'))
+
+def dropdown(name:str, options)->W.Dropdown: # values, or pairs (what is shown, value)
+    "A list to choose from, with a name."
+    return W.Dropdown(options=options, description=name, layout=W.Layout(width='auto'))
 
 def explore_activation()->Explorer:
     "StarReLU's s and b against ReLU, squared ReLU and GELU."
@@ -254,11 +257,19 @@ def explore_activation()->Explorer:
     controls = dict(s=slider('s', 1., 0., 2., 0.01), b=slider('b', 0., -1., 1., 0.01), sigma=slider('σ of the input', 1., 0.5, 2., 0.1))
     return Explorer(view_activation, controls, 'StarReLU(x) = s · relu(x)² + b', tries)
 
-# %% ../nbs/13_widgets.ipynb #088da54e
+# %% ../nbs/13_widgets.ipynb #c6b0eb4d
 def uploaded(value)->dict: # what an upload button holds: ipywidgets 8 has a tuple, 7 a dictionary
     "The files in an upload button: name → bytes."
     files = value.values() if isinstance(value, dict) else value
     return {f.get('name') or f['metadata']['name']: bytes(f['content']) for f in files}
+
+def named_images(images)->dict: # name → PIL image
+    "One image or several, as PIL images, files, or tensors (3, H, W) from 0 to 1, by their names. DataError, ValueError."
+    if not isinstance(images, (dict, list, tuple)): images = [images]
+    named = images if isinstance(images, dict) else {Path(x).name if isinstance(x, (str, Path)) else f'image {i}': x for i, x in enumerate(images, 1)}
+    found = {str(name): read_image(x, as_seen) if isinstance(x, (str, Path)) else to_pil(x) if torch.is_tensor(x) else x for name, x in named.items()}
+    if found and all(isinstance(x, Image.Image) for x in found.values()): return {name: x.convert('RGB') for name, x in found.items()}
+    raise ValueError('Give images as PIL images, files, or tensors (3, H, W) from 0 to 1: one, a list, or a dictionary by name.')
 
 class ImagePicker(W.VBox):
     "An image by its name, or an uploaded one; `value` is a PIL image, `name` its name."
@@ -283,10 +294,11 @@ class ImagePicker(W.VBox):
                 self.said.value, self.names.options = '', list(self.images)
                 self.pick(name) if self.names.value == name else setattr(self.names, 'value', name)
 
-# %% ../nbs/13_widgets.ipynb #6fd540ad
+# %% ../nbs/13_widgets.ipynb #d0fa0f72
 def to_pil(x)->Image.Image: # (3, H, W), 0 to 1
-    "A tensor as a PIL image."
-    return Image.fromarray((x.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy())
+    "A tensor as a PIL image; ValueError if it is none."
+    if x.ndim != 3 or len(x) != 3 or not x.is_floating_point(): raise ValueError(f'An image is (3, H, W) with values from 0 to 1; this is {tuple(x.shape)} of {x.dtype}.')
+    return Image.fromarray((x.detach().cpu().permute(1, 2, 0).nan_to_num().clamp(0, 1) * 255).round().byte().numpy())
 
 @cache
 def example_images()->dict: # name → PIL image
