@@ -38,7 +38,7 @@ def recipe_table(filter:str='*')->Table:
                 'optimizer': r['opt'], 'rate': r['lr'], 'images a step': r['global_batch'], 'drop path': r['drop_path']}
     return Table(map(one, list_recipes(filter)))
 
-# %% ../nbs/08b_recipes.ipynb #a712f80b
+# %% ../nbs/08b_recipes.ipynb #1e31d55d
 DEFAULTS = dict( # img_size None: the model's own; threads None: PyTorch's choice; lr None: see `settle`
     data='digits', model='tiny_convformer', img_size=None, num_classes=None, pretrained=False, initial_checkpoint=None,
     recipe=None, resume=None, drop_path=0., head_dropout=0., grad_checkpointing=False, torchcompile=None, crop_pct=None,
@@ -49,7 +49,8 @@ DEFAULTS = dict( # img_size None: the model's own; threads None: PyTorch's choic
     train_interpolation='random', mixup=0.8, cutmix=1., cutmix_minmax=None, mixup_prob=1., mixup_switch_prob=0.5,
     mixup_mode='batch', mixup_off_epoch=0, smoothing=0.1, model_ema=False, model_ema_decay=0.9998, model_ema_force_cpu=False,
     seed=42, eval_metric='top1', log_interval=50, recovery_interval=0, max_bad_steps=10, output='runs', experiment=None,
-    tensorboard=False, device=None, workers=8, threads=None, amp=False, channels_last=False, skip_unreadable=False)
+    tensorboard=False, device=None, workers=8, threads=None, amp=False, channels_last=False, skip_unreadable=False,
+    snapshots=8)
 SMALL = dict(img_size=64, epochs=10, batch_size=32, warmup_epochs=2, cooldown_epochs=0, sched_on_updates=True, mixup=0.,
              cutmix=0., seed=0, log_interval=10, workers=0, threads=1) # for digits and shapes
 
@@ -138,7 +139,7 @@ def add_images(parser):
     add('--mixup-off-epoch', type=number(int, 0), metavar='N', help='no blending from this epoch on, 0 for never')
     add('--smoothing', type=number(float, 0, 0.99), metavar='S', help='label smoothing')
 
-# %% ../nbs/08b_recipes.ipynb #bda40336
+# %% ../nbs/08b_recipes.ipynb #c894213a
 def add_where(parser):
     "Flags that say what a run leaves, and how it is watched."
     add = parser.add_argument_group('the run').add_argument
@@ -149,6 +150,7 @@ def add_where(parser):
     add('--log-interval', type=number(int, 1), metavar='N', help='updates between two looks at the loss')
     add('--recovery-interval', type=number(int, 0), metavar='N', help='updates between two states to resume from; 0: only epochs')
     add('--max-bad-steps', type=number(int, 1), metavar='N', help='updates in a row whose gradient is no number, before it stops')
+    add('--snapshots', type=number(int, 0), metavar='N', help='held-out pictures of which each epoch keeps guess and map, 0 for none')
     add('--tensorboard', action='store_true', help='write for TensorBoard too (pip install tensorboard)')
 
 # %% ../nbs/08b_recipes.ipynb #73a10f42

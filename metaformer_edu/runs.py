@@ -36,9 +36,10 @@ def newest_state(folder:Path)->dict: # None if there is none
         try: return read_state(path)
         except ValueError as error: print(error, 'The one before it is tried.', file=sys.stderr)
 
-# %% ../nbs/08c_runs.ipynb #02b39a83
+# %% ../nbs/08c_runs.ipynb #21fab03a
 ELSEWHERE = {'output', 'experiment', 'resume', 'device', 'workers', 'threads', 'log_interval', 'recovery_interval', 'tensorboard',
-             'batch_size', 'grad_accum_steps', 'validation_batch_size', 'grad_checkpointing', 'torchcompile', 'warning', 'usual_lr'}
+             'batch_size', 'grad_accum_steps', 'validation_batch_size', 'grad_checkpointing', 'torchcompile', 'warning', 'usual_lr',
+             'snapshots'}
 
 def differences(a:dict, b:dict)->list: # as 'lr 0.002 → 0.004'
     "Which settings that matter for the result differ."
@@ -73,13 +74,14 @@ def newest_run(output, name:str, settings:dict)->Path: # None if there is none
     found = list(itertools.takewhile(Path.exists, runs_called(output, name)))
     return next((f for f in reversed(found) if (s := read_settings(f)) and not differences(s, settings)), None)
 
-# %% ../nbs/08c_runs.ipynb #b4b4e3d2
+# %% ../nbs/08c_runs.ipynb #36c05d99
 SPEED = ['seconds', 'images_per_s', 'waiting'] # columns of the log that depend on the machine
 
 class Folder:
     "The folder of a run, and what it says of itself."
     def __init__(self, folder:Path, settings:dict, metric:str='top1', tensorboard:bool=False):
         self.folder, self.settings, self.best, self.last, self.writer, self.shown = folder, settings, None, None, None, None
+        self.examples = None # held-out pictures, once they are chosen; see lesson 10a
         self.key = f"{'ema' if settings.get('model_ema') else 'val'}_{metric}"
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter # optional

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['FUSED', 'prepare', 'deaf', 'held_out_batch', 'open_data', 'make_trainer', 'open_run', 'find_state', 'Interrupted',
-           'Watch', 'keep', 'measure_again', 'finish', 'unreadable', 'main', 'headline']
+           'Watch', 'keep', 'snap', 'measure_again', 'finish', 'unreadable', 'main', 'headline']
 
-# %% ../nbs/09_train.ipynb #f792025f
+# %% ../nbs/09_train.ipynb #3b5031ae
 import os, shlex, signal, sys, threading
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from .core import count_params, seed_everything, set_style
 from .zoo import create_model, get_row
 from .data import SOURCES, DataError, load_data, make_loaders, show_predictions
 from .dist import BatchShard, Shard, anyone, everyone, join, leave, open_device, rank, world_size
-from .validate import plainly, precision, predict
+from .validate import plainly, precision, predict, sentence
 from .loop import Trainer, draw_curves, make_schedule
 from .recipes import parse
 from .runs import (Run, differences, new_folder, newest_run, newest_state, read_settings, read_state,
@@ -83,7 +83,7 @@ def make_trainer(args, model, loaders, optimizer)->Trainer:
                    args.grad_accum_steps, precision(args), ema, mixup, args.mixup_off_epoch,
                    args.clip_grad, args.clip_mode, args.torchcompile, args.seed, args.log_interval, args.max_bad_steps)
 
-# %% ../nbs/09_train.ipynb #e3f74cd2
+# %% ../nbs/09_train.ipynb #9c1bf73c
 def open_run(args, info, trainer, argv=None)->Run:
     "The folder to write to: a new one, or the one of the run that goes on, with the trainer set to where it was."
     name = args.experiment or f'{args.model}-{info.name}-seed{args.seed}'
@@ -100,7 +100,7 @@ def open_run(args, info, trainer, argv=None)->Run:
         folder = folder or new_folder(args.output, name)
     folder, state = everyone((folder, state))[0]
     if rank() == 0:
-        for left in folder.glob('*.unfinished'): left.unlink() # by a process that was killed while it wrote
+        for left in folder.rglob('*.unfinished'): left.unlink() # by a process that was killed while it wrote
     run = Run(folder, settings, args.eval_metric, args.tensorboard and rank() == 0)
     if state:
         trainer.load(state)
@@ -144,18 +144,30 @@ class Watch:
         self.updating = not ends
         if stop or ends and self.signal: raise Interrupted(self.signal or signal.SIGTERM)
 
-# %% ../nbs/09_train.ipynb #ef78c97a
-def keep(run:Run, trainer:Trainer, row:dict):
+# %% ../nbs/09_train.ipynb #05ca079d
+def keep(run:Run, trainer:Trainer, row:dict, snapshots:int=0): # held-out pictures
     "Write what an epoch leaves."
     state = trainer.state() if trainer.epoch == trainer.epochs else None # so that a finished run is known to be finished
     if rank(): return
-    run.keep(row, trainer.ema.module if trainer.ema else trainer.model)
+    model = trainer.ema.module if trainer.ema else trainer.model
+    run.keep(row, model)
     run.tabulate(trainer.log)
+    if snapshots: snap(run, trainer, model, snapshots)
     if state: save_state(state, run.folder, trainer.updates)
     average = f"   average {row['ema_top1']:.2f} %" if 'ema_top1' in row else ''
     bad = f"   {row['bad_steps']} bad steps" if row['bad_steps'] else ''
     tqdm.write(f"epoch {row['epoch']:3}/{trainer.epochs}   training loss {row['train_loss']:.3f}   "
                f"validation loss {row['val_loss']:.3f}   top-1 {row['val_top1']:.2f} %{average}{bad}")
+
+def snap(run:Run, trainer:Trainer, model, n:int):
+    "Keep what the model makes of the same n held-out pictures; what goes wrong is said."
+    from metaformer_edu.sheet import choose_examples, take_snapshot # lesson 10a
+    val = trainer.loaders[1]
+    try:
+        run.examples = run.examples or choose_examples(val.dataset, n)
+        take_snapshot(model, run.examples, run.folder, trainer.epoch, trainer.amp, val.batch_size)
+    except (ValueError, RuntimeError) as error:
+        tqdm.write(f'metaformer-train: There is no snapshot of epoch {trainer.epoch}. {sentence(error)}', file=sys.stderr)
 
 def measure_again(args, run:Run, model, info)->str:
     "The command that measures the best weights of a run."
@@ -195,7 +207,7 @@ def unreadable(trainer:Trainer)->list: # one mark an image; a tensor for the tra
     "Which images this process could not read."
     return [loader.dataset.skipped.clone() for loader in trainer.loaders]
 
-# %% ../nbs/09_train.ipynb #e985d7cd
+# %% ../nbs/09_train.ipynb #6440d9cf
 def main(argv=None):
     "The command `metaformer-train`."
     args = parse(argv)
@@ -205,7 +217,7 @@ def main(argv=None):
         trainer = make_trainer(args, model, loaders, optimizer)
         run = open_run(args, info, trainer, argv)
     if rank() == 0: headline(args, run, trainer, info)
-    trainer.on_epoch = partial(keep, run, trainer)
+    trainer.on_epoch = partial(keep, run, trainer, snapshots=args.snapshots)
     try:
         with Watch(run, args.recovery_interval) as trainer.on_update, plainly('metaformer-train', (DataError,), left=run.left):
             trainer.fit()

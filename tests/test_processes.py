@@ -161,10 +161,12 @@ def assert_equal(a, b, where="state"):
 
 
 def assert_same_run(run, whole):
-    for name in FINAL:
+    snapshots = [f"snapshots/{name}.safetensors" for name in ("pictures", "epoch-0001", "epoch-0002")]
+    for name in FINAL + snapshots:
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
     assert_equal(last_state(run), last_state(whole))
-    assert sorted(p.name for p in run.iterdir()) == sorted(p.name for p in whole.iterdir())  # nothing half done is left
+    inside = lambda folder: sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+    assert inside(run) == inside(whole)  # nothing half done is left
 
 
 def distance(a, b):
@@ -221,6 +223,7 @@ def whole_in_two(args, tmp_path_factory):
 UPDATE, EVALUATE = "metaformer_edu.loop:Step.update", "metaformer_edu.validate:answers"
 SAVE, TABLE = "metaformer_edu.runs:save_weights", "metaformer_edu.runs:Run.tabulate"
 FINISH = "metaformer_edu.train:finish"
+SNAPSHOT, TENSORS = "metaformer_edu.sheet:take_snapshot", "metaformer_edu.sheet:as_bytes"
 POINTS = {  # states are written after updates 5, 10, 12, 17, 22 and 24; fsync and replace first serve args.yaml
     "before the first state": (UPDATE, 3),
     "in the middle of the first epoch": (UPDATE, 9),
@@ -235,6 +238,10 @@ POINTS = {  # states are written after updates 5, 10, 12, 17, 22 and 24; fsync a
     "between last and best": (SAVE, 2),
     "between weights and table": (TABLE, 1),
     "after the last state, before the table": (TABLE, 2),
+    "before the first snapshot": (SNAPSHOT, 1),
+    "between pictures and snapshot": (TENSORS, 2),
+    "while a snapshot is written": ("os:replace", 10),
+    "before the snapshot of the last epoch": (SNAPSHOT, 2),
     "after the last epoch": (FINISH, 1),
 }
 
@@ -448,6 +455,7 @@ DISK = {
     "a later state": ([At(UPDATE, 8, limit, 500_000)], "state-00000010.pt", 5),
     "the weights": ([At(SAVE, 1, limit, 500_000)], "last.safetensors", 12),
     "the weights of the second epoch": ([At("metaformer_edu.runs:Run.keep", 2, limit, 500_000)], "last.safetensors", 24),
+    "a snapshot": ([At(SNAPSHOT, 1, limit, 1_000)], "snapshots/pictures.safetensors", 12),
     "the table": ([At(TABLE, 2, full_disk, "runs/*", "summary.csv.unfinished")], "summary.csv", 24),
 }
 

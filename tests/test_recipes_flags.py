@@ -358,7 +358,7 @@ def fingerprint(t):
         loaders=[(x.batch_size, x.num_workers, len(x.dataset)) for x in loaders],
         data=[(type(x.dataset.images).__name__, x.dataset.seed, inside(x.dataset.transform)) for x in loaders],
         samplers=[inside(x.sampler) for x in loaders], folder=str(run.folder), key=run.key, writer=type(run.writer).__name__,
-        every=t.on_update.every)
+        every=t.on_update.every, snapshots=t.on_epoch.keywords)
 
 
 EFFECTS = {  # dest: (flags, flags without which they could do nothing)
@@ -396,7 +396,7 @@ EFFECTS = {  # dest: (flags, flags without which they could do nothing)
     "tensorboard": ("--tensorboard", ""), "device": ("--device cuda:97", ""), "workers": ("-j 1", ""),
     "threads": ("--threads 2", ""),
     "amp": ("--amp", ""), "amp_dtype": ("--amp-dtype float16", "--amp"), "channels_last": ("--channels-last", ""),
-    "skip_unreadable": ("--skip-unreadable", ""),
+    "skip_unreadable": ("--skip-unreadable", ""), "snapshots": ("--snapshots 3", ""),
 }
 
 

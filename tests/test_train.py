@@ -105,7 +105,8 @@ def test_main_job_leaves_a_run(main_job):
     "best.safetensors",
     "curves.png",
     "predictions.png",
-    "explained.png"}
+    "explained.png",
+    "snapshots"}
     states = {p.name for p in run.glob("state-*.pt")}
     assert {p.name for p in run.iterdir()} == names | states and all(n in out for n in names | states) and len(states) == 2
     about = yaml.safe_load((run / "args.yaml").read_text())
@@ -150,9 +151,9 @@ def test_main_job_says_how_to_measure_its_weights(main_job, monkeypatch, capsys)
 def test_a_second_run_leaves_the_first_alone(main_job, capsys):
     folder, _, _ = main_job
     run = only_run(folder / "runs")
-    before = {p.name: p.read_bytes() for p in run.iterdir()}
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     new_folder(folder / "runs", run.name).rmdir()  # runs/…-2, made and taken away
-    assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
 # --- one seed, one run ---
@@ -528,13 +529,15 @@ def ended(finished, tmp_path):
 def half(ended):
     "The same, as if it had been killed in the second epoch."
     for path in ended.iterdir():
-        if path.name not in ("args.yaml", "state-00000006.pt"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in ("args.yaml", "state-00000006.pt"):
             path.unlink()
     return ended
 
 
 def files(run):
-    return {p.name: p.read_bytes() for p in run.iterdir() if p.suffix not in (".yaml", ".png")}
+    return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.suffix not in (".yaml", ".png")}
 
 
 def go(run, *args, resume="auto"):
