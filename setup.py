@@ -19,10 +19,10 @@ setup(
     url=f"https://github.com/{cfg['user']}/{cfg['repo']}",
     license={"apache2": "Apache-2.0"}[cfg["license"]],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["recipes/*.yaml", "logs/*.csv", "static/*"]},
+    package_data={cfg["lib_path"]: ["recipes/*.yaml", "logs/*.csv", "static/*", "examples/*/*.*", "examples/*/snapshots/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "app")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )
