@@ -2,13 +2,13 @@
 
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'PALE', 'SERIES', 'ACTIVATIONS', 'ON_PAGE', 'STATIC', 'DRAWING', 'EXAMPLES', 'moments', 'Drawing',
-           'new_figure', 'draw_activation', 'mark_moments', 'finish_activation', 'Shown', 'view_activation', 'Latest',
-           'to_svg', 'Picture', 'Explorer', 'control_row', 'answer', 'keep', 'leave_picture', 'slider', 'dropdown',
-           'explore_activation', 'uploaded', 'named_images', 'ImagePicker', 'to_pil', 'example_images', 'example_runs',
-           'open_run', 'example_models']
+           'new_figure', 'mark_moments', 'draw_activation', 'finish_activation', 'Shown', 'view_activation', 'Latest',
+           'to_svg', 'Picture', 'settle', 'Explorer', 'control_row', 'answer', 'keep', 'leave_picture', 'slider',
+           'dropdown', 'explore_activation', 'uploaded', 'named_images', 'ImagePicker', 'to_pil', 'example_images',
+           'example_runs', 'open_run', 'example_models']
 
-# %% ../nbs/13_widgets.ipynb #c736cef9
-import base64, html, io, re, threading
+# %% ../nbs/13_widgets.ipynb #dc2bf23f
+import atexit, base64, gc, html, io, re, sys, threading, warnings
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -62,7 +62,15 @@ def new_figure(width:float, height:float, # inches
         for label in (ax.xaxis.label, ax.yaxis.label): label.set(color=INK, fontsize=10)
     return fig, axs
 
-# %% ../nbs/13_widgets.ipynb #bf9e5a66
+# %% ../nbs/13_widgets.ipynb #fba2c338
+def mark_moments(ax, name:str, mean:float, variance:float, color:str):
+    "A mark at (mean, variance), held at the edge if it lies outside; each name has its own side, so that they stay apart."
+    right, up = {'GELU': (-1, -4), 'StarReLU': (1, 8), 'squared ReLU': (1, -14)}.get(name, (1, -4))
+    x, y, own = min(max(mean, -0.8), 1.6), min(variance, 2.4), name == 'StarReLU'
+    ax.plot(x, y, 'o' if own else 's', color=color, markersize=10 if own else 6, clip_on=False)
+    ax.annotate(name, (x, y), (8 * (right if x < 1.2 else -1), up), textcoords='offset points', color=color, fontsize=9, ha='left' if right > 0 and x < 1.2 else 'right')
+
+# %% ../nbs/13_widgets.ipynb #4e1c3619
 ACTIVATIONS = {'ReLU': torch.relu, 'squared ReLU': SquaredReLU(), 'GELU': torch.nn.functional.gelu}
 
 def draw_activation(s:float=1., b:float=0., # of StarReLU
@@ -80,13 +88,6 @@ def draw_activation(s:float=1., b:float=0., # of StarReLU
         mark_moments(right, name, mean, variance, color)
     finish_activation(left, right)
     return fig
-
-def mark_moments(ax, name:str, mean:float, variance:float, color:str):
-    "A mark at (mean, variance), held at the edge if it lies outside; each name has its own side, so that they stay apart."
-    right, up = {'GELU': (-1, -4), 'StarReLU': (1, 8), 'squared ReLU': (1, -14)}.get(name, (1, -4))
-    x, y, own = min(max(mean, -0.8), 1.6), min(variance, 2.4), name == 'StarReLU'
-    ax.plot(x, y, 'o' if own else 's', color=color, markersize=10 if own else 6, clip_on=False)
-    ax.annotate(name, (x, y), (8 * (right if x < 1.2 else -1), up), textcoords='offset points', color=color, fontsize=9, ha='left' if right > 0 and x < 1.2 else 'right')
 
 def finish_activation(left, right):
     "Axes and the goal of mean 0 and variance 1."
@@ -111,7 +112,7 @@ def view_activation(s, b, sigma)->Shown:
              f'For this input they are 0 and 1 at s = {best:.4f} and b = {-best * sigma**2 / 2:.4f}.')
     return Shown(draw_activation(s, b, sigma), words, dict(mean=mean, variance=variance))
 
-# %% ../nbs/13_widgets.ipynb #15316dd8
+# %% ../nbs/13_widgets.ipynb #886a945d
 class Latest:
     "Does the newest request, in a thread of its own; a request that a newer one overtook is never done."
     def __init__(self, do): # a function of the request
@@ -131,13 +132,14 @@ class Latest:
                     self.running = False
                     return self.lock.notify_all()
                 request = self.waiting.pop()
-            self.do(request)
+            try: self.do(request)
+            except BaseException: threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))) # and goes on
 
     def wait(self, seconds:float=60)->bool: # False if it takes longer
         "Wait until nothing is left to do."
         with self.lock: return self.lock.wait_for(lambda: not self.running, seconds)
 
-# %% ../nbs/13_widgets.ipynb #c3c637f7
+# %% ../nbs/13_widgets.ipynb #2d6da03c
 ON_PAGE = {INK: 'currentColor', FAINT: 'color-mix(in srgb, currentColor 70%, transparent)', PALE: 'color-mix(in srgb, currentColor 14%, transparent)'}
 
 def to_svg(fig:Figure)->str:
@@ -148,7 +150,7 @@ def to_svg(fig:Figure)->str:
     finally: mpl.rcParams['svg.fonttype'] = before
     svg = file.getvalue()
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg role="img" viewBox="\1" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">', svg[svg.index('<svg'):])
-    svg = re.sub(r'<metadata>.*?</metadata>|<style[^>]*>.*?</style>| id="[a-z]+[a-z0-9]*_[0-9]+"', '', svg, flags=re.S)
+    svg = re.sub(r'<metadata>.*?</metadata>|<style[^>]*>.*?</style>| id="[A-Za-z.]+[A-Za-z0-9.]*_[0-9]+"', '', svg, flags=re.S)
     for grey, color in ON_PAGE.items(): svg = svg.replace(grey, color)
     return svg
 
@@ -160,9 +162,15 @@ class Picture(anywidget.AnyWidget):
     _esm, _css = STATIC / 'explorer.js', STATIC / 'explorer.css'
     svg, words, busy, tries = (kind().tag(sync=True) for kind in (T.Unicode, T.Unicode, T.Bool, T.List))
 
-# %% ../nbs/13_widgets.ipynb #8351e884
+# %% ../nbs/13_widgets.ipynb #01d054f5
 DRAWING = threading.RLock() # one explorer at a time
 
+@cache
+def settle():
+    "Spare the modules that are loaded by now in Python's search for garbage: with PyTorch it takes half a second, and an answer waits for it."
+    gc.collect(), gc.freeze(), atexit.register(gc.unfreeze)
+
+# %% ../nbs/13_widgets.ipynb #b5d8139e
 class Explorer(W.VBox):
     "Controls, and a picture that follows them. `value` is the picture as SVG; `explorer['name']` is a control."
     value, words, busy, done = T.Unicode(), T.Unicode(), T.Bool(), T.List()
@@ -178,7 +186,9 @@ class Explorer(W.VBox):
         self.add_class('edu-explorer')
         for name in ('words', 'busy'): T.dlink((self, name), (self.picture, name))
         T.dlink((self, 'value'), (self.picture, 'svg'))
-        self.keep(self.look())
+        self.answered = self.values()
+        self.keep(self.look(**self.answered), self.answered)
+        settle()
         for control in self.controls.values(): control.observe(lambda change: self.latest(self.values()), 'value')
 
     def __getitem__(self, name): return self.controls[name]
@@ -195,11 +205,9 @@ class Explorer(W.VBox):
         "The picture as a Matplotlib figure."
         return self.look(**changes).figure
 
-    def wait(self, seconds:float=60)->bool:
-        "Wait until the last change has been answered."
-        return self.latest.wait(seconds)
+    def wait(self, seconds:float=60)->bool: return self.latest.wait(seconds)
 
-# %% ../nbs/13_widgets.ipynb #044d3cfd
+# %% ../nbs/13_widgets.ipynb #dae66ce7
 def control_row(controls)->W.Box:
     "Controls side by side, as many as fit."
     for control in controls:
@@ -209,7 +217,9 @@ def control_row(controls)->W.Box:
     return row
 
 def answer(self:Explorer, values:dict):
-    "Show what belongs to these values; in the worker's thread."
+    "Show what belongs to these values, if they are others than before; in the worker's thread."
+    if values == self.answered: return
+    self.answered = values
     slow = threading.Timer(0.5, lambda: setattr(self, 'busy', True))
     slow.start()
     try: self.keep(self.look(**values), values)
@@ -219,12 +229,11 @@ def answer(self:Explorer, values:dict):
         slow.cancel(), slow.join()
         self.busy = False
 
-def keep(self:Explorer, shown:Shown, values=None):
+def keep(self:Explorer, shown:Shown, values:dict):
     "Put a view on the page, and tick what it proves."
-    self.shown = shown
     with DRAWING: svg = to_svg(shown.figure)
-    self.words, self.value = shown.words, svg
-    self.done = [done or bool(test(values or self.values(), shown.facts)) for done, test in zip(self.done, self.tests)]
+    self.shown, self.words, self.value = shown, shown.words, svg
+    self.done = [done or bool(test(values, shown.facts)) for done, test in zip(self.done, self.tests)]
     self.picture.tries = [[sentence, done] for (sentence, _), done in zip(self.picture.tries, self.done)]
 
 Explorer.answer, Explorer.keep = answer, keep
@@ -257,7 +266,7 @@ def explore_activation()->Explorer:
     controls = dict(s=slider('s', 1., 0., 2., 0.01), b=slider('b', 0., -1., 1., 0.01), sigma=slider('σ of the input', 1., 0.5, 2., 0.1))
     return Explorer(view_activation, controls, 'StarReLU(x) = s · relu(x)² + b', tries)
 
-# %% ../nbs/13_widgets.ipynb #c6b0eb4d
+# %% ../nbs/13_widgets.ipynb #4d264921
 def uploaded(value)->dict: # what an upload button holds: ipywidgets 8 has a tuple, 7 a dictionary
     "The files in an upload button: name → bytes."
     files = value.values() if isinstance(value, dict) else value
@@ -265,12 +274,15 @@ def uploaded(value)->dict: # what an upload button holds: ipywidgets 8 has a tup
 
 def named_images(images)->dict: # name → PIL image
     "One image or several, as PIL images, files, or tensors (3, H, W) from 0 to 1, by their names. DataError, ValueError."
-    if not isinstance(images, (dict, list, tuple)): images = [images]
-    named = images if isinstance(images, dict) else {Path(x).name if isinstance(x, (str, Path)) else f'image {i}': x for i, x in enumerate(images, 1)}
-    found = {str(name): read_image(x, as_seen) if isinstance(x, (str, Path)) else to_pil(x) if torch.is_tensor(x) else x for name, x in named.items()}
-    if found and all(isinstance(x, Image.Image) for x in found.values()): return {name: x.convert('RGB') for name, x in found.items()}
+    images = images if isinstance(images, (dict, list, tuple)) else [images]
+    if not isinstance(images, dict):
+        names = [Path(x).name if isinstance(x, (str, Path)) else f'image {i}' for i, x in enumerate(images, 1)]
+        images = {f'{name} ({nth})' if (nth := names[:i + 1].count(name)) > 1 else name: images[i] for i, name in enumerate(names)}
+    found = {str(name): read_image(x, as_seen) if isinstance(x, (str, Path)) else to_pil(x) if torch.is_tensor(x) else x for name, x in images.items()}
+    if found and all(isinstance(x, Image.Image) for x in found.values()): return {name: as_seen(x) for name, x in found.items()}
     raise ValueError('Give images as PIL images, files, or tensors (3, H, W) from 0 to 1: one, a list, or a dictionary by name.')
 
+# %% ../nbs/13_widgets.ipynb #dd29d18a
 class ImagePicker(W.VBox):
     "An image by its name, or an uploaded one; `value` is a PIL image, `name` its name."
     value, name = T.Any(), T.Unicode()
@@ -291,10 +303,12 @@ class ImagePicker(W.VBox):
             try: self.images[name] = read_image(io.BytesIO(data), as_seen)
             except DataError: self.said.value = f'{html.escape(name)} cannot be read as an image.'
             else:
-                self.said.value, self.names.options = '', list(self.images)
-                self.pick(name) if self.names.value == name else setattr(self.names, 'value', name)
+                self.said.value = ''
+                with self.hold_trait_notifications(): # the list chooses its first name in between
+                    self.names.options, self.names.value = list(self.images), name
+                    self.pick(name)
 
-# %% ../nbs/13_widgets.ipynb #d0fa0f72
+# %% ../nbs/13_widgets.ipynb #c4f85f77
 def to_pil(x)->Image.Image: # (3, H, W), 0 to 1
     "A tensor as a PIL image; ValueError if it is none."
     if x.ndim != 3 or len(x) != 3 or not x.is_floating_point(): raise ValueError(f'An image is (3, H, W) with values from 0 to 1; this is {tuple(x.shape)} of {x.dtype}.')
@@ -310,6 +324,7 @@ def example_images()->dict: # name → PIL image
     found |= {about.class_names[label]: to_pil(about.picture(shapes[i][0])) for label, i in sorted(first.items())}
     return found | {'digit': to_pil(about.picture(digits[0][0]))}
 
+# %% ../nbs/13_widgets.ipynb #f16cc54e
 EXAMPLES = STATIC.parent / 'examples' # folders of five small runs, see tools/examples.py
 
 def example_runs()->dict: # family → folder
@@ -320,10 +335,13 @@ def example_runs()->dict: # family → folder
 def open_run(folder)->tuple: # (model in eval mode, names of the classes)
     "The best model of a run; ValueError or WeightsError if it is not there."
     about = read_about(folder := Path(folder).expanduser())
-    if not {'img_size', 'class_names'} <= about.keys(): raise ValueError(f'{folder} is no folder of a run that metaformer-train wrote.')
-    names = list(map(str, about['class_names']))
-    model = create_model(about['settings']['model'], checkpoint=folder / 'best.safetensors', num_classes=len(names), img_size=about['img_size'])
-    return model.eval(), names
+    size, names, name = about.get('img_size'), about.get('class_names'), about.get('settings', {}).get('model')
+    if not (isinstance(size, int) and isinstance(names, list) and isinstance(name, str)): raise ValueError(f'{folder} is no folder of a run that metaformer-train wrote.')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning) # weights of another number of classes
+        try: model = create_model(name, checkpoint=folder / 'best.safetensors', num_classes=len(names), img_size=size)
+        except UserWarning as warning: raise ValueError(f'{folder} is damaged: {warning}') from None
+    return model.eval(), list(map(str, names))
 
 @cache
 def example_models()->dict: # family → model in eval mode
