@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from browser import ALL_DRAWN, PATIENCE, ROOT, answers, browser, changes, environment, explore, jupyterlab, listen, move_everything, picture
+from browser import ALL_DRAWN, PATIENCE, ROOT, browser, changes, environment, explore, jupyterlab, listen, move_everything
 from metaformer_edu import explore as app
 from metaformer_edu.core import sample_photo
 from metaformer_edu.widgets import example_runs, to_pil
@@ -136,13 +136,15 @@ def test_voila_answers_only_with_the_token(tmp_path):
     pytest.importorskip("voila")
     with explore(tmp_path) as url:
         bare = url.split("?")[0]
-        opened = urllib.request.urlopen(bare, timeout=60)
-        assert "/login" in opened.url and b"edu-" not in opened.read()
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"{bare}api/kernels", timeout=60)
-        assert refused.value.code == 403
-        host = bare.split("//")[1].split(":")[0]
-        assert host == "127.0.0.1"
+        for path in ("", "api/kernels", "metaformer_edu.ipynb"):
+            opened = urllib.request.urlopen(bare + path, timeout=60)
+            assert "/login" in opened.url and b"edu-" not in opened.read(), path
+        kernel = "api/kernels/00000000-0000-0000-0000-000000000000/channels"
+        for asked in (urllib.request.Request(f"{bare}api/kernels", b"{}", method="POST"), f"{bare}{kernel}", f"{bare}voila/files/metaformer_edu.ipynb"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(asked, timeout=60)
+            assert refused.value.code == 403
+        assert "/login" not in urllib.request.urlopen(url, timeout=60).url
 
 
 @pytest.mark.parametrize("width, theme", [(1280, "light"), (700, "dark")])
@@ -163,7 +165,9 @@ def test_in_voila(tmp_path, width, theme):
         for name, root in explorers.items() if width == 1280 else [("activation", explorers["activation"])]:
             assert CONTROLS[name] <= set(move_everything(page, root)), name
         cam = explorers["cam"]
-        changes(cam, lambda: cam.locator("input[type=file]").set_input_files(photo), "An upload")
+        with page.expect_file_chooser() as chooser:
+            cam.get_by_role("button", name="your own").click()
+        changes(cam, lambda: chooser.value.set_files(photo), "An upload")
         assert cam.get_by_text("Give it an image of your own. Done.").count() == 1
         assert said == []
 

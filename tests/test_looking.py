@@ -16,15 +16,15 @@ from torch import nn
 
 from metaformer_edu.data import DataError, dice
 from metaformer_edu.explain import METHODS, explain, imagenet_classes, to_batch
-from metaformer_edu.looking import (CAM_TRIES, GUESS, NEEDS_IMAGE, Memory, alike, cam_controls, class_options, draw_cam, explore_cam, from_stage,
-                                    open_models, place, view_cam)
+from metaformer_edu.looking import (CAM_TRIES, GUESS, Memory, alike, cam_controls, can_begin_later, class_options, draw_cam, explore_cam, first_stage,
+                                    from_stage, open_models, place, tokens_of, view_cam)
 from metaformer_edu.model import MetaFormer
 from metaformer_edu.widgets import INK, SERIES, Explorer, ImagePicker, example_images, to_svg
 from metaformer_edu.zoo import FAMILIES, WeightsError, create_model, save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LONG = 120  # seconds, after which something hangs
-CUT = [method for method in METHODS if method not in NEEDS_IMAGE]
+CUT = [method for method in METHODS if method != "scorecam"]
 NAMES = ["zebra", "Ant", "bee", "cat"]
 
 
@@ -55,11 +55,6 @@ TIMM = {
 def photo(seed=0, size=(64, 64)):
     pixels = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(seed))
     return Image.fromarray((pixels.permute(1, 2, 0) * 255).byte().numpy()).resize(size, Image.BICUBIC)
-
-
-def tokens_of(model, x):
-    with torch.no_grad():
-        return model.forward_intermediates(x, output_fmt="NHWC", intermediates_only=True)
 
 
 def same(a, b):
@@ -146,6 +141,24 @@ def test_a_memory_leaves_the_model_as_it_was(make, training):
     handle.remove()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_what_the_stages_put_out(family):
+    model, found = ours(family, drop_path=0.5), []
+    hooks = [stage.register_forward_hook(lambda module, inputs, out: found.append(out)) for stage in model.stages]
+    x = to_batch(photo(), model)
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    tokens = tokens_of(model.train(), x)
+    assert model.training and len(tokens) == 4 and all(torch.equal(a, b) and not a.requires_grad for a, b in zip(tokens, found))
+
+
+def test_what_can_begin_later():
+    assert [method for method in METHODS if can_begin_later(ours(), method)] == CUT
+    theirs = TIMM["convnext"]()
+    assert not any(can_begin_later(theirs, method) for method in METHODS) and tokens_of(theirs, torch.zeros(1, 3, 64, 64)) is None
+
+
 # --- a memory ---
 
 def counted(model):
@@ -189,7 +202,7 @@ def test_a_memory_explains_as_explain_does(family):
     memory = Memory(model)
     for target, stage, method in ((None, 4, "gradcam"), (3, 1, "layercam"), (3, 2, "scorecam"), (np.int64(2), 3, "eigencam"), (0, 4, "ablationcam")):
         assert same(memory.explain(image, target, stage, method), explain(model, image, target, stage, method))
-    assert memory.stages == 4 and memory.classes == 10 and memory.good_stage() == 3
+    assert memory.stages == 4 and memory.classes == 10 and first_stage(memory) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -254,7 +267,7 @@ def test_a_failed_question_leaves_the_memory_usable():
 def test_models_of_timm_are_explained_and_their_maps_kept(name):
     model, image = TIMM[name](num_classes=10), photo(0, (80, 70))
     memory = Memory(model)
-    assert memory.stages == 4 and memory.classes == 10 and memory.good_stage() == 4
+    assert memory.stages == 4 and memory.classes == 10 and first_stage(memory) == 4
     for question in ((None, 4, "gradcam"), (3, 2, "layercam"), (3, 2, "eigencam")):
         found = memory.explain(image, *question)
         assert same(found, explain(model, image, *question)) and memory.explain(image, *question) is found
@@ -285,13 +298,13 @@ def test_a_wrapped_model_is_unwrapped():
 
 @pytest.mark.parametrize("size, stage", [(32, 2), (64, 3), (127, 3), (128, 4), (224, 4), ((64, 256), 3), (16, 1), (8, 1)])
 def test_the_good_stage_has_a_few_tokens(size, stage):
-    assert Memory(create_model("tiny_identityformer", img_size=size)).good_stage() == stage
+    assert first_stage(Memory(create_model("tiny_identityformer", img_size=size))) == stage
 
 
 @pytest.mark.parametrize("size", [128, 224])
 def test_the_good_stage_is_a_stage_of_the_model(size):
     memory = Memory(three_stages(img_size=size))
-    assert memory.good_stage() == memory.stages == 3
+    assert first_stage(memory) == memory.stages == 3
     assert explore_cam(memory.model, photo())["stage"].value == 3
 
 
@@ -344,11 +357,11 @@ def test_words_and_facts():
     said = f"{NAMES[guess]} ({probabilities[guess]:.0%})"
     assert shown.words == f"mine says {said}. gradcam at stage 3: most of what speaks for {said} is {where}."
     assert shown.facts == dict(guess=guess, label=guess, likeness=pytest.approx(1, abs=1e-5)) and view_cam(memory, "mine", image, guess, 3, "gradcam", 0.5, NAMES).words == shown.words
-    shown = view_cam(memory, "mine", image, other, 4, "layercam", 0.5, NAMES)
-    maps = explain(model, image, [other, guess], 4, "layercam").maps
+    shown = view_cam(memory, "mine", image, other, 2, "layercam", 0.5, NAMES)
+    maps = explain(model, image, [other, guess], 2, "layercam").maps
     likeness = alike(*maps)
     assert shown.facts == dict(guess=guess, label=other, likeness=pytest.approx(likeness, abs=1e-4))
-    assert shown.words == (f"mine says {said}. layercam at stage 4: most of what speaks for {NAMES[other]} ({probabilities[other]:.0%}) is {place(maps[0])}."
+    assert shown.words == (f"mine says {said}. layercam at stage 2: most of what speaks for {NAMES[other]} ({probabilities[other]:.0%}) is {place(maps[0])}."
                            f" The likeness to the map of its guess is {likeness:.2f}.")
 
 
@@ -418,6 +431,7 @@ def test_classes_to_choose_from():
     assert class_options(3) == [("its guess", GUESS), ("class 0", 0), ("class 1", 1), ("class 2", 2)]
     assert [label for _, label in class_options(12)] == [GUESS, *range(12)]
     assert class_options(4, NAMES) == [("its guess", GUESS), ("Ant", 1), ("bee", 2), ("cat", 3), ("zebra", 0)]
+    assert class_options(3, ["bee", "Cat", "ant"])[1:] == [("ant", 2), ("bee", 0), ("Cat", 1)]
     assert GUESS not in range(100_000)
 
 

@@ -10,16 +10,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from browser import ALL_DRAWN, CHROMIUM, FLAGS, PATIENCE, explore  # noqa: E402
+from browser import ALL_DRAWN, CHROMIUM, FLAGS, PATIENCE, changes, explore  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
 from metaformer_edu.explore import SECTIONS  # noqa: E402
 
 
-def point(page):
-    "Put the pointer on a token, so that the picture shows more than how the page opens."
-    box = page.locator(".edu-explorer canvas").first.bounding_box()
-    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.45 * box["height"])
+def prepare(name, page, root):
+    "Show more than how the page opens: a token under the pointer, and a model that has learned its task well."
+    if name == "mixing":
+        box = root.locator("canvas").first.bounding_box()
+        page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.45 * box["height"])
+    if name == "cam":
+        for chosen, option in zip(root.locator("select").all(), ("convformer", "cross")):
+            changes(root, lambda: chosen.select_option(option), option)
 
 
 def take(names, out, theme, width):
@@ -31,8 +35,7 @@ def take(names, out, theme, width):
         roots = dict(zip(SECTIONS, page.locator(".edu-explorer").all()))
         for name in names:
             roots[name].scroll_into_view_if_needed()
-            if name == "mixing":
-                point(page)
+            prepare(name, page, roots[name])
             page.wait_for_timeout(1000)
             roots[name].screenshot(path=out / f"explore_{name}{'_dark' if theme == 'dark' else ''}.png")
             print(out / f"explore_{name}{'_dark' if theme == 'dark' else ''}.png")
