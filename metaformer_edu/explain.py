@@ -21,7 +21,7 @@ from pytorch_grad_cam import ablation_cam, score_cam
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo, create_transform, resolve_model_data_config
 from timm.utils import unwrap_model
 from torch import nn
-from .core import close, did_you_mean
+from .core import close, did_you_mean, distinct
 from .model import Pyramid, as_pair
 
 # %% ../nbs/10_explain.ipynb #9d9b6c35
@@ -340,4 +340,4 @@ def cam_grid(images, # (B, 3, H, W) as the models take them, or PIL images, whic
 def with_names(models)->dict: # name -> model
     "Models by their names; the second of a name is 'name (2)'."
     names = [(getattr(m, 'pretrained_cfg', None) or {}).get('architecture') or type(m).__name__ for m in models]
-    return {f'{name} ({nth})' if (nth := names[:i + 1].count(name)) > 1 else name: models[i] for i, name in enumerate(names)}
+    return dict(zip(distinct(names), models))

@@ -8,6 +8,7 @@ __all__ = ['SECTIONS', 'TEMPLATE', 'section', 'page', 'write_app', 'free_port', 
 import importlib.util, json, os, secrets, socket, sys, tempfile, threading, time, webbrowser
 from pathlib import Path
 import ipywidgets as W
+from .core import distinct
 from .sheet import find_images
 from .validate import Parser, number, plainly
 from .widgets import example_images, explore_activation, named_images, open_run
@@ -35,7 +36,7 @@ def page(runs=(), # folders of runs; none: the five that come along
          images=(), # image files; none: examples
         )->W.VBox:
     "All five explorers, one below the other. ValueError or DataError if a run or an image is not there."
-    named = {Path(run).name: Path(run) for run in runs} or None
+    named = dict(zip(distinct(Path(run).name for run in runs), map(Path, runs))) or None
     pictures = {**named_images(list(images)), **example_images()} if images else None
     models = named and {name: open_run(folder)[0] for name, folder in named.items()}
     first = next(iter(pictures.values())) if pictures else None

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'LINES', 'MARKS', 'GREEN', 'RED', 'ACROSS', 'DOWN', 'Opened', 'open_one', 'open_runs', 'path_name',
-           'with_names', 'column', 'styles', 'draw_lines', 'value_at', 'number_of', 'draw_key', 'overlays',
-           'side_by_side', 'write_answer', 'strip_rows', 'draw_strip', 'draw_progress', 'set_limits', 'answers_right',
+           'column', 'styles', 'draw_lines', 'value_at', 'number_of', 'draw_key', 'overlays', 'side_by_side',
+           'write_answer', 'strip_rows', 'draw_strip', 'draw_progress', 'set_limits', 'answers_right',
            'first_all_right', 'forgotten', 'farthest_apart', 'say_numbers', 'say_answers', 'view_progress',
            'things_to_try', 'explore_training']
 
@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import ipywidgets as W, numpy as np, torch.nn.functional as F
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from .core import did_you_mean
+from .core import did_you_mean, distinct
 from .runs import read_about, read_log
 from .explain import blend, class_title
 from .sheet import Snapshots, read_snapshots
-from .widgets import FAINT, INK, PALE, SERIES, Explorer, Shown, example_runs, new_figure
+from .widgets import FAINT, INK, PALE, SERIES, Drawing, Explorer, Shown, example_runs, new_figure
 
 # %% ../nbs/13d_progress.ipynb #88065b37
 @dataclass
@@ -53,7 +52,7 @@ def open_runs(runs=None)->dict: # name → Opened
     if not isinstance(runs, dict):
         runs = list(runs)
         if runs and all(isinstance(row, dict) for row in runs): runs = {'run': runs} # one log
-        else: runs = with_names([(r, path_name(r) if isinstance(r, (str, os.PathLike)) else 'run') for r in runs])
+        else: runs = dict(zip(distinct(path_name(r) if isinstance(r, (str, os.PathLike)) else 'run' for r in runs), runs))
     if not runs: raise ValueError('Give at least one run.')
     return {str(name): open_one(str(name), run) for name, run in runs.items()}
 
@@ -62,14 +61,6 @@ def path_name(path)->str:
     "The name of a run's folder; of a file, that of the folder it is in."
     path = Path(path).expanduser().resolve()
     return (path.parent if path.suffix == '.csv' else path).name
-
-def with_names(pairs)->dict: # (run, name) → name → run
-    "The second run of a name is 'name (2)'."
-    found = {}
-    for run, name in pairs:
-        nth = next(n for n in range(1, len(pairs) + 1) if (name if n == 1 else f'{name} ({n})') not in found)
-        found[name if nth == 1 else f'{name} ({nth})'] = run
-    return found
 
 # %% ../nbs/13d_progress.ipynb #4f47cd20
 METRICS = { # what can be drawn → (label of the axis, columns)
@@ -184,7 +175,7 @@ def draw_progress(logs:dict, # name → log, as from `read_log`
                   class_names=None, # in the order of its labels
                   title:str='', # above its pictures
                   how:dict=None, # name → (colour, mark); None: in order
-                 )->Figure:
+                 )->Drawing:
     "Curves of some runs, a line at an epoch, and what one of them answered then. ValueError says what is wrong."
     if metric not in METRICS: raise ValueError(did_you_mean(metric, METRICS, 'curve'))
     if not logs: raise ValueError('Choose at least one run.')

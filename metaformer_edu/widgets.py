@@ -15,7 +15,7 @@ from pathlib import Path
 import anywidget, ipywidgets as W, matplotlib as mpl, numpy as np, torch, traitlets as T
 from matplotlib.figure import Figure
 from PIL import Image
-from .core import sample_photo
+from .core import distinct, sample_photo
 from .layers import SquaredReLU, StarReLU
 from .zoo import create_model
 from .data import DataError, load_digits, load_shapes, read_image
@@ -277,7 +277,7 @@ def named_images(images)->dict: # name → PIL image
     images = images if isinstance(images, (dict, list, tuple)) else [images]
     if not isinstance(images, dict):
         names = [Path(x).name if isinstance(x, (str, Path)) else f'image {i}' for i, x in enumerate(images, 1)]
-        images = {f'{name} ({nth})' if (nth := names[:i + 1].count(name)) > 1 else name: images[i] for i, name in enumerate(names)}
+        images = dict(zip(distinct(names), images))
     found = {str(name): read_image(x, as_seen) if isinstance(x, (str, Path)) else to_pil(x) if torch.is_tensor(x) else x for name, x in images.items()}
     if found and all(isinstance(x, Image.Image) for x in found.values()): return {name: as_seen(x) for name, x in found.items()}
     raise ValueError('Give images as PIL images, files, or tensors (3, H, W) from 0 to 1: one, a list, or a dictionary by name.')
