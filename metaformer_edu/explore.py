@@ -4,7 +4,7 @@
 __all__ = ['SECTIONS', 'TEMPLATE', 'section', 'page', 'write_app', 'free_port', 'voila_flags', 'announce', 'serve', 'parse',
            'main', 'explore_activation', 'explore_model', 'explore_mixing', 'explore_cam', 'explore_training']
 
-# %% ../nbs/13e_explore.ipynb #0dfa81d2
+# %% ../nbs/13e_explore.ipynb #95f647b7
 import importlib.util, json, os, secrets, socket, sys, tempfile, threading, time, webbrowser
 from pathlib import Path
 import ipywidgets as W
@@ -18,10 +18,10 @@ from .looking import explore_cam
 from .progress import explore_training
 _all_ = ['explore_activation', 'explore_model', 'explore_mixing', 'explore_cam', 'explore_training'] # for `import *`
 
-# %% ../nbs/13e_explore.ipynb #60e155a5
+# %% ../nbs/13e_explore.ipynb #a2af06dc
 SECTIONS = { # anchor -> (heading, what it is for)
     'model': ('What is a model made of?', 'Choose a model and swap the mixer of a stage: parameters, work, and how far each token can see.'),
-    'mixing': ('Who hears whom?', 'Point at a token, or choose one with the arrow keys: left in red and blue, whom it hears; below, who hears it.'),
+    'mixing': ('Who hears whom?', 'Point at a token, or choose one with the arrow keys. Above, whom it hears; below, who hears it.'),
     'cam': ('Where did it look?', 'Choose an image, a class, a stage and a method.'),
     'activation': ('Why 0.8944?', "StarReLU's two numbers, by hand."),
     'training': ('How did it learn?', 'Move through the epochs of a training: curves, answers, and where the model looked.')}
@@ -39,11 +39,10 @@ def page(runs=(), # folders of runs; none: the five that come along
     named = dict(zip(distinct(Path(run).name for run in runs), map(Path, runs))) or None
     pictures = {**named_images(list(images)), **example_images()} if images else None
     models = named and {name: open_run(folder)[0] for name, folder in named.items()}
-    first = next(iter(pictures.values())) if pictures else None
-    explorers = dict(model=explore_model(), mixing=explore_mixing(models, first), cam=explore_cam(named, pictures),
-                     activation=explore_activation(), training=explore_training(named))
-    links = ' · '.join(f'<a href="#edu-{name}">{heading}</a>' for name, (heading, _) in SECTIONS.items())
-    return W.VBox([W.HTML(f'<h1>metaformer_edu</h1><nav aria-label="explorers">{links}</nav>'), *(section(name, e) for name, e in explorers.items())])
+    makers = dict(model=explore_model, mixing=lambda: explore_mixing(models, pictures), cam=lambda: explore_cam(named, pictures),
+                  activation=explore_activation, training=lambda: explore_training(named))
+    links = ' · '.join(f'<a style="text-decoration: underline" href="#edu-{name}">{heading}</a>' for name, (heading, _) in SECTIONS.items())
+    return W.VBox([W.HTML(f'<h1>metaformer_edu</h1><nav aria-label="explorers">{links}</nav>'), *(section(name, makers[name]()) for name in SECTIONS)])
 
 # %% ../nbs/13e_explore.ipynb #8968aebe
 TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}

@@ -2,12 +2,12 @@
 
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'PALE', 'SERIES', 'ACTIVATIONS', 'ON_PAGE', 'STATIC', 'DRAWING', 'EXAMPLES', 'moments', 'Drawing',
-           'new_figure', 'mark_moments', 'draw_activation', 'finish_activation', 'Shown', 'view_activation', 'Latest',
-           'to_svg', 'Picture', 'settle', 'Explorer', 'control_row', 'answer', 'keep', 'leave_picture', 'slider',
-           'dropdown', 'explore_activation', 'uploaded', 'named_images', 'ImagePicker', 'to_pil', 'example_images',
-           'example_runs', 'open_run', 'example_models']
+           'new_figure', 'mark_moments', 'draw_activation', 'finish_activation', 'Shown', 'near', 'view_activation',
+           'Latest', 'to_svg', 'Picture', 'settle', 'Explorer', 'control_row', 'answer', 'keep', 'leave_picture',
+           'slider', 'dropdown', 'explore_activation', 'uploaded', 'named_images', 'ImagePicker', 'to_pil',
+           'example_images', 'example_runs', 'open_run', 'example_models']
 
-# %% ../nbs/13_widgets.ipynb #dc2bf23f
+# %% ../nbs/13_widgets.ipynb #ae02d54e
 import atexit, base64, gc, html, io, re, sys, threading, warnings
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,8 +15,9 @@ from pathlib import Path
 import anywidget, ipywidgets as W, matplotlib as mpl, numpy as np, torch, traitlets as T
 from matplotlib.figure import Figure
 from PIL import Image
+import metaformer_edu
 from .core import distinct, sample_photo
-from .layers import SquaredReLU, StarReLU
+from .layers import SquaredReLU
 from .zoo import create_model
 from .data import DataError, load_digits, load_shapes, read_image
 from .runs import read_about
@@ -62,13 +63,13 @@ def new_figure(width:float, height:float, # inches
         for label in (ax.xaxis.label, ax.yaxis.label): label.set(color=INK, fontsize=10)
     return fig, axs
 
-# %% ../nbs/13_widgets.ipynb #fba2c338
+# %% ../nbs/13_widgets.ipynb #92d67fb5
 def mark_moments(ax, name:str, mean:float, variance:float, color:str):
-    "A mark at (mean, variance), held at the edge if it lies outside; each name has its own side, so that they stay apart."
-    right, up = {'GELU': (-1, -4), 'StarReLU': (1, 8), 'squared ReLU': (1, -14)}.get(name, (1, -4))
+    "A mark at (mean, variance), held at the edge if it lies outside; StarReLU's is round and needs no name, the others' have their own sides."
+    right, up = {'GELU': (-1, -4), 'squared ReLU': (1, -14)}.get(name, (1, -4))
     x, y, own = min(max(mean, -0.8), 1.6), min(variance, 2.4), name == 'StarReLU'
     ax.plot(x, y, 'o' if own else 's', color=color, markersize=10 if own else 6, clip_on=False)
-    ax.annotate(name, (x, y), (8 * (right if x < 1.2 else -1), up), textcoords='offset points', color=color, fontsize=9, ha='left' if right > 0 and x < 1.2 else 'right')
+    if not own: ax.annotate(name, (x, y), (8 * (right if x < 1.2 else -1), up), textcoords='offset points', color=color, fontsize=9, ha='left' if right > 0 and x < 1.2 else 'right')
 
 # %% ../nbs/13_widgets.ipynb #4e1c3619
 ACTIVATIONS = {'ReLU': torch.relu, 'squared ReLU': SquaredReLU(), 'GELU': torch.nn.functional.gelu}
@@ -96,7 +97,7 @@ def finish_activation(left, right):
     right.plot(0, 1, '+', color=INK, markersize=26, markeredgewidth=1.4)
     right.set(xlim=(-0.8, 1.6), ylim=(0, 2.6), xlabel='mean of the output', ylabel='variance', title='the cross: mean 0, variance 1')
 
-# %% ../nbs/13_widgets.ipynb #501a9dae
+# %% ../nbs/13_widgets.ipynb #426d7c87
 @dataclass
 class Shown:
     "What a view shows."
@@ -104,12 +105,16 @@ class Shown:
     words:str # what there is to see, in a sentence or two
     facts:dict = field(default_factory=dict) # for the tests of what to try
 
+def near(mean:float, variance:float)->bool:
+    "As near to mean 0 and variance 1 as the sliders come."
+    return abs(mean) < 0.02 and abs(variance - 1) < 0.06
+
 def view_activation(s, b, sigma)->Shown:
     "`draw_activation`, and its numbers in words."
     mean, variance = moments(lambda x: s * torch.relu(x)**2 + b, sigma)
     best = (4 / 5)**0.5 / sigma**2
-    words = (f'mean = {s:.2f} · {sigma:.1f}² / 2 + ({b:.2f}) = {mean:.3f}; variance = {s:.2f}² · 5 · {sigma:.1f}⁴ / 4 = {variance:.3f}. '
-             f'For this input they are 0 and 1 at s = {best:.4f} and b = {-best * sigma**2 / 2:.4f}.')
+    words = f'mean = {s:.2f} · {sigma:.1f}² / 2 + ({b:.2f}) = {mean:.3f}; variance = {s:.2f}² · 5 · {sigma:.1f}⁴ / 4 = {variance:.3f}.'
+    if near(mean, variance): words += f' They are 0 and 1 exactly at s = {best:.4f} and b = {-best * sigma**2 / 2:.4f}.'
     return Shown(draw_activation(s, b, sigma), words, dict(mean=mean, variance=variance))
 
 # %% ../nbs/13_widgets.ipynb #886a945d
@@ -139,23 +144,24 @@ class Latest:
         "Wait until nothing is left to do."
         with self.lock: return self.lock.wait_for(lambda: not self.running, seconds)
 
-# %% ../nbs/13_widgets.ipynb #2d6da03c
+# %% ../nbs/13_widgets.ipynb #dd4923bf
 ON_PAGE = {INK: 'currentColor', FAINT: 'color-mix(in srgb, currentColor 70%, transparent)', PALE: 'color-mix(in srgb, currentColor 14%, transparent)'}
 
-def to_svg(fig:Figure)->str:
+def to_svg(fig:Figure, salt:str='metaformer_edu')->str: # equal figures of one salt give equal text
     "A figure as SVG that takes the colours and the width of the page around it."
-    before, file = mpl.rcParams['svg.fonttype'], io.StringIO()
-    mpl.rcParams['svg.fonttype'] = 'none' # text stays text
+    own, file = {'svg.fonttype': 'none', 'svg.hashsalt': salt}, io.StringIO() # text stays text; names that it refers to follow from what is drawn
+    before = {key: mpl.rcParams[key] for key in own}
+    mpl.rcParams.update(own)
     try: fig.savefig(file, format='svg', facecolor='none', metadata=dict.fromkeys(['Date', 'Creator', 'Format', 'Type']))
-    finally: mpl.rcParams['svg.fonttype'] = before
+    finally: mpl.rcParams.update(before)
     svg = file.getvalue()
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg role="img" viewBox="\1" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">', svg[svg.index('<svg'):])
     svg = re.sub(r'<metadata>.*?</metadata>|<style[^>]*>.*?</style>| id="[A-Za-z.]+[A-Za-z0-9.]*_[0-9]+"', '', svg, flags=re.S)
     for grey, color in ON_PAGE.items(): svg = svg.replace(grey, color)
     return svg
 
-# %% ../nbs/13_widgets.ipynb #0544f567
-STATIC = Path(__file__).parent / 'static' if '__file__' in globals() else Path('../metaformer_edu/static') # a notebook has no file
+# %% ../nbs/13_widgets.ipynb #70220c58
+STATIC = Path(metaformer_edu.__file__).parent / 'static'
 
 class Picture(anywidget.AnyWidget):
     "A picture, a sentence, and what to try: on the page."
@@ -170,7 +176,7 @@ def settle():
     "Spare the modules that are loaded by now in Python's search for garbage: with PyTorch it takes half a second, and an answer waits for it."
     gc.collect(), gc.freeze(), atexit.register(gc.unfreeze)
 
-# %% ../nbs/13_widgets.ipynb #b5d8139e
+# %% ../nbs/13_widgets.ipynb #7f2fbbae
 class Explorer(W.VBox):
     "Controls, and a picture that follows them. `value` is the picture as SVG; `explorer['name']` is a control."
     value, words, busy, done = T.Unicode(), T.Unicode(), T.Bool(), T.List()
@@ -186,7 +192,7 @@ class Explorer(W.VBox):
         self.add_class('edu-explorer')
         for name in ('words', 'busy'): T.dlink((self, name), (self.picture, name))
         T.dlink((self, 'value'), (self.picture, 'svg'))
-        self.answered = self.values()
+        self.answered, self.was_false = self.values(), [False] * len(tries)
         self.keep(self.look(**self.answered), self.answered)
         settle()
         for control in self.controls.values(): control.observe(lambda change: self.latest(self.values()), 'value')
@@ -207,7 +213,7 @@ class Explorer(W.VBox):
 
     def wait(self, seconds:float=60)->bool: return self.latest.wait(seconds)
 
-# %% ../nbs/13_widgets.ipynb #dae66ce7
+# %% ../nbs/13_widgets.ipynb #5ba64a7c
 def control_row(controls)->W.Box:
     "Controls side by side, as many as fit."
     for control in controls:
@@ -231,9 +237,11 @@ def answer(self:Explorer, values:dict):
 
 def keep(self:Explorer, shown:Shown, values:dict):
     "Put a view on the page, and tick what it proves."
-    with DRAWING: svg = to_svg(shown.figure)
+    with DRAWING: svg = to_svg(shown.figure, f'{id(self)}')
     self.shown, self.words, self.value = shown, shown.words, svg
-    self.done = [done or bool(test(values, shown.facts)) for done, test in zip(self.done, self.tests)]
+    true = [bool(test(values, shown.facts)) for test in self.tests]
+    self.done = [done or now and was_false for done, now, was_false in zip(self.done, true, self.was_false)]
+    self.was_false = [was_false or not now for was_false, now in zip(self.was_false, true)] # what is true from the start is no merit
     self.picture.tries = [[sentence, done] for (sentence, _), done in zip(self.picture.tries, self.done)]
 
 Explorer.answer, Explorer.keep = answer, keep
@@ -248,7 +256,7 @@ def leave_picture(self:Explorer, **kwargs): # Jupyter calls this
 
 Explorer._ipython_display_ = leave_picture
 
-# %% ../nbs/13_widgets.ipynb #23f173c9
+# %% ../nbs/13_widgets.ipynb #0a2c1dcb
 def slider(name:str, value:float, low:float, high:float, step:float)->W.FloatSlider:
     "A slider of numbers with a name."
     return W.FloatSlider(value, min=low, max=high, step=step, description=name, readout_format='.2f', layout=W.Layout(width='290px'))
@@ -259,14 +267,13 @@ def dropdown(name:str, options)->W.Dropdown: # values, or pairs (what is shown, 
 
 def explore_activation()->Explorer:
     "StarReLU's s and b against ReLU, squared ReLU and GELU."
-    near = lambda facts, mean, variance: abs(facts['mean'] - mean) < 0.02 and abs(facts['variance'] - variance) < 0.03
     tries = [('Move b alone until the mean is 0.', lambda values, facts: values['s'] == 1 and abs(facts['mean']) < 0.006),
-             ('Then s and b, until the mean is 0 and the variance 1.', lambda values, facts: near(facts, 0, 1)),
-             ('Now let the input be wider (σ at least 1.2), and find mean 0 and variance 1 again.', lambda values, facts: values['sigma'] >= 1.2 and near(facts, 0, 1))]
+             ('Then s and b, until the mean is 0 and the variance 1.', lambda values, facts: near(**facts)),
+             ('Now let the input be wider (σ at least 1.2), and find mean 0 and variance 1 again.', lambda values, facts: values['sigma'] >= 1.2 and near(**facts))]
     controls = dict(s=slider('s', 1., 0., 2., 0.01), b=slider('b', 0., -1., 1., 0.01), sigma=slider('σ of the input', 1., 0.5, 2., 0.1))
     return Explorer(view_activation, controls, 'StarReLU(x) = s · relu(x)² + b', tries)
 
-# %% ../nbs/13_widgets.ipynb #4d264921
+# %% ../nbs/13_widgets.ipynb #565ac65a
 def uploaded(value)->dict: # what an upload button holds: ipywidgets 8 has a tuple, 7 a dictionary
     "The files in an upload button: name → bytes."
     files = value.values() if isinstance(value, dict) else value
@@ -282,7 +289,7 @@ def named_images(images)->dict: # name → PIL image
     if found and all(isinstance(x, Image.Image) for x in found.values()): return {name: as_seen(x) for name, x in found.items()}
     raise ValueError('Give images as PIL images, files, or tensors (3, H, W) from 0 to 1: one, a list, or a dictionary by name.')
 
-# %% ../nbs/13_widgets.ipynb #dd29d18a
+# %% ../nbs/13_widgets.ipynb #c17836f6
 class ImagePicker(W.VBox):
     "An image by its name, or an uploaded one; `value` is a PIL image, `name` its name."
     value, name = T.Any(), T.Unicode()
@@ -291,6 +298,7 @@ class ImagePicker(W.VBox):
         self.images = dict(images)
         self.names = W.Dropdown(options=list(self.images), description='image')
         self.upload, self.said = W.FileUpload(accept='image/*', description='your own'), W.HTML()
+        self.names.style.description_width = 'initial'
         self.names.observe(lambda change: self.pick(change['new']), 'value'), self.upload.observe(self.take, 'value')
         super().__init__([W.HBox([self.names, self.upload]), self.said])
         self.pick(self.names.value)

@@ -41,7 +41,7 @@ def slopes(activation:nn.Module, x)->torch.Tensor: # of the shape of x
         x = x.detach().clone().requires_grad_()
         return torch.autograd.grad(f(x.clone()).sum(), x)[0]
 
-# %% ../nbs/11b_windows.ipynb #46a84cf5
+# %% ../nbs/11b_windows.ipynb #a55b7fb1
 @torch.no_grad()
 def sepconv_windows(mixer:SepConv, # any width, odd window and biases; activations that take each number by itself
                     x, # tokens (H, W, C) or (1, H, W, C)
@@ -50,7 +50,7 @@ def sepconv_windows(mixer:SepConv, # any width, odd window and biases; activatio
     x, kernel, reach = one_grid(mixer, x), mixer.dwconv.weight[:, 0], mixer.dwconv.padding[0]
     (h, w), k = x.shape[1:3], kernel.shape[-1]
     if 2 * reach != k - 1: raise ValueError(f'A window of {k}×{k} with padding {reach} changes the grid.')
-    with measuring(mixer), torch.no_grad():
+    with measuring(mixer), torch.no_grad(): # measuring turns gradients on
         hidden = mixer.pwconv1(x)
         inner = mixer.dwconv(mixer.act1(hidden.clone()).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     a, s = slopes(mixer.act1, hidden), slopes(mixer.act2, inner)
@@ -61,8 +61,9 @@ def sepconv_windows(mixer:SepConv, # any width, odd window and biases; activatio
         found.append(((v @ G) * v).sum(1))
     return torch.stack(found, 1).clamp(min=0).sqrt() / mixer.pwconv2.out_features**0.5
 
-# %% ../nbs/11b_windows.ipynb #9b1a08b6
-WINDOWS = {Identity: identity_windows, nn.Identity: identity_windows, Pooling: pooling_windows, SepConv: sepconv_windows} # class -> function of (mixer, x)
+# %% ../nbs/11b_windows.ipynb #08127093
+WINDOWS = {Identity: identity_windows, nn.Identity: identity_windows, Pooling: pooling_windows, # class → function of (mixer, x)
+           SepConv: sepconv_windows}
 
 def windows_of(mixer:nn.Module, # of a class in `WINDOWS`
                x, # tokens (H, W, C) or (1, H, W, C)
@@ -71,18 +72,19 @@ def windows_of(mixer:nn.Module, # of a class in `WINDOWS`
     if kind := plain(mixer, *WINDOWS): return WINDOWS[kind](mixer, one_grid(mixer, x))
     raise ValueError(f'{type(mixer).__name__} has no windows: use mixing_matrix(mixer, x), or put yours into WINDOWS.')
 
-# %% ../nbs/11b_windows.ipynb #1bf875e7
+# %% ../nbs/11b_windows.ipynb #d76cad9e
 def show_windows(windows, # (H·W, k·k)
                  h:int, w:int, # tokens
                  image, # (C, H, W), from which they come
                 ):
     "Draw how much each token hears in all, over the image, and the mean window; return the figure."
-    fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 3), width_ratios=[1.2, 1], layout='constrained')
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3), layout='constrained')
     left.imshow(to_array(image.float().mean(0)), cmap='gray', extent=(0, w, h, 0))
     drawn = left.imshow(to_array(windows.norm(dim=1).view(h, w)), cmap='viridis', alpha=0.75, extent=(0, w, h, 0))
     left.set(xticks=[], yticks=[], title='each token hears'), fig.colorbar(drawn, ax=left, shrink=0.8)
     k = math.isqrt(windows.shape[1])
     show_matrix(windows.mean(0).view(k, k), 'the mean window', right, fmt='')
+    fig.colorbar(right.images[0], ax=right, shrink=0.8)
     return close(fig)
 
 # %% ../nbs/11b_windows.ipynb #32b0cf7f

@@ -5,8 +5,8 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from metaformer_edu.anatomy import (PARTS, RESOLUTIONS, TRIES, Anatomy, anatomy, change, count_mixer, count_rest, draw_anatomy, explore_model, follow, in_words,
-                                    look_back, model_name, own_mixers, signed, sizes_of, swaps, view_model, windows)
+from metaformer_edu.anatomy import (PARTS, RESOLUTIONS, TRIES, Anatomy, anatomy, count_mixer, count_rest, draw_anatomy, explore_model, follow_family, in_words,
+                                    look_back, model_name, own_mixers, signed_change, sizes_of, swap_costs, swap_words, view_model, window_steps)
 from metaformer_edu.core import count_macs, count_params
 from metaformer_edu.layers import LayerNormWithoutBias
 from metaformer_edu.mixers import MIXERS
@@ -98,7 +98,7 @@ def test_the_family_norms_whisper_to_all_and_the_words_say_so(one_thread):
         assert ("mix all tokens faintly" in in_words(anatomy(f"tiny_{family}"))) == whispers
 
 
-def test_fields_of_the_books():
+def test_fields_of_the_textbook():
     assert anatomy("identityformer_m48", 384).sides == [7, 15, 31, 63]
     assert anatomy("convformer_s18", 384).sides == [7 + 24 * 3, 7 + 24 * 3 + 8 + 48 * 3, 384, 384]
     assert anatomy("poolformerv2_s12", 384).sides == [7 + 8 * 2, 23 + 8 + 16 * 2, 63 + 16 + 32 * 6, 384]
@@ -108,7 +108,7 @@ def test_fields_of_the_books():
 def test_look_back_clips_at_each_layer():
     assert look_back([], 3) == (3, 3) and look_back([(3, 1, 1, 5)], 0) == (0, 1) and look_back([(3, 1, 1, 5)] * 9, 2) == (0, 4)
     assert look_back([(7, 4, 2, 64), (3, 2, 1, 16)], 4) == (26, 40)
-    assert windows(torch.nn.Linear(2, 2), 9) == [] and windows(torch.nn.Conv2d(1, 1, 5, 2, 1), 9) == [(5, 2, 1, 9)]
+    assert window_steps(torch.nn.Linear(2, 2), 9) == [] and window_steps(torch.nn.Conv2d(1, 1, 5, 2, 1), 9) == [(5, 2, 1, 9)]
 
 
 # --- legal values only ---
@@ -148,9 +148,9 @@ def test_every_legal_choice_is_a_model():
 
 def test_signed_and_change_and_swaps():
     own, a = anatomy("caformer_s18", 224), anatomy("caformer_s18", 224, ("SepConv", "RandomMixing", "Attention", "Identity"))
-    assert signed(1_234_567, "MACs") == "+1.2M MACs" and signed(-5, "parameters") == "−5 parameters" and signed(0, "MACs") == "no change in MACs"
-    assert swaps(a, own) == "RandomMixing for SepConv in stage 2, Identity for Attention in stage 4" and swaps(own, own) == ""
-    assert change(own, own) == "no change in parameters, no change in MACs" and change(a, own) == "−1.5M parameters, −109.1M MACs"
+    assert signed_change(1_234_567, "MACs") == "+1.2M MACs" and signed_change(-5, "parameters") == "−5 parameters" and signed_change(0, "MACs") == "no change in MACs"
+    assert swap_words(a, own) == "RandomMixing for SepConv in stage 2, Identity for Attention in stage 4" and swap_words(own, own) == ""
+    assert swap_costs(own, own) == "no change in parameters, no change in MACs" and swap_costs(a, own) == "−1.5M parameters, −109.1M MACs"
 
 
 def test_words_hold_what_the_picture_shows():
@@ -232,9 +232,9 @@ def test_follow_leaves_equal_sizes_alone():
     size, stages = dropdown("size", sizes_of("caformer")), [dropdown(f"stage {i}", list(MIXERS)) for i in (1, 2, 3, 4)]
     size.value, told = "m36", []
     size.observe(told.append, "value")
-    follow("convformer", size, stages)
+    follow_family("convformer", size, stages)
     assert not told and [s.value for s in stages] == ["SepConv"] * 4
-    follow("randformer", size, stages)
+    follow_family("randformer", size, stages)
     assert size.value == "m36" and [s.value for s in stages] == list(own_mixers("randformer"))
 
 
@@ -327,6 +327,11 @@ def test_bars_hold_all_that_is_counted():
     tallest = max(a.weights(s) for s in range(1, 6))
     expected = sorted(88 * a.total("frozen", s) / tallest for s in (3, 4))
     assert hatched == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_bar_without_height_stands_on_a_line():
+    flat = [v for v in shapes_of(draw_anatomy(anatomy("caformer_s18", 224)), "solid") if v[:, 1].max() == v[:, 1].min() == 419]
+    assert len(flat) == 10 and all(v[:, 0].max() - v[:, 0].min() == 46 for v in flat)  # parameters and MACs of four stages and the head
 
 
 def test_view_gives_what_tries_need():

@@ -18,7 +18,7 @@ from metaformer_edu.widgets import example_runs, to_pil
 
 NAMES = list(app.SECTIONS)
 CONTROLS = dict(model={"family", "size", "resolution, px", "stage 1", "stage 2", "stage 3", "stage 4"}, cam={"model", "image", "class", "stage", "method", "strength"},
-                activation={"s", "b", "σ of the input"}, training={"curves", "of", "pictures of", "after epoch"}, mixing={"image", "stage"})
+                activation={"s", "b", "σ of the input"}, training={"curves", "curves of", "pictures of", "after epoch"}, mixing={"image", "stage"})
 
 
 # --- the command, without a browser ---

@@ -15,8 +15,8 @@ from torch import nn
 
 from metaformer_edu import hearing as lesson
 from metaformer_edu.core import sample_photo
-from metaformer_edu.hearing import (Listeners, Panel, draw_mixing, explore_mixing, hears_and_heard, listen, new_mixer, number, pack, paint,
-                                    save_mixing_page, sentence, tokens_of)
+from metaformer_edu.hearing import (Listeners, Panel, draw_mixing, explore_mixing, hears_and_heard, listen, new_mixer, pack, paint,
+                                    save_mixing_page, sentence, short_number, tokens_of)
 from metaformer_edu.influence import influence, mixer_at, mixing_matrix
 from metaformer_edu.mixers import MIXERS, Attention, Identity, Pooling, RandomMixing, SepConv
 from metaformer_edu.model import MetaFormer
@@ -124,7 +124,7 @@ def test_a_panel_says_why_it_is_empty(mixer, x, why):
     panel = listen(mixer, x)
     assert why in panel.why and bool(why) == bool(panel.why)
     if why:
-        assert why in sentence(panel, (0, 0)) and panel.numbers is None
+        assert why in sentence(panel, (0, 0)) and not panel.numbers.size
 
 
 def test_a_broken_mixer_says_so():
@@ -154,7 +154,7 @@ def test_words():
 
 
 def test_numbers_in_words():
-    assert [number(v) for v in (0, 1, -0.8888, 0.001, 0.00012, -3.14e-12)] == ["0.000", "1.000", "-0.889", "0.001", "1.2e-4", "-3.1e-12"]
+    assert [short_number(v) for v in (0, 1, -0.8888, 0.001, 0.00012, -3.14e-12)] == ["0.000", "1.000", "-0.889", "0.001", "1.2e-4", "-3.1e-12"]
 
 
 # --- places ---
@@ -217,7 +217,9 @@ def test_images_of_all_kinds(model, photo, tmp_path):
 def test_what_cannot_be_shown_is_said(model, photo, tmp_path):
     for make, why in ((lambda: Listeners(nn.Linear(3, 3), photo), "not a MetaFormer of this library"), (lambda: Listeners({}, photo), "at least one model"),
                       (lambda: Listeners(dict(a=model, b=nn.ReLU()), photo), "ReLU is not a MetaFormer"), (lambda: Listeners(model, torch.zeros(2, 3, 64, 64)), "one image"),
-                      (lambda: Listeners(model, photo)[5, 1], "no stage 5"), (lambda: Listeners(model, tmp_path / "none.png"), "none.png"),
+                      (lambda: Listeners(model, photo)[5, 1], r"no \(stage, block\) \(5, 1\)"), (lambda: Listeners(3, photo), "int is not a MetaFormer"),
+                      (lambda: Listeners(model, 3), "PIL images"), (lambda: explore_mixing(3), "int is not a MetaFormer"), (lambda: explore_mixing(model, []), "PIL images"),
+                      (lambda: explore_mixing(model, 3), "PIL images"), (lambda: explore_mixing(model, tmp_path / "none.png"), "none.png"), (lambda: Listeners(model, tmp_path / "none.png"), "none.png"),
                       (lambda: Listeners(tiny("randformer"), torch.zeros(3, 96, 96)), "fixed matrix")):
         with pytest.raises(ValueError, match=why):
             make()
@@ -323,7 +325,7 @@ def test_a_block_that_the_next_stage_has_not(explorer):
 def test_what_does_not_exist_is_said_and_the_last_place_stays(explorer):
     explorer.stage = 7
     explorer.wait()
-    assert "no stage 7" in explorer.words and explorer.page.place["stage"] == 3 and not explorer.page.busy
+    assert "(stage, block) (7, 1)" in explorer.words and explorer.page.place["stage"] == 3 and not explorer.page.busy
     explorer.stage = 2
     explorer.wait()
     assert not explorer.page.fault and explorer.page.place["stage"] == 2
@@ -372,6 +374,21 @@ def test_an_image_and_a_stage_at_once(explorer, model):
     assert explorer.page.data == Listeners(model, example_images()["china"])[2, 1].data()
 
 
+def test_several_images_to_choose_from(model, photo, tmp_path):
+    small = photo.resize((32, 32))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        small.save(tmp_path / name / "x.png")
+    files = [tmp_path / "a/x.png", str(tmp_path / "b/x.png")]
+    others = list(example_images())
+    for images, names in ((dict(mine=photo, small=small), ["mine", "small"]), ([photo, small], ["image 1", "image 2"]), (files, ["x.png", "x.png (2)"]),
+                          (photo, ["yours", *others]), (files[0], ["x.png", *others]), (files[1], ["x.png", *others]), (None, others)):
+        explorer = explore_mixing(model, images)
+        assert list(explorer.picker.names.options) == names
+        first = photo if images is photo or "mine" in names or "image 1" in names else explorer.picker.value
+        assert explorer.page.data == Listeners(model, first)[3, 1].data() == Listeners(model, images)[3, 1].data()
+
+
 def test_a_tensor_needs_no_picker(model):
     explorer = explore_mixing(model, torch.rand(3, 64, 64))
     assert explorer.picker is None and explorer.children == (explorer.page,)
@@ -412,10 +429,12 @@ def test_a_page_is_not_too_large(model, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(lesson, "MOST_BYTES", 1000)
     with pytest.raises(ValueError, match="larger than"):
         save_mixing_page(tmp_path / "page.html", model, photo)
-    with pytest.raises(ValueError, match="no stage 9"):
-        save_mixing_page(tmp_path / "page.html", model, photo, [(9, 1)])
-    with pytest.raises(ValueError, match="at least one place"):
-        save_mixing_page(tmp_path / "page.html", model, photo, [])
+    for wrong in (9, 1), 3, "3,1", (3,), None, {}:
+        with pytest.raises(ValueError, match=r"no \(stage, block\)"):
+            save_mixing_page(tmp_path / "page.html", model, photo, [wrong])
+    for wrong in [], (), 3, "3,1":
+        with pytest.raises(ValueError, match="at least one place"):
+            save_mixing_page(tmp_path / "page.html", model, photo, wrong)
     assert not list(tmp_path.iterdir())
 
 

@@ -205,6 +205,17 @@ def test_what_is_found_is_ticked(opened):
     assert any("every stage" in text for text in done(page)) and any("SepConv hears every" in text for text in done(page))
 
 
+def test_a_token_that_attention_lets_hear_itself_most(opened, heard):
+    page, panel = opened(), heard[3, 1].panels[4]
+    itself = [t for t in np.ndindex(8, 8) if abs(hears_and_heard(panel, t)[0]).argmax() == 8 * t[0] + t[1]]
+    assert 0 < len(itself) < 32 and (4, 4) not in itself
+    other = next(t for t in np.ndindex(8, 8) if t not in itself)
+    hover(page, *other)
+    assert not any("hear itself most" in text for text in done(page))
+    hover(page, *itself[0])
+    assert any("hear itself most" in text and "Done" in text for text in done(page))
+
+
 # --- looks ---
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -130,4 +130,4 @@ def test_small_grids_are_not_grouped():
 
 def test_the_figure_shows_both():
     fig = show_windows(pooling_windows(Pooling(), torch.zeros(1, 4, 6, 1)), 4, 6, torch.rand(3, 32, 48))
-    assert [ax.get_title() for ax in fig.axes[:2]] == ["each token hears", "the mean window"]
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["each token hears", "the mean window"] and len(fig.axes) == 4  # a scale each

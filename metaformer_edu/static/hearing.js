@@ -87,7 +87,7 @@ function loudness(panel) {
   return total;
 }
 
-// --- words; lesson 13b's `words_for` says the same ---
+// --- words; lesson 13b's `sentence` says the same ---
 
 const number = (v) => (v === 0 || Math.abs(v) >= 0.001 ? v.toFixed(3) : v.toExponential(1));
 
@@ -114,8 +114,8 @@ const of = (state, ...kinds) => state.panels.filter((p) => !p.why && kinds.inclu
 const TRIES = [
   { kinds: ['Pooling'], text: 'Put the token into a corner: whom does Pooling hear now, and how strongly?',
     test: (s) => s.token.every((t, i) => t === 0 || t === s.grid[i] - 1) && of(s, 'Pooling').length },
-  { kinds: ['SepConv', 'Attention'], text: 'Find a token that SepConv or Attention lets hear another more than itself.',
-    test: (s) => of(s, 'SepConv', 'Attention').some((p) => p.hearing.best !== p.at) },
+  { kinds: ['Attention'], text: 'Find a token that Attention lets hear itself most.',
+    test: (s) => of(s, 'Attention').some((p) => p.hears.length > 1 && p.hearing.best === p.at) },
   { kinds: ['Attention'], text: 'Find one of the loudest tokens of Attention: most of the lower picture lights up.',
     test: (s) => of(s, 'Attention').some((p) => {
       const total = p.loudness ??= loudness(p);
