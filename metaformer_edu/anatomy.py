@@ -186,7 +186,7 @@ def field_words(a:Anatomy, stage:int)->str: # such as '31 of 224 px', 'all 224 p
     "A side of a field and of the image."
     return f"{short_field(a, stage).replace(' px', ' of')} {a.img_size} px"
 
-# %% ../nbs/13a_anatomy.ipynb #37eb6d47
+# %% ../nbs/13a_anatomy.ipynb #c5f12577
 def bar_total(a:Anatomy, what:str, stage:int)->int:
     "What a bar shows."
     return a.weights(stage) if what == 'parameters' else a.total('macs', stage)
@@ -197,7 +197,7 @@ def put_bar(shapes:list, say, x, y, a:Anatomy, stage:int, what:str, scale:float,
     for kind in PARTS:
         for of in ('params', 'frozen') if what == 'parameters' else ('macs',):
             height = a.total(of, stage, kind) * scale
-            style = dict(edge=PART_COLORS[kind], style='hatched') if of == 'frozen' else dict(color=PART_COLORS[kind])
+            style = dict(edge=PART_COLORS[kind], style='hatched') if of == 'frozen' else dict(color=PART_COLORS[kind], edge=INK)
             if height: put_box(shapes, x, bottom - height, width, height, **style)
             bottom -= height
     if before and bar_total(before, what, stage) != bar_total(a, what, stage):
@@ -207,10 +207,10 @@ def put_bar(shapes:list, say, x, y, a:Anatomy, stage:int, what:str, scale:float,
     put_box(shapes, x, y, width, 0, color='none', edge=INK) # the baseline
     say(x, bottom - 4, human(bar_total(a, what, stage))), say(x, y + 12, what, 9, FAINT)
 
-# %% ../nbs/13a_anatomy.ipynb #9f3dd655
+# %% ../nbs/13a_anatomy.ipynb #3a06a1f5
 def put_legend(shapes:list, say, x, y, frozen:bool, before:bool):
     "Add what the colours mean."
-    entries = [(kind, dict(color=PART_COLORS[kind])) for kind in PARTS]
+    entries = [(kind, dict(color=PART_COLORS[kind], edge=INK)) for kind in PARTS]
     if frozen: entries.append(('frozen', dict(edge=PART_COLORS[PARTS[1]], style='hatched')))
     if before: entries.append(('before', dict(color='none', edge=INK, style='dashed')))
     for text, style in entries:
@@ -230,7 +230,7 @@ def swap_words(a:Anatomy, before:Anatomy)->str: # such as 'Identity for SepConv 
     "Which mixers differ."
     return ', '.join(f'{new} for {old} in stage {s}' for s, (new, old) in enumerate(zip(a.mixers, before.mixers), 1) if new != old)
 
-# %% ../nbs/13a_anatomy.ipynb #fa5b36a8
+# %% ../nbs/13a_anatomy.ipynb #a5cc1140
 def draw_anatomy(a:Anatomy, before:Anatomy=None, # the same model before its mixers were swapped
                 )->Drawing:
     "The stages to scale, what a token in each sees, and where the parameters and the MACs are."
@@ -241,7 +241,7 @@ def draw_anatomy(a:Anatomy, before:Anatomy=None, # the same model before its mix
     scales = {what: 88 / max(bar_total(m, what, s) for m in both for s in range(1, 6)) for what in ('parameters', 'MACs')}
     say(10, 18, headline(a), 12, weight='bold')
     if before: say(10, 35, f"Against the family's own mixers: {swap_costs(a, before)}")
-    say(10, 222, 'What a token in the middle sees of the image', color=FAINT), say(10, 297, 'Where the parameters and the MACs are', color=FAINT)
+    say(10, 222, 'What a token in the middle sees of the image', color=FAINT), say(10, 297, 'Where the parameters and the MACs are (from the bottom up, in the order of the names below)', color=FAINT)
     for stage, (n, dim) in enumerate(zip((*a.grids, 1), (*a.row.dims, a.row.dims[-1])), 1):
         x = 10 + (stage - 1) * FIG_COLUMN
         put_tokens(shapes, x, 145, n * 84 / a.grids[0], 0.06 * dim), put_labels(say, x, 163, a, stage, f'{n}×{n}×{dim}', before)

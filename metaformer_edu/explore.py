@@ -4,8 +4,8 @@
 __all__ = ['SECTIONS', 'TEMPLATE', 'section', 'page', 'write_app', 'free_port', 'voila_flags', 'announce', 'serve', 'parse',
            'main', 'explore_activation', 'explore_model', 'explore_mixing', 'explore_cam', 'explore_training']
 
-# %% ../nbs/13e_explore.ipynb #95f647b7
-import importlib.util, json, os, secrets, socket, sys, tempfile, threading, time, webbrowser
+# %% ../nbs/13e_explore.ipynb #05324f64
+import importlib.util, json, logging, os, secrets, signal, socket, sys, tempfile, threading, time, webbrowser
 from pathlib import Path
 import ipywidgets as W
 from .core import distinct
@@ -44,7 +44,7 @@ def page(runs=(), # folders of runs; none: the five that come along
     links = ' · '.join(f'<a style="text-decoration: underline" href="#edu-{name}">{heading}</a>' for name, (heading, _) in SECTIONS.items())
     return W.VBox([W.HTML(f'<h1>metaformer_edu</h1><nav aria-label="explorers">{links}</nav>'), *(section(name, makers[name]()) for name in SECTIONS)])
 
-# %% ../nbs/13e_explore.ipynb #8968aebe
+# %% ../nbs/13e_explore.ipynb #f15fd5f1
 TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block notebook_css -%}
 {% set css %}{{ super() }}{% endset %}{{ css | replace('href="https://', 'data-left-out="https://') | safe }}
@@ -56,7 +56,7 @@ def write_app(folder:Path, runs=(), images=())->Path: # of the notebook
     cell = dict(cell_type='code', id='page', metadata={}, outputs=[], execution_count=None, source=code)
     kernel = dict(display_name='metaformer_edu', language='python')
     notebook = dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=dict(name='metaformer_edu', **kernel)), cells=[cell])
-    argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
+    argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}', '--log-level=ERROR']
     files = {'metaformer_edu.ipynb': json.dumps(notebook), 'kernels/metaformer_edu/kernel.json': json.dumps(dict(argv=argv, **kernel)),
              'voila/templates/metaformer_edu/conf.json': '{"base_template": "lab"}', 'voila/templates/metaformer_edu/index.html.j2': TEMPLATE}
     for name, text in files.items():
@@ -64,7 +64,7 @@ def write_app(folder:Path, runs=(), images=())->Path: # of the notebook
         (folder / name).write_text(text, encoding='utf-8')
     return folder / 'metaformer_edu.ipynb'
 
-# %% ../nbs/13e_explore.ipynb #04d0f4de
+# %% ../nbs/13e_explore.ipynb #745b0051
 def free_port(port:int=0)->int: # 0: any
     "A port on which nobody listens; ValueError if this one is taken."
     with socket.socket() as s:
@@ -76,7 +76,8 @@ def free_port(port:int=0)->int: # 0: any
 def voila_flags(port:int, token:str, theme:str)->list:
     "What Voilà is told: as flags, because they outrank a configuration file on this machine."
     server = dict(ip='127.0.0.1', port=port, port_retries=0, token=token, open_browser=False, log_level='ERROR')
-    flags = {**{f'Voila.{k}': v for k, v in server.items()}, 'VoilaConfiguration.theme': theme, 'VoilaConfiguration.template': 'metaformer_edu'}
+    flags = {**{f'Voila.{k}': v for k, v in server.items()}, 'VoilaConfiguration.theme': theme, 'VoilaConfiguration.template': 'metaformer_edu',
+             'MappingKernelManager.cull_idle_timeout': 120, 'MappingKernelManager.cull_interval': 15} # a kernel without a page ends after two minutes
     return [f'--{k}={v}' for k, v in flags.items()]
 
 def announce(url:str, port:int, browser:bool, seconds:float=60):
@@ -88,10 +89,12 @@ def announce(url:str, port:int, browser:bool, seconds:float=60):
     print(f'{url}\nOnly this machine can open it, and only with this address. Ctrl-C ends it.', flush=True)
     if browser: webbrowser.open(url)
 
-# %% ../nbs/13e_explore.ipynb #4b3fe8f9
+# %% ../nbs/13e_explore.ipynb #c2ff744e
 def serve(notebook:Path, port:int, theme:str='light', browser:bool=True):
     "Run Voilà until Ctrl-C."
     from voila.app import Voila # optional
+    for name in ('access', 'general'): logging.getLogger(f'tornado.{name}').setLevel(logging.ERROR)
+    if hasattr(signal, 'SIGHUP'): signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM)) # the terminal was closed: tidy up too
     token = secrets.token_urlsafe(24)
     threading.Thread(target=announce, args=(f'http://127.0.0.1:{port}/?token={token}', port, browser), daemon=True).start()
     os.environ['JUPYTER_PATH'] = os.pathsep.join([str(notebook.parent), *filter(None, [os.environ.get('JUPYTER_PATH')])])
@@ -108,7 +111,7 @@ def parse(argv=None):
     add('--no-browser', action='store_true', help='only print the address')
     return parser.parse_args(argv)
 
-# %% ../nbs/13e_explore.ipynb #ba40f70d
+# %% ../nbs/13e_explore.ipynb #75971bff
 def main(argv=None):
     "The command `metaformer-explore`."
     args = parse(argv)
@@ -118,6 +121,7 @@ def main(argv=None):
         files, missing = find_images(args.images)
         if missing: raise ValueError(' '.join(missing))
         named_images(files) if files else None
+        print('metaformer-explore: starting …', file=sys.stderr)
         notebook = write_app(Path(folder), [Path(run).expanduser().resolve() for run in args.runs], [file.resolve() for file in files])
         serve(notebook, free_port(args.port), args.theme, not args.no_browser)
 

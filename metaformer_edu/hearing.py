@@ -229,7 +229,7 @@ def draw_panel(ax, picture, panel:Panel, token, which:int): # 0: hears, 1: is he
 # %% ../nbs/13b_hearing.ipynb #dd05ae42
 class MixingPage(anywidget.AnyWidget):
     "The part that lives in the browser: hearing.js draws it, and answers the pointer by itself."
-    _esm, _css = STATIC / 'hearing.js', STATIC / 'hearing.css'
+    _esm, _css = STATIC / 'hearing.js', '\n'.join((STATIC / name).read_text(encoding='utf-8') for name in ('explorer.css', 'hearing.css'))
     stage, block, token = T.Int(1).tag(sync=True), T.Int(1).tag(sync=True), T.List().tag(sync=True) # counted from 1; (row, column) from 0
     choices, place, data, size, picture = (kind().tag(sync=True) for kind in (T.List, T.Dict, T.Bytes, T.List, T.Bytes))
     ask, busy, fault, done = (kind().tag(sync=True) for kind in (T.List, T.Bool, T.Unicode, T.List)) # ask: (stage, block, its number)

@@ -112,13 +112,13 @@ def alike(a, b)->float: # two maps of one size
     a, b = ((m - m.mean()).flatten() for m in (a, b))
     return float(a @ b / (a.norm() * b.norm()).clamp(min=1e-9))
 
-# %% ../nbs/13c_looking.ipynb #88ace149
+# %% ../nbs/13c_looking.ipynb #b01642c9
 def view_cam(memory:Memory, name:str, image, target:int, stage:int, method:str, strength:float, class_names=None)->Shown:
     "`draw_cam` from a memory, with words and facts."
     shown, usual = memory.explain(image, None if target == GUESS else target, stage, method), memory.explain(image, None, stage, method)
     n, label, guess = shown.logits.shape[1], shown.targets[0], usual.targets[0]
     title = lambda label: f'{class_title(label, n, class_names)} ({shown.probabilities[0, label]:.0%})'
-    words = f'{name} says {title(guess)}. {method} at stage {stage}: most of what speaks for {title(label)} is {place(shown.maps[0])}.'
+    words = f'{name} says {title(guess)}. {method} at stage {stage}: most of what speaks for {title(label)} is {place(shown.maps[0])}; drawn at {strength:.0%}.'
     other = alike(shown.maps[0], usual.maps[0])
     if label != guess: words += f' The likeness to the map of its guess is {other:.2f}.'
     return Shown(draw_cam(shown, strength, class_names, f'{name}, {method}, stage {stage}'), words, dict(guess=guess, label=label, likeness=other))

@@ -113,9 +113,16 @@ def test_in_jupyterlab(tmp_path, theme):
             assert CONTROLS[name] <= set(moved), f"{name}: only {moved} could be moved."
         page.keyboard.press("Control+s")
         page.wait_for_function("!document.querySelector('.jp-mod-dirty')", timeout=PATIENCE)
+        images = page.locator(".jp-OutputArea-output img:visible")
+        assert images.count() == 0, "The picture for other readers is seen beside the living widget."
         assert said == []
+        for kernel in page.request.get(address("").replace("/lab/tree/", "/api/kernels")).json():
+            page.request.delete(address("").replace("/lab/tree/", f"/api/kernels/{kernel['id']}"))
+        page.reload()
+        images.first.wait_for(timeout=PATIENCE)
+        assert images.count() == len(names), "A reader without a kernel misses a picture."
     outputs = [o for cell in nbformat.read(tmp_path / "explore.ipynb", as_version=4).cells for o in cell.get("outputs", [])]
-    kept = [o.data.get("image/png") or o.data.get("image/jpeg") for o in outputs if o.output_type == "display_data"]
+    kept = [data for o in outputs for kind, data in o.get("data", {}).items() if kind.startswith("image/")]
     assert len(kept) == len(names)
     for data in kept:
         Image.open(io.BytesIO(base64.b64decode(data))).verify()

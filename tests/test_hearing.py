@@ -396,9 +396,9 @@ def test_a_tensor_needs_no_picker(model):
 
 def test_a_reader_without_a_kernel_sees_a_picture(explorer, monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    monkeypatch.setattr("IPython.display.display", lambda data, **kwargs: shown.append(data))
     explorer._ipython_display_()
-    data, = shown
+    data = {k: v for data in shown for k, v in data.items()}
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.model_id
     kind = next(k for k in data if k.startswith("image/"))
     assert base64.b64decode(data[kind]) and "Token row" in data["text/plain"]

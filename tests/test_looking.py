@@ -355,14 +355,14 @@ def test_words_and_facts():
     shown = view_cam(memory, "mine", image, GUESS, 3, "gradcam", 0.5, NAMES)
     where = place(explain(model, image, guess, 3).maps[0])
     said = f"{NAMES[guess]} ({probabilities[guess]:.0%})"
-    assert shown.words == f"mine says {said}. gradcam at stage 3: most of what speaks for {said} is {where}."
+    assert shown.words == f"mine says {said}. gradcam at stage 3: most of what speaks for {said} is {where}; drawn at 50%."
     assert shown.facts == dict(guess=guess, label=guess, likeness=pytest.approx(1, abs=1e-5)) and view_cam(memory, "mine", image, guess, 3, "gradcam", 0.5, NAMES).words == shown.words
     shown = view_cam(memory, "mine", image, other, 2, "layercam", 0.5, NAMES)
     maps = explain(model, image, [other, guess], 2, "layercam").maps
     likeness = alike(*maps)
     assert shown.figure.axes[0].get_title() == "mine, layercam, stage 2"
     assert shown.facts == dict(guess=guess, label=other, likeness=pytest.approx(likeness, abs=1e-4))
-    assert shown.words == (f"mine says {said}. layercam at stage 2: most of what speaks for {NAMES[other]} ({probabilities[other]:.0%}) is {place(maps[0])}."
+    assert shown.words == (f"mine says {said}. layercam at stage 2: most of what speaks for {NAMES[other]} ({probabilities[other]:.0%}) is {place(maps[0])}; drawn at 50%."
                            f" The likeness to the map of its guess is {likeness:.2f}.")
 
 
@@ -588,7 +588,7 @@ def test_what_is_said_is_what_explain_finds(explorer):
     assert e.wait(LONG)
     image = e["image"].value
     expected = explain(ours("caformer"), image, 7, 4, "layercam")
-    assert f"layercam at stage 4: most of what speaks for class 7 ({expected.probabilities[0, 7]:.0%}) is {place(expected.maps[0])}." in e.words
+    assert f"layercam at stage 4: most of what speaks for class 7 ({expected.probabilities[0, 7]:.0%}) is {place(expected.maps[0])};" in e.words
     np.testing.assert_array_equal(e.figure(strength=1.).axes[0].images[0].get_array(), expected.pictures[0])
     fig = e.figure(target=2)
     assert fig.axes[1].get_title() == "speaks for class 2" and e["target"].value == 7

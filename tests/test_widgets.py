@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import sys
 import threading
 import xml.etree.ElementTree as ET
 
@@ -132,7 +133,7 @@ def test_words_and_facts_of_starrelu(sigma):
     assert f"= {mean:.3f};" in shown.words and shown.words.endswith(f"= {variance:.3f}.")  # the answer is not given away
     best = 0.8944272 / sigma**2
     shown = view_activation(best, 0.01 - best * sigma**2 / 2, sigma)
-    s, b = map(float, re.search(r"exactly at s = (\S+) and b = (\S+)\.$", shown.words).groups())
+    s, b = (float(v.replace("−", "-")) for v in re.search(r"exactly at s\s=\s(\S+) and b\s=\s(\S+)\.$", shown.words).groups())
     facts = view_activation(s, b, sigma).facts
     assert abs(facts["mean"]) < 5e-4 and abs(facts["variance"] - 1) < 5e-4
 
@@ -438,7 +439,7 @@ def test_an_explorer_opens_computed():
     e = numbers()
     assert threading.active_count() == before
     assert ">number 1</text>" in e.value and e.words == "This is 1." and e.busy is False and e.done == []
-    assert (e.picture.svg, e.picture.words, e.picture.busy, e.picture.tries) == (e.value, e.words, False, [])
+    assert (e.picture.value, e.picture.words, e.picture.busy, e.picture.tries) == (e.value, e.words, False, [])
     title, row, picture = e.children
     assert title.value == "<b>Numbers</b>" and row.children == (e["n"],) and picture is e.picture and isinstance(e, W.VBox)
     assert "edu-explorer" in e._dom_classes and "edu-controls" in row._dom_classes and e.wait(0)
@@ -449,7 +450,7 @@ def test_each_change_is_shown():
     for n in (2, 9, 0):
         e["n"].value = n
         assert e.wait(LONG) and f">number {n}</text>" in e.value and e.words == f"This is {n}."
-        assert e.picture.svg == e.value and e.picture.words == e.words and e.values() == dict(n=n)
+        assert e.picture.value == e.value and e.picture.words == e.words and e.values() == dict(n=n)
 
 
 @pytest.mark.parametrize("name, value", [("s", 0.4), ("b", -0.3), ("sigma", 1.5)])
@@ -723,18 +724,32 @@ def test_a_closed_explorer_does_no_harm():
     assert e.wait(LONG) and e.words == "This is 4."
 
 
-def test_an_explorer_displays_itself_and_leaves_a_picture(monkeypatch):
+@pytest.mark.parametrize("lab", [True, False])
+def test_an_explorer_displays_itself_and_leaves_a_picture(monkeypatch, lab):
     shown = []
     monkeypatch.setattr(IPython.display, "display", lambda data, **kwargs: shown.append((data, kwargs)))
+    monkeypatch.setattr(widgets, "in_turns", lambda: lab)
     e = numbers()
     e["n"].value = 5
     assert e.wait(LONG)
     e._ipython_display_()
-    (data, kwargs), = shown
-    assert kwargs == dict(raw=True) and data.keys() == {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"}
+    assert [sorted(data) for data, _ in shown] == [["application/vnd.jupyter.widget-view+json", "text/plain"], ["image/png", "text/plain"]] if lab \
+        else [["application/vnd.jupyter.widget-view+json", "image/png", "text/plain"]]
+    data = {k: v for data, _ in shown for k, v in data.items()}
     assert data["application/vnd.jupyter.widget-view+json"] == dict(version_major=2, version_minor=0, model_id=e.model_id)
     assert data["text/plain"] == "This is 5." and data["image/png"] == e.shown.figure.picture()["image/png"]
+    assert [kwargs for _, kwargs in shown] == [dict(raw=True), dict(raw=True, metadata=dict(needs_background="light"))][:len(shown)]
     json.dumps(data)
+
+
+def test_only_jupyterlab_gets_them_in_turns(monkeypatch):
+    monkeypatch.delenv("VSCODE_PID", raising=False)
+    assert widgets.in_turns() is (widgets.W.__version__ >= "8")
+    monkeypatch.setenv("VSCODE_PID", "1")
+    assert not widgets.in_turns()
+    monkeypatch.delenv("VSCODE_PID")
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    assert not widgets.in_turns()
 
 
 def test_controls_have_names_and_ranges():

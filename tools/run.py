@@ -103,9 +103,11 @@ def execute(path):
     # a callback of `interact` fails inside its Output widget, where no cell notices
     for text in (o for state in client.widget_state.values() for o in errors(state.get("outputs", []))):
         raise NotebookFailed(f"{path.name}: a widget's callback failed:\n\n{text}")
-    for output in (o for cell in nb.cells for o in cell.get("outputs", [])):
-        if "data" in output and len(output.data) > 1:  # a live widget is of one kernel; the picture beside it stays
-            output.data.pop("application/vnd.jupyter.widget-view+json", None)
+    for cell in (c for c in nb.cells if c.cell_type == "code"):  # a live widget is of one kernel; the picture beside it stays
+        live = "application/vnd.jupyter.widget-view+json"
+        cell.outputs = [o for o in cell.outputs if live not in o.get("data", {}) or any(kind.startswith("image/") for kind in o.data)]
+        for output in cell.outputs:
+            output.get("data", {}).pop(live, None)
     kept.pop("widgets", None)  # widget state is large and differs every time
     nb.metadata = kept
     return nb
