@@ -76,10 +76,10 @@ def answers(url):
 
 
 @contextmanager
-def jupyterlab(folder, theme="JupyterLab Light"):
+def jupyterlab(folder):
     "JupyterLab on a folder; gives a function from a notebook's name to its address."
     from metaformer_edu.explore import free_port
-    for name, settings in {"notebook-extension/tracker": dict(windowingMode="none"), "apputils-extension/themes": dict(theme=theme),
+    for name, settings in {"notebook-extension/tracker": dict(windowingMode="none"),
                            "apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False)}.items():
         path = folder / "config/lab/user-settings/@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
