@@ -114,7 +114,7 @@ def test_what_is_drawn(run, other):
     lines = {(line.get_linestyle(), line.get_color(), line.get_marker()): line for line in curves.lines if len(line.get_xdata()) > 2}
     how = styles(logs)
     assert set(lines) == {(dashes, *how[name]) for name, some in (("first", "--:"), ("second", "--")) for dashes in {"--", "-", *some.replace("-", "")}}
-    assert lines["-", *how["second"]].get_ydata() == pytest.approx([1.8 / e for e in range(1, 8)])
+    assert lines[("-", *how["second"])].get_ydata() == pytest.approx([1.8 / e for e in range(1, 8)])
     assert [line.get_xdata() for line in curves.lines if list(line.get_xdata()) == [2, 2]]  # where the epoch is
     said = texts(figure)
     assert {"first", "second", "0.900", "validation, epoch 2", "first, $2$"} <= set(said)
