@@ -154,7 +154,7 @@ def draw_shapes(ax, shapes:list): # (corners, colour, colour of the edge, a key 
     for style, kwargs in SHAPE_STYLES.items():
         some = [shape[:3] for shape in shapes if shape[3] == style]
         if not some: continue
-        corners, colors, edges = zip(*some)
+        corners, colors, edges = map(list, zip(*some)) # a tuple of two could be a colour and its strength
         ax.add_collection(PolyCollection(corners, facecolors=colors, edgecolors=edges, linewidths=0.8, **kwargs), autolim=False)
 
 # %% ../nbs/13a_anatomy.ipynb #b7344918
