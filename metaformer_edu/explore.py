@@ -15,7 +15,7 @@ from .widgets import example_images, explore_activation, named_images, open_run
 from .anatomy import explore_model
 from .hearing import explore_mixing
 from .looking import explore_cam
-from .progress import explore_training
+from .progress import explore_training, path_name
 _all_ = ['explore_activation', 'explore_model', 'explore_mixing', 'explore_cam', 'explore_training'] # for `import *`
 
 # %% ../nbs/13e_explore.ipynb #a2af06dc
@@ -36,10 +36,11 @@ def page(runs=(), # folders of runs; none: the five that come along
          images=(), # image files; none: examples
         )->W.VBox:
     "All five explorers, one below the other. ValueError or DataError if a run or an image is not there."
-    named = dict(zip(distinct(Path(run).name for run in runs), map(Path, runs))) or None
+    named = dict(zip(distinct(map(path_name, runs)), runs)) or None
     pictures = {**named_images(list(images)), **example_images()} if images else None
-    models = named and {name: open_run(folder)[0] for name, folder in named.items()}
-    makers = dict(model=explore_model, mixing=lambda: explore_mixing(models, pictures), cam=lambda: explore_cam(named, pictures),
+    opened = named and {name: open_run(folder) for name, folder in named.items()} # (model, names of its classes)
+    models = opened and {name: model for name, (model, _) in opened.items()}
+    makers = dict(model=explore_model, mixing=lambda: explore_mixing(models, pictures), cam=lambda: explore_cam(opened, pictures),
                   activation=explore_activation, training=lambda: explore_training(named))
     links = ' · '.join(f'<a style="text-decoration: underline" href="#edu-{name}">{heading}</a>' for name, (heading, _) in SECTIONS.items())
     return W.VBox([W.HTML(f'<h1>metaformer_edu</h1><nav aria-label="explorers">{links}</nav>'), *(section(name, makers[name]()) for name in SECTIONS)])
@@ -120,7 +121,7 @@ def main(argv=None):
         for run in args.runs: open_run(run)
         files, missing = find_images(args.images)
         if missing: raise ValueError(' '.join(missing))
-        named_images(files) if files else None
+        if files: named_images(files) # which says if one cannot be read
         print('metaformer-explore: starting …', file=sys.stderr)
         notebook = write_app(Path(folder), [Path(run).expanduser().resolve() for run in args.runs], [file.resolve() for file in files])
         serve(notebook, free_port(args.port), args.theme, not args.no_browser)

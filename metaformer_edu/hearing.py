@@ -21,7 +21,7 @@ from .influence import CLOSED_FORMS, closed_form, influence, measuring, on_grid,
 from .swap import bare
 from .windows import WINDOWS, grouped, windows_of
 from .widgets import DRAWING, STATIC, ImagePicker, Latest, Shown, example_images, example_models
-from .widgets import leave_picture, named_images, new_figure, to_pil
+from .widgets import excuse, leave_picture, named_images, new_figure, to_pil
 
 # %% ../nbs/13b_hearing.ipynb #6341f2b7
 def pack(values)->tuple: # (int16 array, step)
@@ -280,7 +280,7 @@ def answer(self:MixingExplorer, _):
                 self.listeners.see(self.image)
             chosen = page.stage, page.block
             if self.published != (*chosen, asked): self.publish(self.listeners[chosen], asked)
-    except Exception as e: page.fault = str(e) if isinstance(e, ValueError) else f'This could not be shown: {type(e).__name__}, {e}'
+    except Exception as error: page.fault = excuse(error)
     finally: page.busy = False
 
 def publish(self:MixingExplorer, place:Place, asked:int):

@@ -155,18 +155,19 @@ CAM_TRIES = [('Ask for a class that is not its guess.', lambda values, facts: fa
 
 # %% ../nbs/13c_looking.ipynb #096d714e
 def open_models(model, class_names=None)->dict: # name → (Memory, names of its classes or None)
-    "What is to be explored: a model, the folder of a run, a dictionary of them, or None for the five that come along."
+    "What is to be explored: a model, the folder of a run, what `open_run` gave, a dictionary of them, or None for the five that come along."
     if model is None: model = example_runs()
     if not isinstance(model, dict): model = {Path(model).name if isinstance(model, (str, Path)) else type(unwrap_model(model)).__name__: model}
     if not model: raise ValueError('Give at least one model.')
-    found = {str(name): open_run(m) if isinstance(m, (str, Path)) else (m, None if class_names is None else list(map(str, class_names))) for name, m in model.items()}
+    names = None if class_names is None else list(map(str, class_names))
+    found = {str(name): open_run(m) if isinstance(m, (str, Path)) else m if isinstance(m, tuple) else (m, names) for name, m in model.items()}
     memories = {name: (Memory(m), names) for name, (m, names) in found.items()}
     for name, (memory, names) in memories.items():
         if names and len(names) != memory.classes: raise ValueError(f'class_names has {len(names)} entries, and {name} has {memory.classes} classes.')
     return memories
 
 # %% ../nbs/13c_looking.ipynb #1d60cce1
-def explore_cam(model=None, # a classifier, the folder of a run, or a dictionary of them by name; None: five small ones that come along
+def explore_cam(model=None, # a classifier, the folder of a run, what `open_run` gave, or a dictionary of them by name; None: five small ones that come along
                 images=None, # PIL images, files, or tensors (3, H, W) from 0 to 1: one, several, or by name; None: examples
                 class_names=None, # in the order of the labels; a run knows its own
                )->Explorer:

@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'PALE', 'SERIES', 'ACTIVATIONS', 'ON_PAGE', 'STATIC', 'DRAWING', 'moments', 'Drawing', 'new_figure',
            'mark_moments', 'draw_activation', 'finish_activation', 'Shown', 'near', 'view_activation', 'Latest',
-           'to_svg', 'Picture', 'settle', 'Explorer', 'control_row', 'answer', 'keep', 'in_turns', 'leave_picture',
-           'slider', 'dropdown', 'explore_activation', 'uploaded', 'named_images', 'ImagePicker', 'to_pil',
-           'example_images', 'example_runs', 'open_run', 'example_models']
+           'to_svg', 'Picture', 'settle', 'Explorer', 'control_row', 'excuse', 'answer', 'keep', 'in_turns',
+           'leave_picture', 'slider', 'dropdown', 'explore_activation', 'uploaded', 'named_images', 'ImagePicker',
+           'to_pil', 'example_images', 'example_runs', 'open_run', 'example_models']
 
 # %% ../nbs/13_widgets.ipynb #3ef69766
 import atexit, base64, gc, html, io, os, re, sys, threading, warnings
@@ -151,7 +151,7 @@ def to_svg(fig:Figure, salt:str='metaformer_edu')->str: # equal figures of one s
     own, file = {'svg.fonttype': 'none', 'svg.hashsalt': salt}, io.StringIO() # text stays text; names that it refers to follow from what is drawn
     before = {key: mpl.rcParams[key] for key in own}
     mpl.rcParams.update(own)
-    try: fig.savefig(file, format='svg', facecolor='none', metadata=dict.fromkeys(['Date', 'Creator', 'Format', 'Type']))
+    try: fig.savefig(file, format='svg', facecolor='none')
     finally: mpl.rcParams.update(before)
     svg = file.getvalue()
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg role="img" viewBox="\1" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">', svg[svg.index('<svg'):])
@@ -220,6 +220,10 @@ def control_row(controls)->W.Box:
     row.add_class('edu-controls')
     return row
 
+def excuse(error:Exception)->str:
+    "What to say of it: a ValueError's own sentence."
+    return str(error) if isinstance(error, ValueError) else f'This could not be shown: {type(error).__name__}, {error}'
+
 def answer(self:Explorer, values:dict):
     "Show what belongs to these values, if they are others than before; in the worker's thread."
     if values == self.answered: return
@@ -227,8 +231,7 @@ def answer(self:Explorer, values:dict):
     slow = threading.Timer(0.5, lambda: setattr(self, 'busy', True))
     slow.start()
     try: self.keep(self.look(**values), values)
-    except ValueError as error: self.words = str(error)
-    except Exception as error: self.words = f'This could not be shown: {type(error).__name__}, {error}'
+    except Exception as error: self.words = excuse(error)
     finally:
         slow.cancel(), slow.join()
         self.busy = False
@@ -329,8 +332,7 @@ def to_pil(x)->Image.Image: # (3, H, W), 0 to 1
 @cache
 def example_images()->dict: # name → PIL image
     "Two photographs, five held-out shapes, a digit."
-    _, shapes, about = load_shapes('shape', 128)
-    _, digits, _ = load_digits(128)
+    (_, shapes, about), (_, digits, _) = load_shapes('shape', 128), load_digits(128)
     found = {name: to_pil(sample_photo(name, 288)) for name in ('china', 'flower')}
     first = {label: i for i in reversed(range(60)) if (label := int(shapes.images[i][1])) >= 0} # the first of each class
     found |= {about.class_names[label]: to_pil(about.picture(shapes[i][0])) for label, i in sorted(first.items())}

@@ -23,22 +23,9 @@ from metaformer_edu.data import dice, imagenet_transforms
 from metaformer_edu.explain import (METHODS, blend, cam_grid, class_title, draw_map, explain, find_stage, headline, imagenet_classes,
                                     stage_modules, to_batch, undisturbed)
 from metaformer_edu.zoo import FAMILIES, create_model
+from shaken import ours, shaken
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def shaken(make, **kwargs):
-    "A model with weights that are not the small ones of the start, always the same."
-    torch.manual_seed(0)
-    model = make(**kwargs)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * (0.1 if p.ndim < 2 else 0.3 / p[0].numel() ** 0.5))
-    return model.eval()
-
-
-def ours(family="convformer", **kwargs):
-    return shaken(create_model, name=f"tiny_{family}", **{"img_size": 64, **kwargs})
 
 
 def timms(name, **kwargs):

@@ -21,25 +21,12 @@ from metaformer_edu.looking import (CAM_TRIES, GUESS, Memory, alike, cam_control
 from metaformer_edu.model import MetaFormer
 from metaformer_edu.widgets import INK, SERIES, Explorer, ImagePicker, example_images, to_svg
 from metaformer_edu.zoo import FAMILIES, WeightsError, create_model, save_weights
+from shaken import ours, shaken
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LONG = 120  # seconds, after which something hangs
 CUT = [method for method in METHODS if method != "scorecam"]
 NAMES = ["zebra", "Ant", "bee", "cat"]
-
-
-def shaken(make, **kwargs):
-    "A model with weights that are not the small ones of the start, always the same."
-    torch.manual_seed(0)
-    model = make(**kwargs)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * (0.1 if p.ndim < 2 else 0.3 / p[0].numel() ** 0.5))
-    return model.eval()
-
-
-def ours(family="convformer", **kwargs):
-    return shaken(create_model, name=f"tiny_{family}", **{"img_size": 64, **kwargs})
 
 
 def three_stages(**kwargs):

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import safetensors.torch
-import torch
 import torch.nn.functional as F
 
 from metaformer_edu.runs import read_about
