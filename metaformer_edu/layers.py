@@ -3,12 +3,13 @@
 # %% auto #0
 __all__ = ['StarReLU', 'SquaredReLU', 'LayerNormWithoutBias', 'LayerNormGeneral', 'Mlp', 'Scale', 'MlpHead']
 
-# %% ../nbs/01_layers.ipynb #ce9d4125
+# %% ../nbs/01_layers.ipynb #ffe9f42f
 import torch
 import torch.nn.functional as F
 from torch import nn
+from .kernels import Linear, star_relu
 
-# %% ../nbs/01_layers.ipynb #205f6cf6
+# %% ../nbs/01_layers.ipynb #8f739421
 class StarReLU(nn.Module):
     "s · relu(x)² + b with one learnable s and b (paper, Section 2). Any shape."
     def __init__(self,
@@ -20,9 +21,7 @@ class StarReLU(nn.Module):
         self.scale = nn.Parameter(torch.full((1,), float(scale_value)), requires_grad=scale_learnable)
         self.bias = nn.Parameter(torch.full((1,), float(bias_value)), requires_grad=bias_learnable)
 
-    def forward(self, x):
-        r = F.relu(x)
-        return self.scale * (r * r) + self.bias # r * r: autocast would lift r ** 2 to float32
+    def forward(self, x): return star_relu(x, self.scale, self.bias)
 
 class SquaredReLU(nn.Module):
     "relu(x)², from Primer (So et al., 2021); the classifier's activation. Any shape."
@@ -44,7 +43,7 @@ class LayerNormGeneral(LayerNormWithoutBias):
     def forward(self, x):
         return F.group_norm(x.permute(0, 3, 1, 2), 1, self.weight, None, self.eps).permute(0, 2, 3, 1)
 
-# %% ../nbs/01_layers.ipynb #177c2fbd
+# %% ../nbs/01_layers.ipynb #f08a3476
 class Mlp(nn.Module):
     "Linear, activation, linear, on each token. (…, C) → (…, C)."
     def __init__(self,
@@ -56,9 +55,9 @@ class Mlp(nn.Module):
                 ):
         super().__init__()
         hidden = int(mlp_ratio * dim)
-        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self.fc1 = Linear(dim, hidden, bias=bias)
         self.act = act_layer()
-        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.fc2 = Linear(hidden, dim, bias=bias)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x): return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))

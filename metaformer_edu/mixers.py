@@ -3,11 +3,12 @@
 # %% auto #0
 __all__ = ['MIXERS', 'Identity', 'RandomMixing', 'Pooling', 'SepConv', 'Attention', 'get_mixer']
 
-# %% ../nbs/02_mixers.ipynb #adac6639
+# %% ../nbs/02_mixers.ipynb #38fbf0bb
 import torch
 import torch.nn.functional as F
 from torch import nn
 from .core import did_you_mean
+from .kernels import DepthwiseConv, Linear, channels_first
 from .layers import StarReLU
 
 # %% ../nbs/02_mixers.ipynb #e7f7a02b
@@ -18,7 +19,7 @@ class Identity(nn.Module):
 
     def forward(self, x): return x
 
-# %% ../nbs/02_mixers.ipynb #f35e8977
+# %% ../nbs/02_mixers.ipynb #cad2bf3f
 class RandomMixing(nn.Module):
     "Mix all tokens with one frozen random matrix (RandFormer). (B, H, W, C) → (B, H, W, C), H·W = num_tokens."
     def __init__(self,
@@ -31,7 +32,7 @@ class RandomMixing(nn.Module):
 
     def forward(self, x):
         if x.shape[1] * x.shape[2] != len(self.random_matrix): raise ValueError(self._wrong_size(*x.shape[1:3]))
-        return (self.random_matrix @ x.flatten(1, 2)).view_as(x)
+        return torch.bmm(self.random_matrix.expand(x.shape[0], -1, -1), x.flatten(1, 2)).view_as(x)
 
     def _wrong_size(self, h, w):
         return (f'RandomMixing has a fixed matrix for {len(self.random_matrix)} tokens and got {h}×{w} = {h * w}. '
@@ -50,7 +51,7 @@ class Pooling(nn.Module):
 
     def forward(self, x): return self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) - x
 
-# %% ../nbs/02_mixers.ipynb #01f4e9dd
+# %% ../nbs/02_mixers.ipynb #cb490f04
 class SepConv(nn.Module):
     "Inverted separable convolution (ConvFormer). (B, H, W, C) → (B, H, W, C)."
     def __init__(self,
@@ -63,17 +64,17 @@ class SepConv(nn.Module):
                 ):
         super().__init__()
         mid, padding = int(expansion_ratio * dim), kernel_size // 2 if padding is None else padding
-        self.pwconv1 = nn.Linear(dim, mid, bias=bias)
+        self.pwconv1 = Linear(dim, mid, bias=bias)
         self.act1 = act1_layer()
-        self.dwconv = nn.Conv2d(mid, mid, kernel_size, padding=padding, groups=mid, bias=bias)
+        self.dwconv = DepthwiseConv(mid, kernel_size, padding, bias=bias)
         self.act2 = act2_layer()
-        self.pwconv2 = nn.Linear(mid, dim, bias=bias)
+        self.pwconv2 = Linear(mid, dim, bias=bias)
 
     def forward(self, x):
-        x = self.act1(self.pwconv1(x)).permute(0, 3, 1, 2)
+        x = channels_first(self.act1(self.pwconv1(x)))
         return self.pwconv2(self.act2(self.dwconv(x).permute(0, 2, 3, 1)))
 
-# %% ../nbs/02_mixers.ipynb #34e95e04
+# %% ../nbs/02_mixers.ipynb #d88d112a
 class Attention(nn.Module):
     "Multi-head self-attention over all tokens (CAFormer, stages 3 and 4). (B, H, W, C) → (B, H, W, C)."
     def __init__(self,
@@ -86,9 +87,9 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim, self.num_heads = head_dim, num_heads or max(dim // head_dim, 1)
         inner = self.num_heads * head_dim
-        self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
+        self.qkv = Linear(dim, 3 * inner, bias=qkv_bias)
         self.attn_drop = attn_drop
-        self.proj = nn.Linear(inner, dim, bias=proj_bias)
+        self.proj = Linear(inner, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x):
