@@ -19,7 +19,7 @@ setup(
     url=f"https://github.com/{cfg['user']}/{cfg['repo']}",
     license={"apache2": "Apache-2.0"}[cfg["license"]],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["recipes/*.yaml", "logs/*.csv", "static/*", "examples/*/*.*", "examples/*/snapshots/*"]},
+    package_data={cfg["lib_path"]: ["recipes/*.yaml", "logs/*.csv", "logs/*.json", "static/*", "examples/*/*.*", "examples/*/snapshots/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "app")},

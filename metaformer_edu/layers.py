@@ -94,6 +94,6 @@ class MlpHead(nn.Module):
 
     def forward(self, x):
         device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if device != 'meta' and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False): return self.forward(x.to(self.fc1.weight.dtype))
         return self.fc2(self.head_dropout(self.norm(self.act(self.fc1(x)))))
