@@ -22,7 +22,7 @@ def _star(x, s, b):
     scaled = s.to(x.dtype) * r # reading s here would make the CPU wait for the device
     return torch.addcmul(b.to(x.dtype), r, scaled, out=scaled)
 
-# %% ../nbs/00a_kernels.ipynb #b735385e
+# %% ../nbs/00a_kernels.ipynb #1401d595
 class _StarReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, s, b):
@@ -35,9 +35,15 @@ class _StarReLU(torch.autograd.Function):
         r = F.relu(x)
         if torch.is_grad_enabled(): # somebody wants the gradient of the gradient: nothing in place
             return 2 * s * g * r, (g * r * r).sum().view_as(s), g.sum().view_as(s)
+        ds = None if g.dtype == wide else _wide_sum(g, r)
         gr = r.mul_(g)
-        ds = torch.dot(gr.flatten(), x.flatten()) if gr.dtype == wide else (gr * x).sum(dtype=wide)
+        if ds is None: ds = torch.dot(gr.flatten(), x.flatten())
         return gr.mul_(2 * s), ds.view_as(s), g.sum(dtype=wide).view_as(s)
+
+def _wide_sum(g, r): # Σ g·r² of 16-bit numbers in float32; a CPU takes pieces that fit its cache
+    size = 2**18 if g.device.type == 'cpu' else max(g.numel(), 1)
+    pieces = zip(g.flatten().split(size), r.flatten().split(size))
+    return torch.stack([torch.dot(p.float(), q.float().square_()) for p, q in pieces]).sum()
 
 # %% ../nbs/00a_kernels.ipynb #2668c9cf
 def _watched():
