@@ -22,7 +22,7 @@ setup(
     package_data={cfg["lib_path"]: ["recipes/*.yaml", "logs/*.csv", "logs/*.json", "static/*", "examples/*/*.*", "examples/*/snapshots/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "app")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "app", "onnx")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

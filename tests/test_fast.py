@@ -1,0 +1,223 @@
+"""fast and export: equal answers, honest reports, and a sentence for what cannot be."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from metaformer_edu import fast as module
+from metaformer_edu.fast import STEPS, Candidate, ExportError, Fast, ProductAttention, as_products, compiled, distance, export, fast, halved
+from metaformer_edu.mixers import Attention
+from metaformer_edu.zoo import create_model
+
+EAGER = ["compiled"]
+
+
+def model_and_images(family="caformer", batch=4, **kwargs):
+    torch.manual_seed(0)
+    model = create_model(f"tiny_{family}", **kwargs)
+    return model, torch.randn(batch, model.in_chans, 64, 64)
+
+
+@pytest.fixture
+def always_quicker(monkeypatch):
+    "Every new candidate is timed as quicker than the one before."
+    monkeypatch.setattr(module, "clock", lambda *fs, rounds=1, device="cpu": [[f() is None or 1.0 / (i + 1)] for i, f in enumerate(fs)])
+
+
+@pytest.mark.parametrize("family", ["identityformer", "randformer", "poolformerv2", "convformer", "caformer"])
+def test_all_steps_taken_together_leave_the_answers(family, always_quicker):
+    model, images = model_and_images(family)
+    before = copy.deepcopy(model.state_dict())
+    quick = fast(model.train(), images, without=EAGER + ["bfloat16"])
+    taken = {s["step"] for s in quick.steps if s["taken"]}
+    assert taken >= {"folded", "channels last", "half the batch at a time", "a quarter at a time"} and quick.candidate.piece == 1
+    assert ("attention as products" in taken) == (family == "caformer")
+    model.eval()
+    for n in (1, 3, 4, 7):
+        x = torch.randn(n, 3, 64, 64)
+        assert quick(x).shape == (n, 10) and quick(x).dtype == torch.float32 and distance(quick(x), model(x)) < 1e-5
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()) and not quick(images).requires_grad
+    assert {p.data_ptr() for p in quick.parameters()}.isdisjoint(p.data_ptr() for p in model.parameters())
+
+
+def test_float64_stays_exact(always_quicker):
+    model, images = model_and_images()
+    model, images = model.double().eval(), images.double()
+    quick = fast(model, images, without=EAGER)
+    assert {s["step"]: s["why"] for s in quick.steps}["bfloat16"] == "it computes in float64"
+    assert distance(quick(images), model(images)) < 1e-10 and quick(images).dtype == torch.float64
+
+
+def test_bfloat16_moves_the_answers_and_says_so(always_quicker):
+    model, images = model_and_images()
+    quick = fast(model, images, without=[s for s in STEPS if s != "bfloat16"])
+    row = quick.steps[1]
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip(row["why"])
+    assert row["taken"] and 1e-4 < row["moved"] < 0.05 and next(quick.parameters()).dtype == torch.bfloat16
+    assert row["moved"] == pytest.approx(distance(quick(images), model.eval()(images)), rel=0.5)
+    assert quick(images).dtype == torch.float32
+    exact = fast(model, images, tolerance=1e-4, without=EAGER)
+    row = next(s for s in exact.steps if s["step"] == "bfloat16")
+    assert not row["taken"] and row["why"] == "the answers move by more than 0.0001"
+
+
+def test_what_is_not_quicker_is_not_taken(monkeypatch):
+    monkeypatch.setattr(module, "clock", lambda *fs, rounds=1, device="cpu": [[1.0]] * len(fs))
+    model, images = model_and_images()
+    quick = fast(model, images, without=EAGER)
+    assert [s["step"] for s in quick.steps if s["taken"]] == ["as it is"] and quick.candidate.piece is None
+    assert torch.equal(quick(images), model.eval()(images))
+    assert all(s["why"] == "not quicker" for s in quick.steps[1:] if s["images/s"])
+
+
+def test_a_wrong_answer_is_never_taken(always_quicker, monkeypatch):
+    class Wrong(nn.Module):
+        def forward(self, x):
+            return torch.full((len(x), 10), float("nan"))
+
+    monkeypatch.setitem(STEPS, "folded", lambda c, x: Candidate(Wrong(), c.dtype))
+    quick = fast(*model_and_images(), without=[s for s in STEPS if s != "folded"])
+    assert not quick.steps[1]["taken"] and "move" in quick.steps[1]["why"]
+
+
+def test_the_report_has_a_row_for_each_step():
+    model, images = model_and_images("poolformerv2")
+    quick = fast(model, images, without=EAGER, rounds=1)
+    rows = quick.report
+    assert [r["step"] for r in rows] == ["as it is", *[s for s in STEPS if s not in EAGER]]
+    assert rows[0]["times"] == "1.00" and next(r for r in rows if r["step"] == "attention as products")["why"] == "there is no attention in it"
+    assert "images/s" in repr(quick) and "<table" in quick._repr_html_() and isinstance(quick, Fast)
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (dict(model=3), "wants a module"), (dict(example="photo.jpg"), "wants an example"), (dict(example=torch.randn(0, 3, 64, 64)), "wants an example"),
+    (dict(example=torch.ones(2, 3, 64, 64, dtype=torch.uint8)), "wants an example"), (dict(without=["compile"]), "Did you mean 'compiled'"),
+    (dict(example=torch.randn(2, 3, 64, 64, device="meta")), "move one with"), (dict(example=torch.randn(2, 4, 64, 64)), "Expected images of shape"),
+])
+def test_bad_input_of_fast(arguments, sentence):
+    model, images = model_and_images()
+    with pytest.raises(ValueError, match=sentence):
+        fast(**{**dict(model=model, example=images), **arguments})
+
+
+def test_other_modules_and_shapes_of_answers():
+    quick = fast(nn.Linear(3, 2), torch.randn(8, 3), without=EAGER, rounds=1)
+    assert quick(torch.randn(5, 3)).shape == (5, 2)
+    model, images = model_and_images(num_classes=0, global_pool="")
+    assert fast(model, images, without=EAGER, rounds=1)(images).shape == (4, 2, 2, 64)
+
+
+def test_products_equal_sdpa():
+    for dim, heads in ((64, None), (48, 3)):
+        mixer, x = Attention(dim, num_heads=heads, qkv_bias=True).double(), torch.randn(2, 5, 7, dim).double()
+        other = as_products(mixer)
+        assert type(other) is ProductAttention and type(mixer) is Attention
+        torch.testing.assert_close(other(x), mixer(x), atol=1e-12, rtol=1e-10)
+    with pytest.raises(ValueError, match="no attention"):
+        as_products(nn.Linear(1, 1))
+
+
+def test_a_compiled_candidate_fills_up_what_is_missing(monkeypatch):
+    seen = []
+
+    def fake(net, **kwargs):
+        def run(x):
+            seen.append(len(x))
+            return net(x)
+        return run
+
+    monkeypatch.setattr(torch, "compile", fake)
+    model, images = model_and_images("identityformer", batch=8)
+    best = halved(Candidate(model.eval(), torch.float32), images)
+    new = compiled(best, images)
+    for n in (1, 4, 6, 8, 9):
+        x = torch.randn(n, 3, 64, 64)
+        torch.testing.assert_close(new(x), model(x), atol=1e-5, rtol=1e-4)
+    assert set(seen) == {4}
+
+
+def test_a_compiler_that_fails_is_a_row(monkeypatch, always_quicker):
+    def fails(net, **kwargs):
+        def run(x):
+            raise RuntimeError("Failed to find C compiler.\nmore")
+        return run
+
+    monkeypatch.setattr(torch, "compile", fails)
+    quick = fast(*model_and_images(), without=[s for s in STEPS if s != "compiled"])
+    assert quick.steps[1]["why"] == "it cannot be compiled here: Failed to find C compiler." and not quick.steps[1]["taken"]
+
+
+def test_compiling_one_small_module_for_real():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    x = torch.randn(6, 4)
+    best = Candidate(net.eval(), torch.float32)
+    try:
+        new = compiled(best, x)
+    except ValueError as error:
+        pytest.skip(str(error))
+    torch.testing.assert_close(new(x), best(x))
+    torch.testing.assert_close(new(x[:5]), best(x[:5]))
+
+
+@pytest.mark.parametrize("format", ["torch.export", "onnx"])
+def test_an_exported_file_answers_as_the_model(format, tmp_path):
+    if format == "onnx":
+        pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
+    model, images = model_and_images()
+    path = tmp_path / "model.file"
+    report = export(model.train(), format, path)
+    assert model.training and report["distance"] <= 1e-4 and report["megabytes"] == path.stat().st_size / 1e6
+    assert [p.name for p in tmp_path.iterdir()] == ["model.file"]
+    answers = module.FORMATS[format][1](str(path))(torch.cat([images, images])[:7])
+    torch.testing.assert_close(answers, model.eval()(torch.cat([images, images])[:7]), atol=1e-4, rtol=1e-3)
+
+
+def test_export_of_half_precision_and_of_one_image(tmp_path):
+    model, images = model_and_images("poolformerv2", batch=1)
+    assert export(model.bfloat16(), "torch.export", tmp_path / "m.pt2", images)["distance"] <= 1e-4
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (dict(format="onxx"), "Did you mean 'onnx'"), (dict(path="/no/such/folder/m.pt2"), "There is no folder /no/such/folder"),
+    (dict(model=nn.Linear(3, 3)), "Give an example"),
+])
+def test_bad_input_of_export(arguments, sentence, tmp_path):
+    model, _ = model_and_images()
+    with pytest.raises(ValueError, match=sentence):
+        export(**{**dict(model=model, format="torch.export", path=tmp_path / "m.pt2"), **arguments})
+
+
+def test_a_file_that_answers_something_else_is_not_written(tmp_path, monkeypatch):
+    model, _ = model_and_images()
+    write, _, ending = module.FORMATS["torch.export"]
+    monkeypatch.setitem(module.FORMATS, "torch.export", (write, lambda path: lambda x: torch.ones(len(x), 10), ending))
+    (tmp_path / "m.pt2").write_text("the old file")
+    with pytest.raises(ExportError, match="nothing was written"):
+        export(model, "torch.export", tmp_path / "m.pt2")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("m.pt2", "the old file")]
+
+
+def test_a_model_that_cannot_be_exported(tmp_path):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ExportError, match="cannot express this model"):
+        export(Branches(), "torch.export", tmp_path / "m.pt2", torch.randn(2, 3))
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_without_its_packages(tmp_path, monkeypatch):
+    import builtins
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name in ("onnxscript", "onnxruntime"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ExportError, match=r"pip install 'metaformer_edu\[onnx\]'"):
+        export(model_and_images()[0], "onnx", tmp_path / "m.onnx")
