@@ -19,7 +19,7 @@ from .model import as_pair
 from .roofline import clock
 from .fold import fold, folds
 
-# %% ../nbs/12b_fast.ipynb #edd7c53f
+# %% ../nbs/12b_fast.ipynb #3bd0d91b
 class ProductAttention(Attention):
     "Attention as two products of matrices and a softmax: quicker than SDPA on a CPU while a head's matrix fits the cache."
     def forward(self, x):
@@ -28,6 +28,7 @@ class ProductAttention(Attention):
         A = torch.softmax(self.head_dim**-0.5 * q @ k.mT, dim=-1)
         return self.proj((A @ v).transpose(1, 2).reshape(B, H, W, self.num_heads * self.head_dim))
 
+# %% ../nbs/12b_fast.ipynb #e163e634
 def as_products(model:nn.Module)->nn.Module:
     "A copy whose `Attention` is `ProductAttention`; ValueError if there is none."
     model = copy.deepcopy(model)
@@ -57,7 +58,7 @@ class Candidate:
         if not missing: return run(x).clone() if x.is_cuda else run(x) # a CUDA graph writes over its last answer
         return run(torch.cat([x, x.new_zeros(missing, *x.shape[1:])]))[:len(x)].clone()
 
-# %% ../nbs/12b_fast.ipynb #f5d17789
+# %% ../nbs/12b_fast.ipynb #eb892e2c
 @contextmanager
 def _compiler(device): # how to compile while it lasts
     import torch._dynamo.config as dynamo, torch._inductor.config as inductor
@@ -67,6 +68,7 @@ def _compiler(device): # how to compile while it lasts
         logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR) # it misses a GPU that nobody asked for
         yield
 
+# %% ../nbs/12b_fast.ipynb #ada8cb97
 def compiled(candidate:Candidate, example)->Candidate:
     "The candidate with its module compiled for the shape of `example`, or of its pieces; ValueError if that fails."
     piece = candidate.piece or len(example)
@@ -79,7 +81,7 @@ def compiled(candidate:Candidate, example)->Candidate:
         raise ValueError(f'it cannot be compiled here: {reason[0][:160]}') from None
     return replace(candidate, piece=piece, compiled=net)
 
-# %% ../nbs/12b_fast.ipynb #6d3c1465
+# %% ../nbs/12b_fast.ipynb #83d08be4
 def in_bfloat16(candidate:Candidate, example)->Candidate:
     "Weights and images in bfloat16."
     if candidate.dtype != torch.float32: raise ValueError(f'it computes in {str(candidate.dtype)[6:]}')
@@ -88,24 +90,27 @@ def in_bfloat16(candidate:Candidate, example)->Candidate:
     if not able: raise ValueError('the device has no units for it')
     return replace(candidate, net=copy.deepcopy(candidate.net).bfloat16(), dtype=torch.bfloat16)
 
+# %% ../nbs/12b_fast.ipynb #3b18619d
 def folded(candidate:Candidate, example)->Candidate:
     "The module folded, as in lesson 12a."
     net = fold(candidate.net)
     if not folds(net): raise ValueError('there is nothing to fold')
     return replace(candidate, net=net)
 
+# %% ../nbs/12b_fast.ipynb #0477cfbc
 def halved(candidate:Candidate, example)->Candidate:
     "Half as many images at a time."
     size = (candidate.piece or len(example)) // 2
     if size < 1: raise ValueError('one image cannot be divided')
     return replace(candidate, piece=size)
 
-# %% ../nbs/12b_fast.ipynb #48248b50
+# %% ../nbs/12b_fast.ipynb #7a326452
 STEPS = {'folded': folded, 'bfloat16': in_bfloat16,
          'attention as products': lambda c, example: replace(c, net=as_products(c.net)),
          'channels last': lambda c, example: replace(c, net=copy.deepcopy(c.net).to(memory_format=torch.channels_last)),
          'half the batch at a time': halved, 'a quarter at a time': halved, 'compiled': compiled}
 
+# %% ../nbs/12b_fast.ipynb #c64db683
 def distance(y, truth)->float:
     "‖y − truth‖ / ‖truth‖ over all answers, in float64."
     y, truth = y.double(), truth.double()
@@ -133,7 +138,7 @@ class Fast(nn.Module):
     def _repr_html_(self): return self.report._repr_html_()
     def __repr__(self): return str(self.report)
 
-# %% ../nbs/12b_fast.ipynb #b4d17576
+# %% ../nbs/12b_fast.ipynb #4514cc57
 def _check(model, example):
     if not isinstance(model, nn.Module): raise ValueError(f'fast wants a module to make quick, and got {type(model).__name__}.')
     if not (isinstance(example, torch.Tensor) and example.is_floating_point() and example.ndim and len(example)):
@@ -142,6 +147,7 @@ def _check(model, example):
         if t.device != example.device:
             raise ValueError(f'The model is on {t.device} and the example on {example.device}: move one with .to(…).')
 
+# %% ../nbs/12b_fast.ipynb #b82b00bd
 def _try(step, change, best, example, truth, tolerance, rounds): # (candidate or None, row)
     row = {'step': step, 'images/s': None, 'moved': None, 'taken': False, 'why': ''}
     try: new = change(best, example)
@@ -174,7 +180,7 @@ def fast(model:nn.Module, # a MetaFormer, one of its blocks, or any module that 
         best, steps = new or best, [*steps, row]
     return Fast(best, steps)
 
-# %% ../nbs/12b_fast.ipynb #b19dd5a4
+# %% ../nbs/12b_fast.ipynb #25da5267
 class ExportError(RuntimeError):
     "An export that failed or does not answer as the model does; the message says why and what to do."
 
@@ -182,10 +188,12 @@ def _to_torch(model, example, path):
     batch = {0: torch.export.Dim('batch', min=1)}
     torch.export.save(torch.export.export(model, (example,), dynamic_shapes=(batch,)), path)
 
+# %% ../nbs/12b_fast.ipynb #e623c8cd
 def _run_torch(path):
     module = torch.export.load(path).module()
     return lambda x: module(x)
 
+# %% ../nbs/12b_fast.ipynb #3c1a8da7
 def _to_onnx(model, example, path):
     try: import onnxscript, onnxruntime # noqa: F401
     except ImportError: raise ExportError("ONNX needs three more packages: pip install 'metaformer_edu[onnx]'.") from None
@@ -193,19 +201,22 @@ def _to_onnx(model, example, path):
         torch.onnx.export(model, (example,), path, dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch', min=1)},),
                           input_names=['images'], output_names=['answers'], external_data=False)
 
+# %% ../nbs/12b_fast.ipynb #24f38c2c
 def _run_onnx(path):
     import onnxruntime
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     return lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
-# %% ../nbs/12b_fast.ipynb #2c2e9644
+# %% ../nbs/12b_fast.ipynb #ffe44138
 FORMATS = {'torch.export': (_to_torch, _run_torch, '.pt2'), 'onnx': (_to_onnx, _run_onnx, '.onnx')}
 
+# %% ../nbs/12b_fast.ipynb #0f0fb812
 def _example(model, example):
     if example is not None: return example.detach().cpu().float()
     if not hasattr(model, 'img_size'): raise ValueError('Give an example to trace with: a batch of images such as torch.randn(2, 3, 224, 224).')
     return torch.randn(2, model.in_chans, *as_pair(model.img_size), generator=torch.Generator().manual_seed(0))
 
+# %% ../nbs/12b_fast.ipynb #8690349c
 def _written(model, format, path, example): # the file's bytes and how far it answers from the model
     write, read, ending = FORMATS[format]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():

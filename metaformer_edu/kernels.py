@@ -10,19 +10,20 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-# %% ../nbs/00a_kernels.ipynb #badc81d4
+# %% ../nbs/00a_kernels.ipynb #6c7e314c
 def star_formula(x, s, b):
     "s · relu(x)² + b as one would write it, in float32 at least; the twin that `star_relu` is held against."
     r = F.relu(x).to(torch.promote_types(x.dtype, torch.float32))
     return (s * r * r + b).to(x.dtype)
 
+# %% ../nbs/00a_kernels.ipynb #981054b9
 def _star(x, s, b):
     r = F.relu(x)
     if x.device.type == 'cpu': return torch.addcmul(b.to(x.dtype), r, r, value=s.item(), out=r)
     scaled = s.to(x.dtype) * r # reading s here would make the CPU wait for the device
     return torch.addcmul(b.to(x.dtype), r, scaled, out=scaled)
 
-# %% ../nbs/00a_kernels.ipynb #1401d595
+# %% ../nbs/00a_kernels.ipynb #e9c0c152
 class _StarReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, s, b):
@@ -40,16 +41,18 @@ class _StarReLU(torch.autograd.Function):
         if ds is None: ds = torch.dot(gr.flatten(), x.flatten())
         return gr.mul_(2 * s), ds.view_as(s), g.sum(dtype=wide).view_as(s)
 
+# %% ../nbs/00a_kernels.ipynb #0f7fc1e6
 def _wide_sum(g, r): # Σ g·r² of 16-bit numbers in float32; a CPU takes pieces that fit its cache
     size = 2**18 if g.device.type == 'cpu' else max(g.numel(), 1)
     pieces = zip(g.flatten().split(size), r.flatten().split(size))
     return torch.stack([torch.dot(p.float(), q.float().square_()) for p, q in pieces]).sum()
 
-# %% ../nbs/00a_kernels.ipynb #2668c9cf
+# %% ../nbs/00a_kernels.ipynb #dcbe8d37
 def _watched():
     return (torch.compiler.is_compiling() or torch.jit.is_tracing() or forward_ad._current_level >= 0
             or torch._C._are_functorch_transforms_active() or _get_current_dispatch_mode() is not None)
 
+# %% ../nbs/00a_kernels.ipynb #c0eed813
 def star_relu(x, # any shape
               s, # scale, one number: shape (1,)
               b, # bias, one number: shape (1,)
@@ -61,25 +64,27 @@ def star_relu(x, # any shape
     y.recipe = x, s, b, y._version
     return y
 
-# %% ../nbs/00a_kernels.ipynb #38895f2b
+# %% ../nbs/00a_kernels.ipynb #98088b65
 _ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 
 def _as_convolution(x): # where oneDNN's convolution beats the matrix product of MKL
     return (_ONEDNN and x.ndim == 4 and x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16)
             and not torch.jit.is_tracing())
 
+# %% ../nbs/00a_kernels.ipynb #9e292bca
 def recipe_of(y):
     "What `y` was made of by `star_relu`, (x, s, b); None if it was not, or was changed since."
     *recipe, version = getattr(y, 'recipe', (None,))
     return recipe if recipe and y._version == version else None
 
+# %% ../nbs/00a_kernels.ipynb #a59e449a
 def channels_first(x):
     "(B, H, W, C) → (B, C, H, W), the same memory; the recipe comes along."
     y, recipe = x.permute(0, 3, 1, 2), recipe_of(x)
     if recipe: y.recipe = *recipe, y._version
     return y
 
-# %% ../nbs/00a_kernels.ipynb #a25def53
+# %% ../nbs/00a_kernels.ipynb #230cb912
 class _ConvOfStar(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y, x, s, b, weight, bias, padding, groups):
@@ -96,12 +101,13 @@ class _ConvOfStar(torch.autograd.Function):
             [needs[0], needs[4], biased and needs[5]])
         return dy, None, None, None, dw, db, None, None
 
+# %% ../nbs/00a_kernels.ipynb #d7891365
 def _conv(x, weight, bias, padding=(0, 0), groups=1): # (B, C, H, W)
     recipe = recipe_of(x)
     if recipe is None: return F.conv2d(x, weight, bias, padding=padding, groups=groups)
     return _ConvOfStar.apply(x, *recipe, weight, bias, list(padding), groups)
 
-# %% ../nbs/00a_kernels.ipynb #e87f55d2
+# %% ../nbs/00a_kernels.ipynb #9e109714
 class Linear(nn.Linear):
     "A linear layer; on tokens (B, H, W, C) the fastest of two equal ways, and after StarReLU without keeping its input."
     def forward(self, x):
@@ -109,6 +115,7 @@ class Linear(nn.Linear):
         weight = self.weight[:, :, None, None]
         return _conv(channels_first(x), weight, self.bias).permute(0, 2, 3, 1)
 
+# %% ../nbs/00a_kernels.ipynb #febe54c0
 class DepthwiseConv(nn.Conv2d):
     "A convolution of every channel with its own kernel, after StarReLU without keeping its input. (B, C, H, W) → (B, C, H, W)."
     def __init__(self, channels:int, kernel_size:int, padding:int, bias:bool=False):
