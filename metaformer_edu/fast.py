@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'FORMATS', 'ProductAttention', 'as_products', 'Candidate', 'compiled', 'in_bfloat16', 'folded', 'halved',
-           'distance', 'Fast', 'fast', 'ExportError', 'export']
+           'folded_and_compiled', 'distance', 'Fast', 'fast', 'ExportError', 'export']
 
 # %% ../nbs/12b_fast.ipynb #a48ceb5f
 import copy, logging, tempfile, warnings
@@ -37,7 +37,7 @@ def as_products(model:nn.Module)->nn.Module:
     for m in found: m.__class__ = ProductAttention
     return model
 
-# %% ../nbs/12b_fast.ipynb #a6ebdd99
+# %% ../nbs/12b_fast.ipynb #25f4afe8
 @dataclass
 class Candidate:
     "A way to compute a model: the module, the dtype of its numbers, and how many images at a time (None: all)."
@@ -49,7 +49,8 @@ class Candidate:
     def __call__(self, x):
         "Images of any number → what the model answers, in the dtype of the images."
         run, size = self.net if self.compiled is None else self.compiled, self.piece or max(len(x), 1)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(): # in inference mode a compiled model would be compiled anew
+            if x.is_inference(): x = x.clone()
             answers = [self._one(run, p, size) for p in x.to(self.dtype).split(size)]
             return torch.cat(answers).to(x.dtype) if len(answers) > 1 else answers[0].to(x.dtype)
 
@@ -104,11 +105,17 @@ def halved(candidate:Candidate, example)->Candidate:
     if size < 1: raise ValueError('one image cannot be divided')
     return replace(candidate, piece=size)
 
-# %% ../nbs/12b_fast.ipynb #7a326452
+# %% ../nbs/12b_fast.ipynb #b23f0f68
+def folded_and_compiled(candidate:Candidate, example)->Candidate:
+    "Folding may pay for a compiler only, which joins other steps then."
+    if folds(candidate.net): raise ValueError('it is folded already')
+    return compiled(folded(replace(candidate, compiled=None), example), example)
+
+# %% ../nbs/12b_fast.ipynb #2d4901dc
 STEPS = {'folded': folded, 'bfloat16': in_bfloat16,
          'attention as products': lambda c, example: replace(c, net=as_products(c.net)),
          'channels last': lambda c, example: replace(c, net=copy.deepcopy(c.net).to(memory_format=torch.channels_last)),
-         'half the batch at a time': halved, 'a quarter at a time': halved, 'compiled': compiled}
+         'half the batch at a time': halved, 'a quarter at a time': halved, 'compiled': compiled, 'folded and compiled': folded_and_compiled}
 
 # %% ../nbs/12b_fast.ipynb #c64db683
 def distance(y, truth)->float:
@@ -159,11 +166,11 @@ def _try(step, change, best, example, truth, tolerance, rounds): # (candidate or
     if gain <= 1.02: return None, {**row, 'why': 'not quicker'}
     return new, {**row, 'taken': True}
 
-# %% ../nbs/12b_fast.ipynb #85564709
+# %% ../nbs/12b_fast.ipynb #48a53086
 def fast(model:nn.Module, # a MetaFormer, one of its blocks, or any module that takes a batch; it is left as it is
          example, # a batch such as it will see, on the model's device: (B, in_chans, H, W)
          tolerance:float=0.05, # how far answers may move: ‖difference‖ / ‖answer‖; 1e-4 rules out bfloat16
-         without=(), # names of `STEPS` not to try, such as 'compiled', which takes up to a minute
+         without=(), # names of `STEPS` not to try, such as 'compiled' and 'folded and compiled', each up to a minute
          rounds:int=5, # how often each step is timed against the one before
         )->Fast:
     "The quickest equivalent of `model` for inference on this machine, found by trying `STEPS` one by one."

@@ -10,7 +10,7 @@ from metaformer_edu.fast import STEPS, Candidate, ExportError, Fast, ProductAtte
 from metaformer_edu.mixers import Attention
 from metaformer_edu.zoo import create_model
 
-EAGER = ["compiled"]
+EAGER = ["compiled", "folded and compiled"]
 
 
 def model_and_images(family="caformer", batch=4, **kwargs):
@@ -159,6 +159,8 @@ def test_compiling_one_small_module_for_real():
         pytest.skip(str(error))
     torch.testing.assert_close(new(x), best(x))
     torch.testing.assert_close(new(x[:5]), best(x[:5]))
+    with torch.compiler.set_stance("fail_on_recompile"), torch.inference_mode():
+        torch.testing.assert_close(new(x.clone()), best(x))
 
 
 @pytest.mark.parametrize("format", ["torch.export", "onnx"])
