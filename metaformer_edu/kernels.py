@@ -85,35 +85,37 @@ def channels_first(x):
     return y
 
 # %% ../nbs/00a_kernels.ipynb #230cb912
-class _ConvOfStar(torch.autograd.Function):
+class _AfterStar(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y, x, s, b, weight, bias, padding, groups):
+    def forward(ctx, y, x, s, b, weight, bias, padding=None, groups=1): # y (…, C) without a padding, else (B, C, H, W)
         ctx.save_for_backward(x, s, b, weight)
         ctx.settings = bias is not None, padding, groups
-        return F.conv2d(y, weight, bias, padding=padding, groups=groups)
+        return F.linear(y, weight, bias) if padding is None else F.conv2d(y, weight, bias, padding=padding, groups=groups)
 
     @staticmethod
     def backward(ctx, g):
         (x, s, b, weight), (biased, padding, groups) = ctx.saved_tensors, ctx.settings
-        y, needs = star_relu(x, s, b).permute(0, 3, 1, 2).to(g.dtype), ctx.needs_input_grad
+        y, w = star_relu(x, s, b).to(g.dtype), weight.to(g.dtype)
+        if padding is None:
+            rows = g.reshape(-1, len(w))
+            return g @ w, None, None, None, rows.T @ y.reshape(len(rows), -1), rows.sum(0) if biased else None, None, None
         dy, dw, db = torch.ops.aten.convolution_backward(
-            g, y, weight.to(g.dtype), [len(weight)] if biased else None, [1, 1], padding, [1, 1], False, [0, 0], groups,
-            [needs[0], needs[4], biased and needs[5]])
+            g, y.permute(0, 3, 1, 2), w, [len(w)] if biased else None, [1, 1], padding, [1, 1], False, [0, 0], groups, [True, True, biased])
         return dy, None, None, None, dw, db, None, None
 
 # %% ../nbs/00a_kernels.ipynb #d7891365
 def _conv(x, weight, bias, padding=(0, 0), groups=1): # (B, C, H, W)
     recipe = recipe_of(x)
     if recipe is None: return F.conv2d(x, weight, bias, padding=padding, groups=groups)
-    return _ConvOfStar.apply(x, *recipe, weight, bias, list(padding), groups)
+    return _AfterStar.apply(x, *recipe, weight, bias, list(padding), groups)
 
 # %% ../nbs/00a_kernels.ipynb #9e109714
 class Linear(nn.Linear):
     "A linear layer; on tokens (B, H, W, C) the fastest of two equal ways, and after StarReLU without keeping its input."
     def forward(self, x):
-        if not (_as_convolution(x) or recipe_of(x)): return super().forward(x)
-        weight = self.weight[:, :, None, None]
-        return _conv(channels_first(x), weight, self.bias).permute(0, 2, 3, 1)
+        if _as_convolution(x): return _conv(channels_first(x), self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
+        recipe = recipe_of(x)
+        return super().forward(x) if recipe is None else _AfterStar.apply(x, *recipe, self.weight, self.bias)
 
 # %% ../nbs/00a_kernels.ipynb #febe54c0
 class DepthwiseConv(nn.Conv2d):

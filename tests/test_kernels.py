@@ -148,6 +148,27 @@ def test_the_hidden_tensor_is_kept_once(part, widths, dtype):
     assert kept(plain(part), x) >= (widths + 2) * x.nbytes
 
 
+@pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 5, 8), (2, 3, 5, 8), (2, 1, 3, 5, 8)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_mlp_trains_on_tokens_of_any_shape(shape, dtype, bias):
+    mlp, x = Mlp(8, bias=bias).to(dtype), torch.randn(shape, dtype=dtype, requires_grad=True)
+    twin = plain(mlp)
+    wanted = [x, *mlp.parameters()], [x, *(dict(twin.named_parameters())[n] for n, _ in mlp.named_parameters())]
+    for a, b in zip(*(torch.autograd.grad(m(x).square().sum(), w) for m, w in zip((mlp, twin), wanted))):
+        torch.testing.assert_close(a, b, atol=1e-4 if dtype == torch.float32 else 1e-10, rtol=1e-4)
+
+
+def test_autocast_without_convolutions(monkeypatch):
+    monkeypatch.setattr("metaformer_edu.kernels._ONEDNN", False)
+    torch.manual_seed(0)
+    model, x = shaken_stars(create_model("tiny_convformer")), torch.randn(4, 3, 64, 64)
+    for dtype in (None, torch.bfloat16):
+        (y, grads), (y2, grads2) = run(model, x, dtype), run(plain(model), x)
+        flat, flat2 = (torch.cat([g.flatten() for g in some.values()]) for some in (grads, grads2))
+        close_in_norm(flat, flat2, 0.05 if dtype else 1e-4)
+
+
 def test_a_recipe_does_not_outlive_a_change():
     s, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
     y = star_relu(torch.randn(1, 2, 2, 3), s, b)
