@@ -60,6 +60,8 @@ class Candidate:
         return run(torch.cat([x, x.new_zeros(missing, *x.shape[1:])]))[:len(x)].clone()
 
 # %% ../nbs/12b_fast.ipynb #eb892e2c
+def _first_line(error)->str: return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
 @contextmanager
 def _compiler(device): # how to compile while it lasts
     import torch._dynamo.config as dynamo, torch._inductor.config as inductor
@@ -78,8 +80,7 @@ def compiled(candidate:Candidate, example)->Candidate:
     try:
         with _compiler(device): net(example[:piece].to(candidate.dtype))
     except Exception as error: # the compiler's own kinds of errors differ from version to version
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f'it cannot be compiled here: {reason[0][:160]}') from None
+        raise ValueError(f'it cannot be compiled here: {_first_line(error)}') from None
     return replace(candidate, piece=piece, compiled=net)
 
 # %% ../nbs/12b_fast.ipynb #83d08be4
@@ -87,7 +88,8 @@ def in_bfloat16(candidate:Candidate, example)->Candidate:
     "Weights and images in bfloat16."
     if candidate.dtype != torch.float32: raise ValueError(f'it computes in {str(candidate.dtype)[6:]}')
     cpu = example.device.type == 'cpu'
-    able = torch.ops.mkldnn._is_mkldnn_bf16_supported() if cpu else example.is_cuda and torch.cuda.is_bf16_supported()
+    onednn = torch.backends.mkldnn.is_available()
+    able = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported() if cpu else example.is_cuda and torch.cuda.is_bf16_supported()
     if not able: raise ValueError('the device has no units for it')
     return replace(candidate, net=copy.deepcopy(candidate.net).bfloat16(), dtype=torch.bfloat16)
 
@@ -157,8 +159,10 @@ def _check(model, example):
 # %% ../nbs/12b_fast.ipynb #b82b00bd
 def _try(step, change, best, example, truth, tolerance, rounds): # (candidate or None, row)
     row = {'step': step, 'images/s': None, 'moved': None, 'taken': False, 'why': ''}
-    try: new = change(best, example)
-    except ValueError as error: return None, {**row, 'why': str(error)}
+    try:
+        new = change(best, example)
+        new(example)
+    except (ValueError, TypeError, RuntimeError) as error: return None, {**row, 'why': _first_line(error)}
     old, now = clock(lambda: best(example), lambda: new(example), rounds=rounds, device=example.device)
     gain = min(old) / min(now) # the quickest rounds: what else the machine does can only add
     row.update({'images/s': len(example) / min(now), 'moved': distance(new(example), truth)})
@@ -178,7 +182,8 @@ def fast(model:nn.Module, # a MetaFormer, one of its blocks, or any module that 
     for name in without:
         if name not in STEPS: raise ValueError(did_you_mean(name, STEPS, 'step'))
     best = Candidate(copy.deepcopy(unwrap_model(model)).eval().requires_grad_(False), example.dtype)
-    truth = best(example)
+    try: truth = best(example)
+    except (RuntimeError, TypeError) as error: raise ValueError(f'The model cannot take this example: {_first_line(error)}') from error
     start = clock(lambda: best(example), rounds=rounds, device=example.device)[0]
     steps = [{'step': 'as it is', 'images/s': len(example) / min(start), 'moved': 0., 'taken': True, 'why': ''}]
     for name, change in STEPS.items():
@@ -232,7 +237,7 @@ def _written(model, format, path, example): # the file's bytes and how far it an
         try: write(model, example, aside)
         except ExportError: raise
         except Exception as error: # every exporter has its own kinds of errors
-            raise ExportError(f'{format} cannot express this model: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}') from error
+            raise ExportError(f'{format} cannot express this model: {_first_line(error)}') from error
         run = read(aside)
         apart = max(distance(run(x), model(x)) for x in (example, torch.cat([example, example[:1]])))
         return Path(aside).read_bytes(), apart

@@ -82,6 +82,19 @@ def test_a_wrong_answer_is_never_taken(always_quicker, monkeypatch):
     assert not quick.steps[1]["taken"] and "move" in quick.steps[1]["why"]
 
 
+def test_a_step_that_breaks_the_model_is_a_row(always_quicker):
+    class OnlyFloat32(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 2))
+
+        def forward(self, x):
+            return x.float() @ self.weight  # in bfloat16 the two differ
+
+    quick = fast(OnlyFloat32(), torch.randn(4, 3), without=[s for s in STEPS if s != "bfloat16"])
+    assert not quick.steps[1]["taken"] and quick.steps[1]["why"] and quick(torch.randn(4, 3)).shape == (4, 2)
+
+
 def test_the_report_has_a_row_for_each_step():
     model, images = model_and_images("poolformerv2")
     quick = fast(model, images, without=EAGER, rounds=1)
@@ -95,6 +108,7 @@ def test_the_report_has_a_row_for_each_step():
     (dict(model=3), "wants a module"), (dict(example="photo.jpg"), "wants an example"), (dict(example=torch.randn(0, 3, 64, 64)), "wants an example"),
     (dict(example=torch.ones(2, 3, 64, 64, dtype=torch.uint8)), "wants an example"), (dict(without=["compile"]), "Did you mean 'compiled'"),
     (dict(example=torch.randn(2, 3, 64, 64, device="meta")), "move one with"), (dict(example=torch.randn(2, 4, 64, 64)), "Expected images of shape"),
+    (dict(model=nn.Linear(3, 2), example=torch.randn(2, 5)), "The model cannot take this example: .*mat1 and mat2"),
 ])
 def test_bad_input_of_fast(arguments, sentence):
     model, images = model_and_images()
