@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 from .core import Table, close
+from .kernels import keep_memory
 from .data import dice
 from .dist import everyone, quiet, rank, world_size, wrap
 from .validate import evaluate, to_device, unseen
@@ -119,6 +120,7 @@ class Loop(Epoch):
     "Epoch after epoch."
     def fit(self)->Table: # the log
         "Go on from where it stands to the last epoch."
+        keep_memory()
         size = self.accum * self.loaders[0].batch_size * world_size()
         with self.bar(size) as bar:
             while self.epoch < self.epochs:

@@ -1,6 +1,9 @@
 """star_relu and the layers after it against their plain twins: values, gradients, what is kept, and who looks into them."""
 import copy
 import itertools
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -236,3 +239,16 @@ def test_nothing_is_copied_for_a_layout():
     with Copies():
         create_model("tiny_caformer")(torch.randn(1, 3, 64, 64))
     assert not {"contiguous", "clone", "copy_"} & set(calls)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory by other rules")
+def test_kept_memory_is_not_asked_for_again():
+    code = """if True:
+        import resource, sys, torch
+        from metaformer_edu.kernels import keep_memory
+        if "keep" in sys.argv: keep_memory()
+        def step(): return [torch.ones(2**21) for _ in range(4)]
+        def pages(): step(); return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        print(-pages() + [pages() for _ in range(10)][-1])"""
+    lazy, kept = (int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout) for how in ("", "keep"))
+    assert kept < lazy / 4, (lazy, kept)
