@@ -110,9 +110,18 @@ def picture(root):
         [...o.querySelectorAll('canvas')].map(c => c.toDataURL()).join()""")
 
 
+def settled(root):
+    "The picture once it stays: a list that another one fills is filled then too."
+    before = None
+    while (now := picture(root)) != before:
+        before = now
+        time.sleep(0.3)
+    return now
+
+
 def changes(root, act, what):
     "Do something, and wait until the picture is another."
-    before = picture(root)
+    before = settled(root)
     act()
     end = time.monotonic() + PATIENCE / 1000
     while picture(root) == before:
@@ -124,6 +133,7 @@ def move_everything(page, root):
     "Move each control of an explorer by mouse or key, and see the picture follow; gives their names."
     moved = []
     for select in root.locator("select").all():
+        settled(root)
         name = select.evaluate("o => o.labels?.[0]?.textContent || o.getAttribute('aria-label') || ''").strip()
         assert name, "A list has no label."
         chosen = select.evaluate("o => o.selectedIndex")

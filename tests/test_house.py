@@ -18,8 +18,8 @@ import nbcells
 MODULE_LINES = 250           # lines of code in a module, without blanks, comments and docstrings
 NOTEBOOK_BYTES = 500_000     # one notebook
 MEAN_NOTEBOOK_BYTES = 300_000
-MEDIAN_CELL_LINES = 5        # code cells of a lesson
-MARKDOWN_SHARE = (0.30, 0.50)  # of a lesson's cells
+MEDIAN_CELL_LINES = 5        # code cells of a lesson or tutorial
+MARKDOWN_SHARE = (0.30, 0.50)  # of its cells
 EXPORTED_CELL_LINES = 30
 LONG_CELLS_ALLOWED = {}      # {("02_mixers", "cell id"): "why this cell has to be long"}
 FORWARD = {("train", "sheet"): "a training ends with a sheet of explanations"}  # imports of a later lesson, inside a function
@@ -254,14 +254,14 @@ def test_a_picture_is_stored(path):
 
 # --- how a lesson reads ---
 
-@each(LESSONS)
+@each(LESSONS + STORIES)
 def test_cells_are_short(path):
     lengths = [n for c in code_cells(path) if (n := len(nbcells.code(c)))]
     median = statistics.median(lengths)
     assert median <= MEDIAN_CELL_LINES, f"{path.name}: the median code cell has {median:g} lines; {MEDIAN_CELL_LINES} is the most."
 
 
-@each(LESSONS)
+@each(LESSONS + STORIES)
 def test_prose_and_code_are_balanced(path):
     kinds = [c["cell_type"] for c in nbcells.read(path)["cells"] if c["cell_type"] != "raw"]
     share, (low, high) = kinds.count("markdown") / len(kinds), MARKDOWN_SHARE

@@ -1,4 +1,5 @@
-"""Makes README.md from nbs/index.ipynb with nbconvert alone: `python tools/readme.py`, or `--check` to only compare."""
+"""Makes README.md from nbs/index.ipynb with nbconvert alone, and copies code, outputs and tables into README.zh-CN.md:
+`python tools/readme.py`, or `--check` to only compare."""
 import argparse
 import posixpath
 import re
@@ -8,10 +9,12 @@ from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
 
+import translation
 from nbcells import directives, split
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = "<!-- Made from nbs/index.ipynb by tools/readme.py: edit the notebook, not this file. -->\n\n"
+HEADER_ZH = "<!-- Prose by hand; code, outputs and tables by tools/readme.py. An `en` line names the English section and the prose that is translated. -->"
 FENCED = re.compile(r"(^ {0,3}(`{3,}|~{3,}).*?^ {0,3}\2[`~]*[ \t]*$)", re.M | re.S)
 INLINE = re.compile(r"(`+)(?:(?!\1).)+?\1")
 # the target of a markdown link or picture, or of an html attribute
@@ -98,19 +101,39 @@ def make():
     return HEADER + body.strip() + "\n"
 
 
+def read_chinese():
+    "The text of README.zh-CN.md; empty if there is none."
+    return translation.CHINESE.read_text(encoding="utf-8") if translation.CHINESE.exists() else ""
+
+
+def make_chinese(text, translated=False):
+    "The text of README.zh-CN.md with what is copied from `text`, of README.md, made new."
+    english = translation.read(text)
+    chinese = translation.refresh(english, translation.read(read_chinese()))
+    return translation.write(translation.stamp(english, chinese) if translated else chinese, HEADER_ZH)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md is stale")
-    check = parser.parse_args().check
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md or README.zh-CN.md is stale")
+    parser.add_argument("--translated", action="store_true", help="say that the prose of README.zh-CN.md is that of README.md as it is now")
+    args = parser.parse_args()
     try:
         text = make()
     except ReadmeError as error:
         sys.exit(str(error))
-    readme = ROOT / "README.md"
-    if not check:
+    readme, chinese = ROOT / "README.md", translation.CHINESE
+    if not args.check:
         readme.write_text(text, encoding="utf-8")
+        chinese.write_text(make_chinese(text, args.translated), encoding="utf-8")
     elif not readme.exists() or readme.read_text(encoding="utf-8") != text:
         sys.exit("README.md is not what nbs/index.ipynb makes: run python tools/readme.py.")
+    found = translation.problems(text, read_chinese())
+    if args.check and found:
+        sys.exit("\n".join(found))
+    print(*found, sep="\n", end="\n" if found else "")
+    for row in translation.untranslated(translation.read(read_chinese())):
+        print(f"Still in English in {chinese.name}: {row[:100]}")
 
 
 if __name__ == "__main__":

@@ -63,10 +63,11 @@ class ThisInterpreter(AsyncKernelManager):
         return KernelSpec(argv=argv, display_name="here", language="python")
 
 
-def execute(path):
-    "The notebook at `path` with fresh outputs; the file is only read. Raises NotebookFailed."
+def execute(path, then=()):
+    "The notebook at `path` with fresh outputs, and behind it cells with the sources `then`; the file is only read. Raises NotebookFailed."
     path = Path(path).resolve()
     nb = nbformat.read(path, as_version=4)
+    nb.cells += [nbformat.v4.new_code_cell(source) for source in then]
     kept = nb.metadata.copy()
     for cell in (c for c in nb.cells if c.cell_type == "code"):
         if skipped(cell):

@@ -1,0 +1,166 @@
+"""Experiments: the same seed gives the same run, runs go on where they were, and a wrong word is one sentence."""
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from metaformer_edu import experiments as ex
+from metaformer_edu.experiments import Arm, Budget, Experiment, chance, get_experiment, own_results, read_results, run
+from metaformer_edu.shapes import TASKS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = Budget(pictures=64, looks=2)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    "A few digits in place of thousands of pictures."
+    g = torch.Generator().manual_seed(0)
+    sets = [torch.utils.data.TensorDataset(torch.randn(n, 3, 64, 64, generator=g), torch.arange(n) % 2) for n in (64, 20)]
+    monkeypatch.setattr(ex, "pictures", lambda task, distance=None: sets)
+
+
+def two():
+    return Experiment("?", [Arm("texture", name, dict(token_mixers=name)) for name in ("Identity", "Pooling")], seeds=2)
+
+
+def test_a_run_goes_on_where_it_was(tmp_path):
+    path = tmp_path / "r.csv"
+    whole = run(two(), budget=SMALL, progress=False)
+    part = run(two(), 1, SMALL, path, progress=False)
+    assert len(part) == 2 and len(whole) == 4
+    before = path.read_text()
+    both = run(two(), 2, SMALL, path, progress=False)
+    assert path.read_text().startswith(before)
+    assert [{**r, "distance": None} for r in both] == whole
+    trained = []
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(ex, "measure", lambda *a, **k: trained.append(a))
+    assert run(two(), 2, SMALL, path, progress=False) == both and not trained
+    monkey.undo()
+
+
+def test_what_ended_before_a_failure_is_kept(tmp_path, monkeypatch):
+    path, real = tmp_path / "r.csv", ex.measure
+
+    def once(arm, *args, **kwargs):
+        if arm.name == "Pooling":
+            raise RuntimeError("cut off")
+        return real(arm, *args, **kwargs)
+    monkeypatch.setattr(ex, "measure", once)
+    with pytest.raises(RuntimeError, match="cut off"):
+        run(two(), 1, SMALL, path, progress=False)
+    assert [r["name"] for r in read_results(path)] == ["Identity"]
+
+
+def test_the_seed_decides_and_nothing_else():
+    arm = Arm("texture", "random", dict(token_mixers="RandomMixing"))
+    (a, one), (b, same), (c, other) = (ex.train_arm(arm, s, SMALL) for s in (3, 3, 4))
+    assert one == same and one != other
+    for (key, x), y in zip(a.state_dict().items(), b.state_dict().values()):
+        assert torch.equal(x, y), key
+    torch.rand(5)  # the dice of the caller do not count
+    assert ex.train_arm(arm, 3, SMALL)[1] == one
+
+
+def test_another_budget_is_refused(tmp_path):
+    path = tmp_path / "r.csv"
+    run(two(), 1, SMALL, path, progress=False)
+    for other in (Budget(pictures=96, looks=2), Budget(pictures=64, looks=2, lr=2e-3)):
+        with pytest.raises(ValueError, match="holds runs of 64 pictures at the rate 0.001: choose another file"):
+            run(two(), 1, other, path, progress=False)
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="does not hold results"):
+        read_results(path)
+
+
+@pytest.mark.parametrize("a, b, share", [([1, 2, 3], [4, 5, 6], 0.1), ([1], [2], 1), ([1, 1], [1, 1], 1), ([0.1, 0.2], [0.3, 0.4], 1 / 3)])
+def test_chance(a, b, share):
+    assert chance(a, b) == pytest.approx(share)
+    assert chance(b, a) == pytest.approx(share)
+
+
+def test_chance_of_equal_groups_is_fair():
+    "Under no difference, a share of at most p comes in at most a part p of all deals."
+    values = [3, 1, 4, 1.5, 9, 2.6]
+    shares = [chance(one, [v for v in values if v not in one]) for one in itertools.combinations(values, 3)]
+    assert sum(s <= 0.2 for s in shares) / len(shares) <= 0.2
+
+
+@pytest.mark.parametrize("name", list(ex.EXPERIMENTS))
+def test_arms_can_be_built_and_differ(name):
+    experiment = get_experiment(name)
+    seen = set()
+    for arm in experiment.arms:
+        model = arm.build(len(TASKS[arm.task].class_names) if arm.task in TASKS else 10)
+        model(torch.zeros(1, 3, 64, 64))
+        seen.add((arm.task, arm.distance, arm.name))
+    assert len(seen) == len(experiment.arms)
+    small = get_experiment(name, small=True)
+    assert {a.task for a in small.arms} == set(experiment.small) and 0 < len(small.arms) < len(experiment.arms) or name in ("attention", "distance")
+
+
+@pytest.mark.parametrize("name", list(ex.EXPERIMENTS))
+def test_kept_results_are_whole(name):
+    rows, experiment = own_results(name), get_experiment(name)
+    wanted = {(a.task, a.name, a.distance, s) for a in experiment.arms for s in range(experiment.seeds)}
+    assert {ex.key(r) for r in rows} == wanted and len(rows) == len(wanted)
+    assert {(r["pictures"], r["lr"]) for r in rows} == {(Budget().pictures, Budget().lr)}
+    assert all(len(ex.curve(r)) == Budget().looks and abs(ex.curve(r)[-1] - r["top1"]) < 0.01 for r in rows)
+    assert {r["command"] for r in rows} == {f"metaformer-experiment {name}"}
+    for arm in experiment.arms:  # they are of the models as they are now
+        row = next(r for r in rows if ex.key(r)[:3] == (arm.task, arm.name, arm.distance))
+        model = arm.build(len(TASKS[arm.task].class_names) if arm.task in TASKS else 10)
+        assert ex.count_params(model) == (row["trainable"], row["frozen"])
+    assert ex.draw(rows, experiment) and ex.draw_arms(rows) and ex.draw_arms(rows, "way")
+
+
+def test_summary_tells_the_spread():
+    rows = [dict(task="t", distance=None, name="n", seed=s, top1=v, curve=f"0 {v}", trainable=1500, frozen=0, macs=2e6) for s, v in enumerate((90, 94.5))]
+    assert ex.summary(rows) == [{"task": "t", "name": "n", "runs": 2, "top1": "92.2", "lowest": "90.0", "highest": "94.5", "on the way": "46.1",
+                                 "learns": "1.5k", "MACs": "2.0M"}]
+
+
+@pytest.mark.parametrize("args, said", [
+    (["mixer"], "mixers"), (["mixers", "--output", "x.txt"], "must end in .csv"), (["mixers", "--output", "nowhere/x.csv"], "folder that is there"),
+    (["mixers", "--device", "cuda:77"], "no device 'cuda:77'"), (["mixers", "--seeds", "0"], "0 is not 1 or more"), ([], "NAME")])
+def test_bad_input_is_a_sentence(args, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        ex.main(args)
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and said in err and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(ex.EXPERIMENTS, "two", two())
+    args = ["two", "--pictures", "320", "--jobs", "1", "--seeds", "1"]
+    ex.main(args)
+    first = capsys.readouterr().out
+    assert (tmp_path / "experiment_two.png").stat().st_size > 5000 and "Pooling" in first
+    rows = read_results(tmp_path / "experiment_two.csv")
+    assert {r["command"] for r in rows} == {"metaformer-experiment two --pictures 320 --jobs 1 --seeds 1"}
+    monkeypatch.setattr(ex, "measure", None)  # nothing is left to do
+    ex.main(args)
+    assert capsys.readouterr().out == first
+    with pytest.raises(SystemExit) as end:
+        ex.main([*args, "--lr", "0.01"])
+    assert end.value.code == 2 and "holds runs of 320 pictures" in capsys.readouterr().err
+
+
+def test_processes_give_the_same_as_one(tmp_path):
+    "In real processes, which draw the digits themselves."
+    code = ("from metaformer_edu.experiments import *\n"
+            "import torch; torch.set_num_threads(1)\n"
+            "if __name__ == '__main__':\n"
+            "    e = Experiment('?', [Arm('digits', 'x', dict(token_mixers='Identity', depths=(1,), dims=(8,), res_scale_init_values=None))], seeds=2)\n"
+            "    one, two = (run(e, budget=Budget(64, 1), jobs=n, progress=False) for n in (1, 2))\n"
+            "    assert one == two, (one, two)\n")
+    (tmp_path / "both.py").write_text(code)
+    done = subprocess.run([sys.executable, "both.py"], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,294 @@
+"""The site: its parts on small notebooks, one build of all of it with warnings as errors, and that in a browser."""
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from browser import browser, listen
+
+import docments
+import website
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def code(source, *outputs, id="c1"):
+    return {"cell_type": "code", "id": id, "metadata": {}, "source": source, "outputs": list(outputs)}
+
+
+def shown(**data):
+    return {"output_type": "display_data", "metadata": {}, "data": {k.replace("_", "/"): v for k, v in data.items()}}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "A folder of notebooks in the place of nbs/; gives a function that writes one."
+    monkeypatch.setattr(website, "ROOT", tmp_path)
+    monkeypatch.setattr(website, "NBS", tmp_path / "nbs")
+
+    def write(name, *cells):
+        path = tmp_path / "nbs" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cells = [o if isinstance(o, dict) else {"cell_type": "markdown", "id": "m", "metadata": {}, "source": o} for o in cells]
+        path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+        return path
+    return write
+
+
+# --- notebooks ---
+
+def cells(*args, **kwargs):
+    return website.code_cell(code(*args, **kwargs), website.NBS / "x.ipynb")
+
+
+def test_hidden_cells_and_the_guard_are_absent_and_directives_are_no_text():
+    guard = "import sys\nif 'google.colab' in sys.modules:\n    %pip install -q git+https://github.com/a/b"
+    assert cells("#| hide\nx = 1") == cells("#| default_exp mixers") == cells(guard) == cells("#| include: false\nx") == []
+    assert cells(guard + "\nprint(1)")[0]["source"].endswith("print(1)")  # it does something else as well
+    label, made = cells("#| export\ndef f(): pass", id="abc")
+    assert made["source"] == "def f(): pass" and made["metadata"]["tags"] == ["exported"] and label["source"].startswith("(cell-abc)=\n")
+    assert cells("#| eval: false\nf()")[0]["source"] == "f()"
+    assert cells("#| output: false\nf()", shown(text_plain="1"))[0]["outputs"] == []
+
+
+def test_echo_false_leaves_the_output_alone():
+    made, = cells("#| echo: false\nf()", shown(text_html="<b>1</b>"))
+    assert made["metadata"]["tags"] == ["remove-input"] and made["outputs"]
+    assert cells("#| echo: false\nf()") == []
+    made, = cells("#| echo: false\nf()", shown(text_markdown="| a |", text_plain="Markdown"))
+    assert (made["cell_type"], made["source"]) == ("markdown", "| a |")
+
+
+def test_a_live_widget_leaves_its_picture_and_the_picture_gets_words():
+    view = "application/vnd.jupyter.widget-view+json"
+    both, alone = shown(image_png="00", text_plain="A token hears\nitself."), shown()
+    both["data"][view] = alone["data"][view] = {"model_id": "x"}
+    made, = cells("explore()", both, alone)
+    assert [list(o["data"]) for o in made["outputs"]] == [["image/png", "text/plain"]]
+    assert made["metadata"]["mystnb"]["image"]["alt"] == "A token hears itself."
+    assert cells("plot()", shown(image_png="00", text_plain="<Figure>"))[0]["metadata"]["mystnb"]["image"]["alt"] == website.alternative(both | {"data": {}})
+
+
+def test_links_stay_on_the_site_or_go_to_github(folder, tmp_path):
+    path = folder("02_mixers", "# A")
+    (tmp_path / "CONTRIBUTING.md").touch()
+    badge = "[![Open in Colab](https://example.org/badge.svg)](https://example.org/a)"
+    text = f"[a](02_mixers.ipynb#x) [b](../CONTRIBUTING.md) `[c](gone.md)` {badge}"
+    assert website.relinked(text, path) == f"[a](02_mixers.ipynb#x) [b]({website.GITHUB}/CONTRIBUTING.md) `[c](gone.md)` [Open in Colab](https://example.org/a)"
+    with pytest.raises(website.SiteError, match=r"nbs/02_mixers.ipynb points to gone.ipynb, but there is no nbs/gone.ipynb"):
+        website.relinked("[a](gone.ipynb)", path)
+
+
+# --- reading order ---
+
+def test_minutes_count_what_is_read(folder):
+    path = folder("00_core", "# 00 · Core: how do we look?\n\n" + "word " * 394, code("#| export\n\n" + "x = 1\n" * 20), code("#| hide\n" + "x\n" * 999))
+    lesson = website.Lesson(path)
+    assert (lesson.words, lesson.lines, lesson.minutes) == (400, 20, 3)
+    assert (lesson.short, lesson.question) == ("00 · Core", "How do we look?")
+    assert website.Lesson(folder("01_a", "# A title\n\nWhat is it? More.")).question == "What is it?"
+    assert website.hours(61) == "1 h 1 min" and website.hours(60) == "1 h" and website.hours(9) == "9 min"
+    with pytest.raises(website.SiteError, match="nbs/02_b.ipynb has no title"):
+        website.Lesson(folder("02_b", "text"))
+
+
+def test_a_new_lesson_and_tutorial_appear_by_themselves_with_what_they_need(folder):
+    folder("index", "# I")
+    folder("00_core", "# 00 · Core: a?")
+    folder("01_layers", "# 01 · Layers: b?", code("from metaformer_edu.core import x"))
+    folder("02_mixers", "# 02 · Mixers: c?", code("from .core import x\nfrom metaformer_edu.layers import y"))
+    folder("tutorials/new", "# Something new", code("import metaformer_edu.mixers"))
+    folder("tutorials/five_minutes", "# Five minutes")
+    folder("tutorials/.ipynb_checkpoints/old", "# Old")
+    paths = website.notebooks()
+    lessons, order = website.in_order(paths)
+    assert [o.stem for o in order] == ["five_minutes", "00_core", "01_layers", "02_mixers", "new"]
+    assert [[p.stem for p in website.needs(o, lessons)] for o in order] == [[], [], ["00_core"], ["01_layers"], ["02_mixers"]]
+    page, trees = website.reading_order(paths), website.toctrees(paths)
+    assert all(f"]({o.page})" in page and o.page.removesuffix(".ipynb") in trees for o in order) and "Old" not in page
+    assert trees.index("02_mixers") < trees.index("tutorials/new") < trees.index("models")
+
+
+def test_the_short_way_leads_through_notebooks_that_exist():
+    here = {p.stem for p in website.notebooks()}
+    assert not {*website.SHORT, *website.TUTORIALS} - here, "tools/website.py names notebooks that are not there."
+
+
+# --- the reference ---
+
+SOURCE = '''
+__all__ = ['SIZE', 'f', 'g', 'A', 'grow', 'h']
+
+# %% ../nbs/00_x.ipynb #aaa
+SIZE = 3 # of what
+
+# %% ../nbs/00_x.ipynb #bbb
+def f(x, # what goes in
+      a:int=1, b:float=.5, # of the curve
+      *, y:dict=None, # | or nothing
+     )->tuple: # (mean, variance)
+    "Does `x_y` and *that*."
+
+def g(x)->str: # in → out
+    "G."
+def _private(): "P."
+def undocumented(): pass
+def h(a, b=2, c=3)->int: # b: the second
+    "H."
+
+# %% ../nbs/00_x.ipynb #ccc
+@dataclass
+class A:
+    "An A."
+    n:int # how many
+    m:int=0
+    def one(self)->int: # the first
+        "One."
+    def bare(self): pass
+    @property
+    def two(self): "Two."
+
+def grow(self:A, by:int=1): # in steps
+    "Grow."
+A.grow = grow
+'''
+
+
+def test_comments_beside_parameters_are_read(tmp_path):
+    (tmp_path / "x.py").write_text(SOURCE)
+    size, f, g, h, a = docments.public(tmp_path / "x.py")
+    assert (size.name, size.kind, size.doc, size.value, size.cell) == ("SIZE", "data", "of what", "3", "aaa")
+    assert [(p.name, p.type, p.default, p.comment) for p in f.params] == [
+        ("x", "", "", "what goes in"), ("a", "int", "1", "of the curve"), ("b", "float", "0.5", "of the curve"), ("y", "dict", "None", "| or nothing")]
+    assert (f.returns.type, f.returns.comment, f.note, f.lines, f.cell) == ("tuple", "(mean, variance)", "", (8, 12), "bbb")
+    assert (g.note, g.returns.comment, g.params[0].comment) == ("in → out", "", "")  # it may be about either
+    assert [p.comment for p in h.params] == ["", "the second", ""] and not h.note
+    assert [(p.name, p.comment) for p in a.params] == [("n", "how many"), ("m", "")] and a.cell == "ccc"
+    assert [(m.name, m.kind) for m in a.members] == [("one", "method"), ("two", "property"), ("grow", "method")]
+    assert a.members[0].returns.comment == "the first" and [(p.name, p.comment) for p in a.members[2].params] == [("by", "in steps")]
+
+
+def test_the_table_says_what_the_comments_say(tmp_path):
+    (tmp_path / "x.py").write_text(SOURCE)
+    text = website.entry(docments.public(tmp_path / "x.py")[1], "x", True)
+    assert ":::::{py:function} f(x, a=1, b=0.5, y=None)" in text and r"Does `x_y` and \*that\*." in text
+    assert "| `a` | `int` | `1` | of the curve |" in text and "| *returns* | `tuple` |  | (mean, variance) |" in text
+    assert r"| `y` | `dict` | `None` | \\| or nothing |" in text and "/x.py#L8-L12)" in text and "(#cell-bbb)" in text
+
+
+def test_comments_are_what_fastcore_reads():
+    "Of definitions with a parameter a line: what stands on one line is read by people, and by fastcore as of the last."
+    from fastcore.docments import docments as read
+    seen = 0
+    for path in website.notebooks():
+        module = website.module_of(path)
+        lines = module.read_text(encoding="utf-8").splitlines() if module else []
+        for item in docments.public(module) if module else []:
+            if item.kind != "function" or item.note:
+                continue
+            source = "\n".join(lines[item.lines[0] - 1:item.lines[1]])
+            theirs = read(source, returns=False, args_kwargs=True)
+            ours = {p.name.strip("*"): p.comment or None for p in item.params}
+            seen += len(ours)
+            differ = {n: (ours[n], theirs[n]) for n in ours if theirs.get(n) and theirs[n] != ours[n] and n + ": " not in theirs[n]}
+            assert not differ, f"{module.name}, {item.name}: {differ}"
+    assert seen > 300
+
+
+# --- links ---
+
+def test_broken_links_and_other_hosts_are_found(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/b.html").write_text('<p id="here">x</p><a href="../a.html">a</a>')
+    (tmp_path / "s.css").write_text('@import "https://a.org/x.css"; p { background: url(data:x), url("s.png"); src: url(//a.org/f.woff) }')
+    good = '<a href="sub/b.html#here"></a><a href="#top" id="top"></a><a href="https://a.org/x"></a><a href="mailto:a@b.org"></a><img src="data:x">'
+    bad = ['<a href="gone.html"></a>', '<a href="sub/b.html#gone"></a>', '<a href="../up.html"></a>', '<a href="https://a b/"></a>', '<a href="ftp:x"></a>',
+           '<img src="https://a.org/x.svg">', '<script src="//a.org/x.js"></script>', '<p style="background: url(https://a.org/y)"></p>']
+    (tmp_path / "a.html").write_text(good)
+    assert website.check_links(tmp_path) == ["s.css asks another host for //a.org/f.woff.", "s.css asks another host for https://a.org/x.css."]
+    (tmp_path / "s.css").unlink()
+    for one in bad:
+        (tmp_path / "a.html").write_text(good + one)
+        assert len(website.check_links(tmp_path)) == 1, one
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(website.SiteError, match="choose an empty folder"):
+        website.build(tmp_path)
+    assert (tmp_path / "mine.txt").exists()
+
+
+# --- all of it ---
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "The site: Sphinx without a warning, and no link that leads nowhere."
+    out = tmp_path_factory.mktemp("site")
+    done = subprocess.run([sys.executable, ROOT / "tools/website.py", "--out", out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def text(page):
+    return page.read_text(encoding="utf-8")
+
+
+def test_every_notebook_is_a_page_without_its_machinery(site):
+    for path in website.notebooks():
+        html = text(site / path.relative_to(website.NBS).with_suffix(".html"))
+        assert "google.colab" not in re.sub("<[^>]+>", "", html), path.name
+        assert "#| " not in re.sub("<[^>]+>", "", html), path.name
+    assert text(site / "01_layers.html").count("<math") > 5
+
+
+def test_every_public_name_has_its_entry(site):
+    for module in filter(None, map(website.module_of, website.notebooks())):
+        anchors = website.Links(text(site / f"api/{module.stem}.html")).anchors
+        items = docments.public(module)
+        names = [o.name for o in items] + [f"{o.name}.{m.name}" for o in items for m in o.members]
+        missing = [n for n in names if f"metaformer_edu.{module.stem}.{n}" not in anchors]
+        assert not missing, f"{module.name}: {missing}"
+
+
+def test_the_models_are_all_there_also_without_scripts(site):
+    from metaformer_edu import list_models
+    rows = re.findall(r"<tr.*?</tr>", text(site / "models.html"), re.S)
+    assert [name for name in list_models(pretrained=True) if not any(f">{name}<" in o for o in rows)] == []
+
+
+def test_in_a_browser(site):
+    "Opened as files: nothing is asked of others, the table sorts and filters, the explorer draws, the search finds."
+    with browser() as chromium:
+        page = chromium.new_page()
+        said = listen(page)
+        address = lambda name: (site / name).as_uri()
+        page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else said.append(r.url))
+        for name in ("index.html", "13b_hearing.html", "reading_order.html", "api/index.html", "genindex.html"):
+            page.goto(address(name))
+        page.goto(address("models.html"))
+        column = lambda i: page.locator(f"table.sortable tbody tr:visible td:nth-child({i})").all_inner_texts()
+        heads = page.locator("table.sortable th button")
+        names = column(1)
+        for i in range(heads.count()):
+            for direction in ("ascending", "descending"):
+                heads.nth(i).focus()
+                page.keyboard.press("Enter")
+                assert page.locator("table.sortable th").nth(i).get_attribute("aria-sort") == direction
+                values = [o for o in column(i + 1) if o]
+                if i in (1, 5):  # pixels, accuracy
+                    assert [float(v) for v in values] == sorted(map(float, values), reverse=direction == "descending")
+                if i == 2:
+                    assert values[0 if direction == "ascending" else -1].startswith("11.9M")
+            assert sorted(column(1)) == sorted(names)
+        page.get_by_label("Show only rows with").fill("caformer 384")
+        assert 0 < len(column(1)) < 20 and all("caformer" in o and "384" in o for o in column(1))
+        assert page.get_by_role("status").inner_text() == f"{len(column(1))} of {len(names)}"
+        page.goto(address("explorer.html"))
+        page.frame_locator("iframe").locator("canvas").first.wait_for()
+        page.goto(address("search.html") + "?q=pooling")
+        page.locator("#search-results li a").first.wait_for()
+        assert "Pooling" in page.locator("#search-results").inner_text()
+        assert not said

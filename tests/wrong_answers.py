@@ -1,0 +1,415 @@
+"""Wrong answers that somebody might give: {lesson: {exercise: {answer: words with which the check must say what is wrong}}}."""
+
+WRONG = {
+    "00_core": {
+        1: {"answer = 32 * 49": "bias", "answer = 32 * 16 * 49 + 32": "without groups"},
+        2: {"def linear_macs(tokens, n, m): return n * m": "the counter says 140, and yours 28",
+            "def linear_macs(tokens, n, m): return tokens * (n * m + m)": "for 1 tokens from 6 to 9"},
+        3: {"""
+def dead_share(model, x, name):
+    with Capture(model, name) as acts: model(x)
+    return (acts[name] <= 0).float().mean()""": "a linear layer puts out no exact zeros",
+            """
+def dead_share(model, x, name):
+    with Capture(model, name) as acts: model(x)
+    return (acts[name] == 0).sum()""": "yours says",
+            """
+def dead_share(model, x, name):
+    kept = []
+    model.get_submodule(name).register_forward_hook(lambda module, inputs, out: kept.append(out))
+    model(x)
+    return (kept[0] == 0).float().mean()""": "a hook is left behind"},
+    },
+    "00a_kernels": {
+        1: {"answer = 8": "reads two tensors", "answer = 4": "they also read"},
+        2: {"def grad_s(x, g): return (g * x * x).sum()": "autograd finds", "def grad_s(x, g): return g * F.relu(x) * x": "yours has 50"},
+        3: {"def relu_of(y, s, b): return ((y - b) / s).clamp_min(0)": "it is not relu(x)",
+            "def relu_of(y, s, b): return (y / s).sqrt()": "not a number"},
+    },
+    "01_layers": {
+        1: {"answer = 2 / 3": "the second moment is 0.6", "answer = 0.8944": "the second moment is 1.2"},
+        2: {"def fold(star, fc): return star.scale * fc.weight, star.bias.expand(3)": "the bias is off",
+            "def fold(star, fc): return fc.weight, star.bias * fc.weight.sum(1)": "the weight is off"},
+        3: {"""
+class RMSNorm(nn.Module):
+    def __init__(self, dim, eps=1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+    def forward(self, x): return self.weight * x / x.square().mean(-1, keepdim=True).sqrt()""": "size 0.001",
+            """
+class RMSNorm(nn.Module):
+    def __init__(self, dim, eps=1e-6):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+    def forward(self, x): return self.weight * x / (x.var(-1, keepdim=True) + self.eps).sqrt()""": "size 1",
+            """
+class RMSNorm(nn.Module):
+    def __init__(self, dim, eps=1e-6):
+        super().__init__()
+        self.scale, self.eps = nn.Parameter(torch.ones(dim)), eps""": "['scale']"},
+    },
+    "02_mixers": {
+        1: {"answer = 3": "9 tokens", "answer = 49": "tokens hear", "answer = 8": "even window"},
+        2: {"answer = {'Identity', 'RandomMixing'}": "1 missing", "answer = {'Identity', 'RandomMixing', 'Pooling', 'SepConv'}": "SepConv is not linear",
+            "answer = 'Pooling'": "the names are Identity"},
+        3: {"""
+class ShiftMixer(nn.Module):
+    def __init__(self, dim): super().__init__()
+    def forward(self, x):
+        a, b, c, d = x.chunk(4, dim=-1)
+        return torch.cat([a.roll(-1, 2), b.roll(1, 2), c.roll(1, 1), d.roll(-1, 1)], dim=-1)""": "quarter 1 is not what comes from the token left",
+            """
+class ShiftMixer(nn.Module):
+    def __init__(self, dim): super().__init__()
+    def forward(self, x): return torch.cat([x.roll(1, 2), x.roll(-1, 2), x.roll(1, 1), x.roll(-1, 1)], dim=-1)""": "came out"},
+    },
+    "03_blocks": {
+        1: {"answer = 8": "it is heard after 7 already", "answer = 3": "after 3 it is not heard"},
+        2: {"def parallel(block, x): return block(x)": "this is the block",
+            "def parallel(block, x): return block.token_mixer(block.norm1(x)) + block.mlp(block.norm2(x))": "x itself is not"},
+        3: {"""
+class GatedMlp(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.fc1, self.gate, self.fc2 = nn.Linear(dim, 2 * dim), nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+        self.act = StarReLU()
+    def forward(self, x): return self.fc2(self.act(self.fc1(x)) * self.gate(x))""": "'fc1.bias'",
+            """
+class GatedMlp(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.fc1, self.gate = nn.Linear(dim, 2 * dim, bias=False), nn.Linear(dim, 2 * dim, bias=False)
+        self.fc2, self.act = nn.Linear(2 * dim, dim, bias=False), StarReLU()
+    def forward(self, x): return self.fc2(self.fc1(x) * self.gate(x))""": "the activation is missing",
+            """
+class GatedMlp(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.fc1, self.gate = nn.Linear(dim, 2 * dim, bias=False), nn.Linear(dim, 2 * dim, bias=False)
+        self.fc2, self.act = nn.Linear(2 * dim, dim, bias=False), StarReLU()
+    def forward(self, x): return self.fc2(self.act(self.fc1(x)) * self.act(self.gate(x)))""": "it does not compute"},
+    },
+    "04_model": {
+        1: {"answer = 2": "too little", "answer = 16": "too much"},
+        2: {"answer = 9": "do not round down", "answer = 4": "one side", "answer = (100 / 32)**2": "it is not 9.7"},
+        3: {"answer = MetaFormer(token_mixers=('Attention', 'Attention', 'Pooling', 'Pooling'), dims=(32, 64, 96, 128), num_classes=10)": "its mixers are",
+            "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), num_classes=10)": "parameters",
+            "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), depths=(1, 1, 1, 1), dims=(32, 64, 96, 128))": "1000 classes"},
+    },
+    "05_zoo": {
+        1: {"answer = 'caformer_s18'": "2 with fewer than 30 million are better", "answer = 'caformer_s36_in21ft1k'": "39.3 million",
+            "answer = 'caformer_s18_384'": "not measured at 224", "answer = 'CAFormer-S18'": "none of the 55"},
+        2: {"def mixer_params(dim): return 4 * dim**2 + 98 * dim, 4 * dim**2": "SepConv has 22,658 parameters, and yours 22,656",
+            "def mixer_params(dim): return 4 * dim**2 + 98 * dim + 2, 3 * dim**2": "Attention has"},
+        3: {"answer = create_model('caformer_s18')": "its mixers are",
+            "answer = create_model('caformer_s18', token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'))": "start from poolformerv2_s12"},
+    },
+    "05a_shapes": {
+        1: {"answer = 40": "sides apart, not 40", "answer = 0.5": "32.0 pixels apart"},
+        2: {"answer = 0.5": "is right in more", "answer = 1.": "none is right"},
+        3: {"def diamond(x, y): return abs(x) + abs(y) - np.sqrt(np.pi / 2)": "a step of one away",
+            "def diamond(x, y): return (abs(x) + abs(y) - 1) / np.sqrt(2)": "its area is 2.0",
+            "def diamond(x, y): return np.maximum(abs(x), abs(y)) - np.sqrt(np.pi) / 2": "it must stand on a corner"},
+    },
+    "06_data": {
+        1: {"answer = 13470": "the last batch", "answer = 42 * 32": "one epoch", "answer = 10 * 43 * 32": "43 batches"},
+        2: {"answer = (1, 1)": "in this val/ their label is not 1", "answer = (0, 0)": "in train/ their label is not 0", "answer = (1, 0)": "is not 1"},
+        3: {"""
+class Noise:
+    def __init__(self, std): self.std = std
+    def __call__(self, image): return image + self.std * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))""": "change from epoch to epoch",
+            """
+class Noise:
+    def __init__(self, std): self.std = std
+    def __call__(self, image):
+        torch.seed()
+        return image + self.std * torch.randn_like(image)""": "it must repeat itself",
+            """
+class Noise:
+    def __init__(self, std): self.std = std
+    def __call__(self, image): return image + self.std * torch.rand_like(image)""": "add noise of that standard deviation"},
+    },
+    "07_dist": {
+        1: {"answer = (1024, 1251)": "all their micro-batches count", "answer = (4096, 313)": "only whole steps", "answer = (4096, 1251)": "images"},
+        2: {"def exact_mean(sums, counts): return sum(s / n for s, n in zip(sums, counts)) / len(sums)": "the mean of the means",
+            "def exact_mean(sums, counts): return sum(sums) / len(sums)": "not 3.5"},
+        3: {"""
+def ring(values):
+    sums = list(values)
+    rounds = [list(sums)]
+    for _ in range(len(values) - 1):
+        sums = [s + g for s, g in zip(sums, sums[-1:] + sums[:-1])]
+        rounds.append(sums)
+    return rounds""": "does each pass on what it was given",
+            """
+def ring(values):
+    sums, given = list(values), list(values)
+    rounds = [list(sums)]
+    for _ in range(len(values) - 1):
+        given = given[1:] + given[:1]
+        sums = [s + g for s, g in zip(sums, given)]
+        rounds.append(sums)
+    return rounds""": "process 1 should have added"},
+    },
+    "08_validate": {
+        1: {"answer = 1000": "too few", "answer = 10_000": "more than it takes"},
+        2: {"def from_batches(accuracies, sizes): return sum(accuracies) / len(accuracies)": "not 0.5",
+            "def from_batches(accuracies, sizes): return sum(a * n for a, n in zip(accuracies, sizes)) / (sizes[0] * len(sizes))": "are 3 of 4"},
+        3: {"def balanced(said): return sum(row['top1'] for row in by_class(said, range(10))) / 10": "not between 0 and 1",
+            "def balanced(said): return (said['guess'] == said['label']).double().mean()": "the mean of the ten is"},
+    },
+    "08a_loop": {
+        1: {"answer = 0.1": "with 0.1 it is 0.50", "answer = 0.9": "with 0.9 it is"},
+        2: {"def shares(d): return d**2, d, 1": "together they are 1",
+            "def shares(d): return 1 - d, d * (1 - d), d**2": "the average of 1, 2 and 5",
+            "def shares(d): return 0.49, 0.21, 0.3": "with d = 0.9"},
+        3: {"""
+def stop_below(low):
+    def on_update(trainer):
+        if trainer.rate > low: raise TrainingStopped('below')
+    return on_update""": "it stopped at a rate of",
+            "def stop_below(low): return lambda trainer: trainer.rate < low": "it went on to the end"},
+    },
+    "08b_recipes": {
+        1: {"answer = (16, 8e-3)": "8,192 images a step", "answer = (8, 1e-3)": "the rate is not 0.001"},
+        2: {"def rate_for(r, k): return r": "2 steps of 0.1", "def rate_for(r, k): return r * k**0.5": "2 steps of 0.1"},
+        3: {"def commands(): return {name: f'torchrun -m metaformer_edu.train DATA --recipe {name}' for name in list_recipes('*_train')}": "does not begin with",
+            "def commands(): return {name: f'torchrun --nproc-per-node 8 -m metaformer_edu.train DATA --recipe {name} -b 128' for name in list_recipes()}": "is none of them",
+            "def commands(): return {name: f'torchrun --nproc-per-node 8 -m metaformer_edu.train DATA --recipe {name} -b 128 --grad-accum-steps 1' for name in list_recipes('*_train')}": "its global_batch would be 1024",
+            "def commands(): return {name: f'torchrun --nproc-per-node 8 -m metaformer_edu.train DATA --recipee {name} -b 128' for name in list_recipes('*_train')}": "the command does not take"},
+    },
+    "08c_runs": {
+        1: {"answer = 8 * 10**6": "2 numbers", "answer = 12 * 10**6": "3 numbers", "answer = 4 * 10**6": "1 numbers"},
+        2: {"def careless_dice(net, optimizer, first, last): return train(net, optimizer, first, last)": "the second half agrees",
+            """
+def careless_dice(net, optimizer, first, last):
+    losses = []
+    for step in range(first, last):
+        torch.seed()
+        loss = F.mse_loss(net(x), y)
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        losses.append(loss.item())
+    return losses""": "the first half must agree"},
+        3: {"def best_interval(write, between): return (write * between)**0.5": "longer than your 120 s",
+            "def best_interval(write, between): return between / 2": "shorter than your 3600 s"},
+    },
+    "09_train": {
+        1: {"answer = (7, (3 / 7, 4 / 7))": "its length is not 7", "answer = (5, (1, 1))": "has the length 1.41", "answer = (5, (0, 1))": "point where (3, 4) does"},
+        2: {"answer = ''": "batch", "answer = '-b 16 --lr 1e-3'": "lr 0.002 → 0.001", "answer = '--batch 16'": "what it says stands above"},
+        3: {"answer = 'shapes-same --model tiny_caformer --recovery-interval 20'": "no moving average",
+            "answer = '--model tiny_caformer --model-ema --recovery-interval 20'": "the data is digits",
+            "answer = 'shapes-same --model-ema --recovery-interval 20'": "the model is tiny_convformer",
+            "answer = 'shapes-same --model tiny_caformer --model-ema --recover 20'": "what it says stands above"},
+    },
+    "10_explain": {
+        1: {"stage = 1": "at stage 1 of the CAFormer", "stage = 3": "at stage 3 of the CAFormer"},
+        2: {"plus_k, times_ten = True, False": "times 10: the map drawn with it is the same", "plus_k, times_ten = False, True": "+ k: the map"},
+        3: {"""
+class Mine(gc.GradCAM):
+    def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth=False):
+        return np.zeros(grads.shape[:1] + grads.shape[2:], np.float32)""": "zero everywhere",
+            """
+class Mine(gc.GradCAM):
+    def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth=False):
+        return np.linalg.norm(grads, axis=-1)""": ""},
+    },
+    "10a_sheet": {
+        1: {"number_there = 6": "by a quarter", "number_there = 1": "still on its head", "number_there = 2": "mirrored"},
+        2: {"factor = 256": "255 would become 65280", "factor = 65535 / 256": "255 would become"},
+        3: {"def only_evidence(shown): return shown.pictures * shown.maps[..., None]": "it is not black",
+            "def only_evidence(shown): return shown.pictures * (shown.maps < 0.5)[..., None]": "it is not black",
+            "def only_evidence(shown): return torch.zeros_like(shown.pictures)": "the picture has changed",
+            "def only_evidence(shown): return shown.pictures[shown.maps >= 0.5]": "the pictures have the shape"},
+    },
+    "10b_trust": {
+        1: {"best = 4": "of the others hit more", "best = 3": "of the others hit more"},
+        2: {"inside = 12 / 64": "768.0", "inside = 12": "at most 1"},
+        3: {"def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), 2 * pixels + 1, 1, pixels)": "True and False, please",
+            "def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), pixels + 1, 1, pixels // 2)[:, 0].bool()": "some of them are missing",
+            "def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), 4 * pixels + 1, 1, 2 * pixels)[:, 0].bool()": "it became 81"},
+    },
+    "11_influence": {
+        1: {"answer = 7": "somebody is not heard", "answer = 17": "15 is enough already", "answer = 8": "even window"},
+        2: {"def chained(first, second, x): return closed_form(first, x) @ closed_form(second, x)": "in the other order",
+            "def chained(first, second, x): return closed_form(first, x) + closed_form(second, x)": "not what the Jacobian says"},
+        3: {"""
+def row_matrix(mixer, x):
+    h, w = x.shape[1:3]
+    return torch.full((h * w, h * w), 1 / (h * w))""": "token 0 should hear the 4 tokens of its row",
+            """
+def row_matrix(mixer, x):
+    h, w = x.shape[1:3]
+    return torch.kron(torch.full((w, w), 1 / w), torch.eye(h))""": "of its row",
+            """
+def row_matrix(mixer, x):
+    w = x.shape[2]
+    return torch.full((w, w), 1 / w)""": "it must be 16×16"},
+    },
+    "11a_swap": {
+        1: {"stages = {1, 4}": "stage 2 can be replaced, too", "stages = {1, 2, 3}": "stage 3 changes the answers", "stages = {1}": "stage 2 can be"},
+        2: {"def shuffle(x, order): return x": "another order", "def shuffle(x, order): return x.flatten(1, 2)[:, order.argsort()].view(x.shape)": "another order",
+            "def shuffle(x, order): return x.flatten(1, 2)[:, order]": "came out"},
+        3: {"def swap_block(model, stage, block, mixer): return swap_mixer(model, stage, mixer)": "this is the whole stage",
+            "def swap_block(model, stage, block, mixer): return copy.deepcopy(model)": "nothing was swapped",
+            """
+def swap_block(model, stage, block, mixer):
+    new = copy.deepcopy(model)
+    new.stages[stage - 1][block] = swap_mixer(model, stage, mixer).stages[stage - 1][block]
+    return new""": ""},
+    },
+    "11b_windows": {
+        1: {"answer_1 = 1 / 9": "takes the token itself away", "answer_1 = 1 / 25 - 1": "in the middle of the grid"},
+        2: {"def column_sum(row, column, h, w): return 0": "at (0, 0) of 6×7",
+            "def column_sum(row, column, h, w): return 9 / ((2 if row in (0, h - 1) else 3) * (2 if column in (0, w - 1) else 3)) - 1": "and yours"},
+        3: {"""
+def left_windows(mixer, x):
+    h, w = x.shape[1:3]
+    windows = torch.zeros(h, w, 9)
+    windows[..., 3] = 1
+    return windows.view(h * w, 9)""": "the first column has no left neighbour",
+            """
+def left_windows(mixer, x):
+    h, w = x.shape[1:3]
+    windows = torch.zeros(h, w, 9)
+    windows[:, 1:, 5] = 1
+    return windows.view(h * w, 9)""": "the token on their left",
+            "def left_windows(mixer, x): return influence(mixer, x)": "it must have the shape (16, 9)"},
+    },
+    "12_roofline": {
+        1: {"answer_1 = 2 * 512 * 2048 / (4 * (512 + 2048))": "the weights must move, too", "answer_1 = 33.1": "two FLOPs", "answer_1 = 265": "four bytes",
+            "answer_1 = 100": "million bytes"},
+        2: {"def in_the_limit(C, size): return 8 * C / 5": "yours", "def in_the_limit(C, size): return 8 * C / (4 * size)": "and yours 128.0"},
+        3: {"def star_in_pieces(x, s, b, out): out.copy_(torch.clamp_min(x, 0).mul_(s).add_(b))": "is not StarReLU",
+            """
+def star_in_pieces(x, s, b, out):
+    for piece, place in zip(x.view(-1).split(2**16), out.view(-1).split(2**16)):
+        place.copy_(piece.clamp_min_(0).pow_(2).mul_(s).add_(b))
+        if piece is not None: break""": "x itself has changed"},
+    },
+    "12a_fold": {
+        1: {"n = 12": "it is right for", "n = 22": "21 is enough already"},
+        2: {"def centre(weight): return weight - weight.mean(0)": "yours gives something",
+            "def centre(weight): return weight - weight.mean()": "yours gives something",
+            "def centre(weight): return weight * 0": "the rest has changed"},
+        3: {"""
+def identity_half(x, weight, eps=1e-6):
+    variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
+    slope = weight * torch.rsqrt(variance + eps)
+    return torch.addcmul(-slope * mean, x, 1 + slope)""": "it is not x + n",
+            """
+def identity_half(x, weight, eps=1e-6):
+    variance, mean = torch.var_mean(x, dim=(1, 2, 3), correction=0, keepdim=True)
+    slope = weight * torch.rsqrt(variance + eps)
+    return torch.addcmul(-slope * mean, x, slope)""": "x is missing",
+            """
+def identity_half(x, weight, eps=1e-6):
+    variance, mean = torch.var_mean(x, dim=(1, 2, 3), keepdim=True)
+    slope = weight * torch.rsqrt(variance + eps)
+    return torch.addcmul(-slope * mean, x, 1 + slope)""": "it is not x + n"},
+    },
+    "12b_fast": {
+        1: {"answer = True": "it says:", "answer = 'no'": "True or False?"},
+        2: {"""
+def weights(q, k):
+    e = torch.exp(q @ k.T)
+    return e / e.sum(-1, keepdim=True)""": "exp has overflowed",
+            """
+def weights(q, k):
+    scores = q @ k.T
+    e = torch.exp(scores - scores.amax(0))
+    return e / e.sum(0)""": "",
+            """
+def weights(q, k):
+    scores = q @ k.T
+    return torch.exp(scores - scores.amax(-1, keepdim=True))""": ""},
+        3: {"def threaded(n): return lambda candidate, example: candidate": "the very candidate",
+            "def threaded(n): return lambda candidate, example: replace(candidate)": "it computed with",
+            """
+class Threaded(nn.Module):
+    def __init__(self, net, n):
+        super().__init__()
+        self.net, self.n = net, n
+    def forward(self, x):
+        torch.set_num_threads(self.n)
+        return self.net(x)
+def threaded(n): return lambda candidate, example: replace(candidate, net=Threaded(candidate.net, n), compiled=None)""": "it leaves 2 threads"},
+    },
+    "12c_timing": {
+        1: {"theirs, ours = [1., 1., 1.], [2., 2., 2.]": "not faster", "theirs, ours = [1., 1., 1.], [0.5, 0.5, 0.5]": "in all ours take 1.5",
+            "theirs, ours = [1., 1., 1.], [0.5, 9.]": "three rounds"},
+        2: {"def kept_by_chain(widths): return 4 * sum(widths)": "[10, 20, 5] keeps 120", "def kept_by_chain(widths): return 4 * (sum(widths[:-1]) + sum(widths[1:-1]))": "yours says 200"},
+        3: {"def verdict(theirs, ours): return 'ours' if sum(ours) < sum(theirs) else 'theirs'": "'undecided'",
+            """
+def verdict(theirs, ours):
+    middle, low, high = spread(o / t for t, o in zip(theirs, ours))
+    if low <= 1 <= high: return 'undecided'
+    return 'ours' if middle > 1 else 'theirs'""": "it should be 'ours', and is 'theirs'"},
+    },
+    "12d_bench": {
+        1: {"model, contender = 'convformer_s18', 'fast'": "it comes to 78%", "model, contender = 'caformer_s18', 'timm compiled float32'": "it comes to",
+            "model, contender = 'ConvFormer', 'timm'": "has no"},
+        2: {"""
+def slow_round(rows, n, times):
+    for row in rows: row['seconds'][n] *= times
+    return rows""": "make a copy",
+            "def slow_round(rows, n, times): return [dict(row, seconds=[s * times for s in row['seconds']]) for row in rows]": "only that one",
+            """
+def slow_round(rows, n, times):
+    first = [s * times if i == n else s for i, s in enumerate(rows[0]['seconds'])]
+    return [dict(rows[0], seconds=first), *rows[1:]]""": "times as long, not 7"},
+        3: {"def cores_to_feed(model_row, loader_row): return model_row['images_per_s'] / loader_row['per_core']": "not a number of cores",
+            "def cores_to_feed(model_row, loader_row): return round(model_row['images_per_s'] / loader_row['per_core'])": "2 cores of 50"},
+    },
+    "13_widgets": {
+        1: {"answer_1 = (1 / moments(gelu)[1], 0)": "then the variance is", "answer_1 = (1.701, -0.282)": "the mean is"},
+        2: {"answer_2 = 3": "more than 3", "answer_2 = 39.56": "the deviation is not 1"},
+        3: {"""
+def answer_3():
+    def same(n):
+        fig, ax = new_figure(3, 2)
+        ax.plot([0, 1])
+        return Shown(fig, 'a line')
+    return Explorer(same, dict(n=W.IntSlider(3, min=1, max=9, description='terms')))""": "the picture stayed the same",
+            "def answer_3(): return W.IntSlider(3, min=1, max=9)": "not an Explorer"},
+    },
+    "13a_anatomy": {
+        1: {"answer_1 = 9": "it sees the rows from 2 to 223", "answer_1 = 11": "10 are enough", "answer_1 = 9.04": "a whole number"},
+        2: {"def attention_macs(n, C): return 4 * n**2 * C**2 + n**4 * C": "for 7×7", "def attention_macs(n, C): return 4 * n**2 * C**2 + 2 * n**2 * C": "for 7×7"},
+        3: {"def wide_windows(conv, n): return [(conv.kernel_size[0], conv.stride[0], conv.padding[0], n)]": "a kernel of 3 with dilation 2",
+            "def wide_windows(conv, n): return [(conv.kernel_size[0] * conv.dilation[0], conv.stride[0], conv.padding[0], n)]": "a kernel of 3 with dilation 2"},
+    },
+    "13b_hearing": {
+        1: {"answer_1 = 3": "so many hear themselves", "answer_1 = 64": "fewer than 64"},
+        2: {"def heard(row_of, grid, token): return row_of(token)": "whom it hears",
+            "def heard(row_of, grid, token): return np.array([[row_of((i, j))[token] for j in range(grid[1])] for i in range(grid[0])]).T": "the grid is 3×5"},
+        3: {"def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityformer', img_size=128), 3, Pooling))": "5 panels",
+            """
+class Shrinks(nn.Module):
+    def __init__(self, dim): super().__init__()
+    def forward(self, x): return x[:, ::2]
+def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityformer', img_size=128), 3, Shrinks))""": ""},
+    },
+    "13c_looking": {
+        1: {"answer_1 = 4 * (96**2 * 64 + 48**2 * 128 + 24**2 * 320 + 12**2 * 512) / 2**20": "that is one image",
+            "answer_1 = 8 * 4 * (56**2 * 64 + 28**2 * 128 + 14**2 * 320 + 7**2 * 512) / 2**20": "at 224 px",
+            "answer_1 = 8 * 4 * 384**2 * 3 / 2**20": "numbers of 4 bytes"},
+        2: {"answer_2 = ['gradcam']": "the maps of gradcam differ", "answer_2 = []": "1 missing", "answer_2 = ['random']": "random is none of"},
+        3: {"def answer_3(memory, image, n): return memory.model(image[None])[0].topk(n).indices.tolist()": "the model ran 2 times",
+            "def answer_3(memory, image, n): return memory.explain(image).logits[0].topk(n).values.tolist()": "and should be",
+            "def answer_3(memory, image, n): return [int(memory.explain(image).logits[0].argmax())]": "gives 1 and 1"},
+    },
+    "13d_progress": {
+        1: {"answer_1 = 7": "after epoch 7 it is 86.2 %", "answer_1 = 9": "not for the first time", "answer_1 = 0": "the epochs are 1 to 12"},
+        2: {"answer_2 = 100": "less than 100", "answer_2 = 0.68": "in percent"},
+        3: {"def answer_3(shots): return (shots.probabilities.argmax(-1)[1:] == shots.probabilities.argmax(-1)[:-1]).sum(1).tolist()": "at step 1",
+            "def answer_3(shots): return (shots.probabilities.argmax(-1) != shots.probabilities.argmax(-1)[0]).sum(1).tolist()": "yours are 20"},
+    },
+    "13e_explore": {
+        1: {"answer_1 = {**SECTIONS, 'activation': SECTIONS['activation']}": "it begins with model",
+            "answer_1 = {'activation': SECTIONS['activation']}": "not the same sections", "answer_1 = dict(sorted(SECTIONS.items()))": "the others are not in their order"},
+        2: {"answer_2 = 54": "these are seconds", "answer_2 = 4": "more than 10 to the power of 4", "answer_2 = 58": "less than"},
+        3: {"def answer_3(models): return W.VBox([explore_cam(model) for model in models.values()])": "no heading says",
+            "def answer_3(models): return W.VBox([W.HTML(f'<h2>{name}</h2>') for name in models])": "0 explorers",
+            "def answer_3(models): return [explore_cam(model) for model in models.values()]": "not a VBox"},
+    },
+}

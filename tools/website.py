@@ -1,0 +1,536 @@
+"""Makes the site from the notebooks: `python tools/website.py` writes docs/_build/html, which needs no server and no other host.
+
+The pages that Sphinx reads are made in a temporary folder; any warning of Sphinx is an error, and every link in the HTML is followed."""
+import argparse
+import configparser
+import copy
+import functools
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import docments
+import nbcells
+from readme import INLINE, TARGET, outside_fences
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS, DOCS = ROOT / "nbs", ROOT / "docs"
+config = configparser.ConfigParser()
+config.read(ROOT / "settings.ini", encoding="utf-8")
+SETTINGS = config["DEFAULT"]
+LIB = ROOT / SETTINGS["lib_path"]
+GITHUB = f"https://github.com/{SETTINGS['user']}/{SETTINGS['repo']}/blob/{SETTINGS['branch']}"
+COLAB = GITHUB.replace("https://github.com", "https://colab.research.google.com/github")
+
+WORDS, LINES = 200, 20  # read in a minute
+# tutorial -> the lessons to read before; others find theirs by what they import, and come last
+TUTORIALS = {"five_minutes": (), "does_the_mixer_matter": ("02_mixers", "03_blocks"), "your_own_mixer": ("02_mixers", "03_blocks"),
+             "imagenet_for_real": ("06_data", "09_train")}
+FIRST = {"five_minutes"}  # before the lessons
+SHORT = ["five_minutes", "02_mixers", "03_blocks", "does_the_mixer_matter", "your_own_mixer"]  # for who has about an hour
+PICTURES = {".png", ".jpg", ".jpeg", ".svg", ".gif"}
+IMPORT = re.compile(rf"^\s*(?:from|import) +(?:{SETTINGS['lib_name']})?\.?(\w+)?", re.M)
+
+
+class SiteError(Exception):
+    "What is wrong with a page, in a sentence."
+
+
+# --- notebooks ---
+
+def visible(pattern):
+    return [p for p in NBS.rglob(pattern) if not any(o[0] in "._" for o in p.relative_to(NBS).parts)]
+
+
+def notebooks():
+    "index, then lessons, then the rest, by name."
+    return sorted(visible("*.ipynb"), key=lambda p: (p.stem != "index", not is_lesson(p), p.relative_to(NBS).as_posix()))
+
+
+def is_lesson(path):
+    return bool(re.match(r"\d\d[a-z]?_", path.name))
+
+
+def relinked(text, path):
+    "Markdown of the notebook or file at `path`, with links to what is no page of the site led to GitHub, and badges of other hosts as words."
+    def one(match):
+        target = match["path"]
+        if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|[/#]", target):
+            return match[0]
+        at = Path(os.path.normpath(path.parent / unquote(re.split("[#?]", target)[0])))
+        if not at.exists():
+            raise SiteError(f"{path.relative_to(ROOT)} points to {target}, but there is no {os.path.relpath(at, ROOT)}.")
+        on_site = NBS in at.parents and at.suffix in {".ipynb", ".md", *PICTURES}
+        return match[0] if on_site else f"{match['before']}{GITHUB}/{at.relative_to(ROOT).as_posix()}"
+
+    def change(text):
+        text = re.sub(r"!\[([^\]]*)\]\(https?://[^)]*\)", r"\1", text)
+        parts, at = [], 0
+        for span in INLINE.finditer(text):
+            parts += [TARGET.sub(one, text[at:span.start()]), span[0]]
+            at = span.end()
+        return "".join([*parts, TARGET.sub(one, text[at:])])
+    return outside_fences(text, change)
+
+
+def stepwise(text):
+    "A text that goes from its title straight to headings of the third level, as GitHub shows a glossary best, with headings of the second."
+    return text if re.search(r"^## ", text, re.M) else outside_fences(text, lambda o: re.sub(r"^###(?=#* )", "##", o, flags=re.M))
+
+
+def markdown(source):
+    return {"cell_type": "markdown", "metadata": {}, "source": source}
+
+
+def is_guard(cell):
+    "The lines that install the package in Colab, and nothing else."
+    return "google.colab" in cell["source"] and all(re.match(r"import sys$|if 'google.colab' in sys.modules:|\s*[%!]\s*pip install", o) for o in nbcells.code(cell))
+
+
+def alternative(output):
+    "What stands for a picture: the words beside it, if there are any."
+    words = "".join(output["data"].get("text/plain", "")).strip()
+    return "A picture drawn by the cell above" if not words or words[0] == "<" else " ".join(words.split())
+
+
+def code_cell(cell, path, names=()):
+    "The cells that a code cell becomes, by its directives; `names` are those that the reference has from it."
+    found = nbcells.directives(cell)
+    if "hide" in found or found.get("include") == "false" or is_guard(cell):
+        return []
+    exported = found.keys() & {"export", "exporti", "exports"}
+    magics = [o for o in nbcells.split(cell)[0] if o.lstrip().startswith("%%")]
+    source = "\n".join(magics + nbcells.split(cell)[1]).strip("\n")
+    outputs = [] if found.get("output") == "false" else copy.deepcopy(cell["outputs"])
+    for output in outputs:
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    outputs = [o for o in outputs if o.get("data") != {}]
+    texts = [o for o in outputs if "text/markdown" in o.get("data", {})]
+    outputs = [o for o in outputs if o not in texts]
+    tags = ["remove-input"] if found.get("echo") == "false" else ["exported"] if exported else []
+    made = {"cell_type": "code", "metadata": {"tags": tags}, "source": source, "outputs": outputs, "execution_count": None}
+    pictures = [o for o in outputs if any(kind.startswith("image/") for kind in o.get("data", {}))]
+    if pictures:
+        made["metadata"]["mystnb"] = {"image": {"alt": alternative(pictures[0])}}
+    if exported and source:
+        names = [f"{{py:obj}}`{o.removeprefix(SETTINGS['lib_name'] + '.')} <{o}>`" for o in names]
+        label = [markdown(f"(cell-{cell['id']})=\n:::{{container}} exported\n{' · '.join(['in the package', *names])}\n:::")]
+    else:
+        label = []
+    shown = [made] if source and "remove-input" not in tags or outputs else []
+    return label + shown + [markdown(relinked("".join(o["data"]["text/markdown"]), path)) for o in texts]
+
+
+def cells_of(path):
+    "The notebook's cells as the site shows them."
+    made = []
+    for cell in nbcells.read(path)["cells"]:
+        if cell["cell_type"] == "markdown":
+            made.append(markdown(relinked(cell["source"], path)))
+        elif cell["cell_type"] == "code":
+            made += code_cell(cell, path, exported_names(path).get(cell.get("id"), []))
+    return made
+
+
+def module_of(path):
+    "The module that a lesson writes, if it is there."
+    found = LIB / f"{path.stem.partition('_')[2]}.py"
+    return found if is_lesson(path) and found.exists() else None
+
+
+@functools.cache
+def exported_names(path):
+    "Cell id -> full names of what the reference says of it."
+    found = {}
+    for item in docments.public(module_of(path)) if module_of(path) else []:
+        found.setdefault(item.cell, []).append(f"{SETTINGS['lib_name']}.{module_of(path).stem}.{item.name}")
+    return found
+
+
+# --- what is read, and how long it takes ---
+
+class Lesson:
+    "What the reading order says of a notebook."
+    def __init__(self, path):
+        self.path, self.stem, self.page = path, path.stem, path.relative_to(NBS).as_posix()
+        cells = [c for c in nbcells.read(path)["cells"] if "hide" not in nbcells.directives(c)]
+        texts = [c["source"] for c in cells if c["cell_type"] == "markdown"]
+        self.title = next((found[1] for t in texts if (found := re.search(r"^# +(.+)$", t, re.M))), None)
+        if not self.title:
+            raise SiteError(f"{path.relative_to(ROOT)} has no title.")
+        self.question = self.title.partition(": ")[2] or first_sentence("\n\n".join(texts))
+        self.question = self.question[:1].upper() + self.question[1:]
+        self.words = sum(len(re.findall(r"\w[\w’'-]*", t)) for t in texts)
+        codes = [c for c in cells if c["cell_type"] == "code" and not is_guard(c) and nbcells.directives(c).get("echo") != "false"]
+        self.lines = sum(len(nbcells.code(c)) for c in codes)
+        self.imports = {name for c in codes for name in IMPORT.findall(c["source"]) if name}
+
+    @property
+    def minutes(self):
+        return max(1, round(self.words / WORDS + self.lines / LINES))
+
+    @property
+    def short(self):
+        "The title before the question: '02 · Mixers'."
+        return self.title.partition(": ")[0]
+
+
+def first_sentence(text):
+    body = re.sub(r"^#.*$|^!\[.*$|^\[!.*$", "", text, flags=re.M).strip()
+    return re.split(r"(?<=[.?!])\s", body)[0] if body else ""
+
+
+def needs(lesson, lessons):
+    "The lessons whose code this one uses, without those that these use themselves."
+    if lesson.stem in TUTORIALS:
+        return [o for o in lessons if o.stem in TUTORIALS[lesson.stem]]
+    direct = {o.stem: {p.stem for p in lessons if p.stem.partition("_")[2] in o.imports and p.stem < o.stem} for o in lessons if o != lesson}
+    mine = {p.stem for p in lessons if p.stem.partition("_")[2] in lesson.imports and p.stem != lesson.stem and (not is_lesson(lesson.path) or p.stem < lesson.stem)}
+
+    def reach(stem):
+        return set().union(direct[stem], *(reach(o) for o in direct[stem]))
+    return [o for o in lessons if o.stem in mine - set().union(*(reach(o) for o in mine))]
+
+
+def in_order(paths):
+    "(lessons, all to be read in order): five minutes first, then the lessons, then the other tutorials."
+    lessons = [Lesson(p) for p in paths if is_lesson(p)]
+    stories = [Lesson(p) for p in paths if p.parent.name == "tutorials"]
+    known = list(TUTORIALS)
+    stories.sort(key=lambda o: (known.index(o.stem) if o.stem in known else len(known), o.stem))
+    return lessons, [o for o in stories if o.stem in FIRST] + lessons + [o for o in stories if o.stem not in FIRST]
+
+
+def cell_text(text):
+    return text.replace("|", r"\|").replace("\n", " ")
+
+
+def table(head, rows, kind=""):
+    lines = ["| " + " | ".join(cell_text(str(c)) for c in row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join([f":::{{table}}\n:class: {kind}\n", *lines, ":::"] if kind else lines)
+
+
+def hours(minutes):
+    h, m = divmod(minutes, 60)
+    return " ".join([f"{h} h"] * bool(h) + [f"{m} min"] * bool(m))
+
+
+def reading_order(paths):
+    lessons, order = in_order(paths)
+    short = [next(o for o in order if o.stem == stem) for stem in SHORT if stem in {p.stem for p in order}]
+    needed = lambda o: ", ".join(f"[{p.short.split(' · ')[0]}]({p.page})" for p in needs(o, lessons)) or "nothing"
+    rows = [[f"[{o.short}]({o.page})", o.question, o.minutes, needed(o)] for o in order]
+    quick = [[f"[{o.short}]({o.page})", o.question, o.minutes] for o in short]
+    return f"""# Reading order
+
+Every lesson and tutorial, first to last, with the question that it opens with. Together they take about {hours(sum(o.minutes for o in order))}.
+
+The minutes are for reading alone, at {WORDS} words or {LINES} lines of code a minute. Exercises come on top and take as long as they take.
+*Needs* names the lessons whose code this one uses; theirs are not repeated.
+
+## The short way
+
+The idea, the parts, and a mixer of your own, in about {hours(sum(o.minutes for o in short))}:
+
+{table(['read', 'question', 'minutes'], quick)}
+
+## Everything
+
+{table(['read', 'question', 'minutes', 'needs'], rows)}
+"""
+
+
+# --- the reference ---
+
+def prose(text):
+    "A docstring as Markdown: only code in backticks is marked up."
+    parts, at = [], 0
+    escape = lambda s: re.sub(r"([\\*_\[\]<>$|#{}~`^])", r"\\\1", s)
+    for span in INLINE.finditer(text):
+        parts += [escape(text[at:span.start()]), span[0]]
+        at = span.end()
+    return "".join([*parts, escape(text[at:])])
+
+
+def as_code(text):
+    "Code in backticks, also in a table."
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if text else ""
+
+
+def entry(item, module, lesson, depth=0):
+    "A name of the reference in Markdown."
+    shown = ", ".join(p.name + (f"={p.default}" if p.default else "") for p in item.params)
+    said = [p for p in item.params if p.type or p.default or p.comment]
+    rows = [[as_code(p.name), as_code(p.type), as_code(p.default), prose(p.comment)] for p in said]
+    if item.returns and item.kind != "property" and item.returns.type != "None":
+        rows.append(["*returns*", as_code(item.returns.type), "", prose(item.returns.comment)])
+    kept = [i for i in range(4) if i == 0 or any(row[i] for row in rows)]
+    rows = [[row[i] for i in kept] for row in [["parameter", "type", "default", "what it is"], *rows]]
+    source = f"[source]({GITHUB}/{SETTINGS['lib_path']}/{module}.py#L{item.lines[0]}-L{item.lines[1]})"
+    where = f" · [in the lesson](#cell-{item.cell})" if item.cell and lesson else ""
+    fence = ":" * (5 - depth)
+    return "\n".join(filter(None, [
+        f"{fence}{{py:{item.kind}}} {item.name}" + (f"({shown})" if item.kind in ("function", "class", "method") else ""), "",
+        prose(item.doc) + "\n" if item.doc else "",
+        as_code("# " + item.note) + "\n" if item.note else "",
+        table(rows[0], rows[1:]) + "\n" if rows[1:] else "",
+        *(entry(o, module, lesson, depth + 1) for o in item.members),
+        f":::{{container}} source-links\n{source}{where}\n:::\n" if not depth else "",
+        fence, ""]))
+
+
+def reference(path, items):
+    "The page of the module that a lesson writes."
+    module, lesson = module_of(path).stem, Lesson(path)
+    names = [o for o in items if o.kind != "data"]
+    constants = [o for o in items if o.kind == "data"]
+    rows = [[f"{{py:obj}}`{o.name} <{SETTINGS['lib_name']}.{module}.{o.name}>`", prose(first_sentence(o.doc))] for o in names]
+    return "\n".join([
+        f"# {module}\n",
+        f"```{{py:module}} {SETTINGS['lib_name']}.{module}\n```\n",
+        f"Lesson [{lesson.title}](../{lesson.page}) writes this module. [Source]({GITHUB}/{SETTINGS['lib_path']}/{module}.py).\n",
+        table(["name", "what it is"], rows) + "\n" if rows else "",
+        "## Functions and classes\n" if names else "", *(entry(o, module, True) for o in names),
+        "## Constants\n" if constants else "", *(constant(o, module) for o in constants)])
+
+
+def constant(item, module):
+    value = item.value if len(item.value) <= 100 else item.value[:99] + "…"
+    source = f"[source]({GITHUB}/{SETTINGS['lib_path']}/{module}.py#L{item.lines[0]}-L{item.lines[1]})"
+    return "\n".join([f":::::{{py:data}} {item.name}", *([f"`` {value} ``\n"] if value else [""]), prose(item.doc) + "\n",
+                      f":::{{container}} source-links\n{source} · [in the lesson](#cell-{item.cell})\n:::\n", ":::::\n"])
+
+
+def reference_index(paths):
+    rows = [[f"[{module_of(p).stem}]({module_of(p).stem}.md)", f"[{Lesson(p).title}](../{p.name})"] for p in paths if module_of(p)]
+    entries = "\n".join(module_of(p).stem for p in paths if module_of(p))
+    return f"""# Reference
+
+What the package exports, module by module in the order of the lessons that write them. A comment beside a parameter in the code is its description here.
+All names: {{ref}}`genindex`.
+
+{table(['module', 'written by lesson'], rows)}
+
+```{{toctree}}
+:hidden:
+
+{entries}
+```
+"""
+
+
+# --- other pages ---
+
+def is_model_table(text):
+    return text.startswith("| model ") and text.count("\n") > 20
+
+
+def models_page():
+    "The table that the front page stores, to be sorted; counting takes a quarter of a minute, and its notebook is run by the tests."
+    found = next((c["source"] for c in cells_of(NBS / "index.ipynb") if is_model_table(c["source"])), None)
+    if not found:
+        raise SiteError("nbs/index.ipynb stores no table of the models: run python tools/run.py nbs/index.ipynb.")
+    return f"""# Models
+
+All {found.strip().count(chr(10)) - 1} published models. A column's head sorts by it; once more, the other way round. The field keeps the rows that hold all your words, such as *caformer 384*.
+
+Parameters and MACs are counted from our models, for one image of that size (frozen parameters after the plus). Accuracy is ImageNet-1K top-1 as published by the paper's authors, whose weights load unchanged; models without it end in ImageNet-21K's classes.
+
+:::{{table}}
+:class: sortable
+
+{found.strip()}
+:::
+
+`create_model('caformer_s18')` builds one, and `pretrained=True` loads its weights. Lesson [05 · Zoo](05_zoo.ipynb) makes this table.
+"""
+
+
+EXPLORER_PAGE = """# Who hears whom?
+
+Five small models of the five families, trained on drawn shapes. Point at a token: in colour, whom it hears (above) and who hears it (below), in the stage and block that you choose.
+Everything is in the page: it asks no network and no kernel.
+
+```{raw} html
+<p><a href="_static/mixing.html">Open it alone</a>, with more room.</p>
+<iframe class="explorer" src="_static/mixing.html" title="Who hears whom? An explorer of five token mixers" loading="lazy"></iframe>
+```
+
+Lesson [13b · Hearing](13b_hearing.ipynb) builds it and says what the numbers are. `save_mixing_page('mine.html', model, image)` writes such a page for your own model.
+"""
+
+
+def toctrees(paths):
+    "The order of the pages, hidden on the front page."
+    lessons, order = in_order(paths)
+    first = [o.page for o in order if o.stem in FIRST]
+    stories = [o.page for o in order if o not in lessons and o.stem not in FIRST]
+    placed = {*first, *stories, *(o.page for o in lessons), "index.ipynb"}
+    rest = [p.relative_to(NBS).as_posix() for p in paths if p.relative_to(NBS).as_posix() not in placed]
+    texts = sorted(p.relative_to(NBS).as_posix() for p in NBS.glob("*.md"))
+    groups = {"Start": ["reading_order", *first], "Lessons": [o.page for o in lessons], "Tutorials": stories,
+              "Look things up": ["models", "explorer", *texts, *rest, "api/index"]}
+    return "\n\n".join(f"```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(re.sub(r"\.(ipynb|md)$", "", o) for o in pages) + "\n```"
+                       for name, pages in groups.items() if pages)
+
+
+def about(path):
+    "The line under a lesson's title."
+    if path.stem == "index":
+        return None
+    page = path.relative_to(ROOT).as_posix()
+    parts = [f"About {Lesson(path).minutes} minutes"] * (is_lesson(path) or path.parent != NBS)
+    parts += [f"[run it in Colab]({COLAB}/{page})", f"[notebook]({GITHUB}/{page})"]
+    parts += [f"[what it exports](/api/{module_of(path).stem}.md)"] if module_of(path) else []
+    return f":::{{container}} about-lesson\n{' · '.join(parts)}\n:::"
+
+
+def write_notebook(path, out, paths):
+    cells = cells_of(path)
+    if path.stem == "index":
+        cells = [front_page(c) for c in cells] + [markdown(toctrees(paths))]
+    elif cells and (line := about(path)):
+        cells[0] = markdown(re.sub(r"^(# .+)$", lambda m: f"{m[0]}\n\n{line}", cells[0]["source"], count=1, flags=re.M))
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+                "language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+    for i, cell in enumerate(cells):
+        cell["id"] = f"c{i}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+
+
+def front_page(cell):
+    "The front page's table of 55 models has a page of its own."
+    if is_model_table(cell["source"]):
+        return markdown("**[The table of all models](/models.md)**, to sort and to filter.")
+    return cell
+
+
+def write_pages(pages):
+    "All that Sphinx reads."
+    paths = notebooks()
+    for path in paths:
+        write_notebook(path, pages / path.relative_to(NBS), paths)
+    for path in visible("*"):
+        if path.suffix in PICTURES:
+            (pages / path.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, pages / path.relative_to(NBS))
+    made = {path.name: stepwise(relinked(path.read_text(encoding="utf-8"), path)) for path in NBS.glob("*.md")}
+    made |= {f"api/{module_of(p).stem}.md": reference(p, docments.public(module_of(p))) for p in paths if module_of(p)}
+    made |= {"api/index.md": reference_index(paths), "reading_order.md": reading_order(paths), "models.md": models_page(), "explorer.md": EXPLORER_PAGE}
+    for name, text in made.items():
+        (pages / name).parent.mkdir(parents=True, exist_ok=True)
+        (pages / name).write_text(text, encoding="utf-8")
+
+
+# --- links ---
+
+class Links(HTMLParser):
+    "A page's anchors, its links, and what it loads by itself."
+    LOADED = {("img", "src"), ("script", "src"), ("iframe", "src"), ("link", "href"), ("source", "src"), ("source", "srcset"), ("img", "srcset"),
+              ("video", "src"), ("audio", "src"), ("object", "data"), ("embed", "src"), ("use", "href"), ("image", "href"), ("form", "action")}
+
+    def __init__(self, text):
+        super().__init__()
+        self.anchors, self.links, self.loaded = set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name == "id" or (tag == "a" and name == "name"):
+                self.anchors.add(value)
+            elif (tag, name) in self.LOADED and not (tag == "link" and dict(attrs).get("rel") in ("canonical",)):
+                self.loaded.append(value or "")
+            elif (tag, name) == ("a", "href"):
+                self.links.append(value or "")
+            elif name == "style":
+                self.loaded += in_style(value or "")
+
+
+def in_style(css):
+    "What a style sheet asks for."
+    return [a or b for a, b in re.findall(r"""url\(\s*["']?([^"')]+)|@import\s+["']([^"']+)""", css)]
+
+
+def foreign(target):
+    parts = urlsplit(target)
+    return bool(parts.netloc) or parts.scheme in ("http", "https", "ftp")
+
+
+def broken(target):
+    "What is wrong with the form of a link to elsewhere, if anything; nobody is asked whether it answers."
+    parts = urlsplit(target)
+    if parts.scheme == "mailto":
+        return None if "@" in parts.path else "has no address"
+    if parts.scheme not in ("http", "https"):
+        return "has an unknown scheme"
+    return None if re.fullmatch(r"[\w-]+(\.[\w-]+)+(:\d+)?", parts.netloc) and not re.search(r"\s", target) else "is no address"
+
+
+def check_links(folder):
+    "Sentences about links of the site in `folder` that lead nowhere, and about what would be asked of other hosts."
+    folder = Path(folder).resolve()
+    pages = {p: Links(p.read_text(encoding="utf-8")) for p in folder.rglob("*.html")}
+    found = []
+    for page, links in pages.items():
+        name = page.relative_to(folder).as_posix()
+        for target in links.loaded + links.links:
+            if foreign(target) or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:", target):
+                if target in links.loaded and not target.startswith("data:"):
+                    found.append(f"{name} asks another host for {target}.")
+                elif target not in links.loaded and (why := broken(target)):
+                    found.append(f"{name} links to {target}, which {why}.")
+                continue
+            parts = urlsplit(target)
+            at = Path(os.path.normpath(page.parent / unquote(parts.path))) if parts.path else page
+            if folder not in at.parents or not at.is_file():
+                found.append(f"{name} points to {target}, but there is no such file.")
+            elif parts.fragment and at in pages and unquote(parts.fragment) not in pages[at].anchors:
+                found.append(f"{name} points to {target}, but there is no such place on that page.")
+    for sheet in folder.rglob("*.css"):
+        found += [f"{sheet.relative_to(folder).as_posix()} asks another host for {o}." for o in in_style(sheet.read_text(encoding="utf-8")) if foreign(o)]
+    return sorted(set(found))
+
+
+# --- all of it ---
+
+def build(out):
+    "Make the site in the folder `out`; SiteError if Sphinx warns or a link is broken."
+    if out.exists() and any(out.iterdir()) and not (out / "objects.inv").exists():
+        raise SiteError(f"{out} holds something else than a site: choose an empty folder.")
+    sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
+    from metaformer_edu.hearing import save_mixing_page
+    from sphinx.cmd.build import main as sphinx
+    shutil.rmtree(out, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        pages = Path(folder) / "pages"
+        write_pages(pages)
+        save_mixing_page(f"{folder}/mixing.html")
+        options = ["-q", "-n", "-W", "--keep-going", "-T", "-j", "auto", "-c", str(DOCS), "-d", f"{folder}/doctrees"]
+        if sphinx([*options, "-b", "html", str(pages), str(out)]):
+            raise SiteError("Sphinx warned, see above: the site is not finished.")
+        shutil.copy(f"{folder}/mixing.html", out / "_static")
+    if wrong := check_links(out):
+        raise SiteError("\n".join(wrong))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=DOCS / "_build/html", help="folder for the site, which is made anew (default: %(default)s)")
+    args = parser.parse_args()
+    try:
+        build(args.out.resolve())
+    except SiteError as error:
+        sys.exit(str(error))
+    print(args.out / "index.html")
+
+
+if __name__ == "__main__":
+    main()
