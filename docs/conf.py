@@ -1,17 +1,20 @@
 """Sphinx reads this when `python tools/website.py` calls it on the pages that it made from the notebooks."""
 import configparser
+import functools
+import html
+import pathlib
 import re
-from pathlib import Path
 
 from docutils import nodes
-from docutils.utils.math import MathError
-from docutils.utils.math.latex2mathml import tex2mathml
+from matplotlib.font_manager import FontProperties
+from matplotlib.path import Path
+from matplotlib.textpath import text_to_path
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
 settings = configparser.ConfigParser()
-settings.read(Path(__file__).resolve().parent.parent / "settings.ini", encoding="utf-8")
+settings.read(pathlib.Path(__file__).resolve().parent.parent / "settings.ini", encoding="utf-8")
 settings = settings["DEFAULT"]
 
 project, author, release = settings["title"], settings["author"], settings["version"]
@@ -21,6 +24,7 @@ html_static_path, html_css_files, html_js_files = ["_static"], ["site.css"], ["s
 html_favicon = "_static/icon.svg"
 html_copy_source = html_show_copyright = smartquotes = False
 html_theme_options = {"footer_icons": [], "source_repository": ""}
+pygments_dark_style = "github-dark"
 python_maximum_signature_line_length = 88
 add_module_names = False
 modindex_common_prefix = [f"{settings['lib_name']}."]
@@ -31,21 +35,40 @@ nb_number_source_lines = False
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
 myst_update_mathjax = False
-html_math_renderer = "mathml"  # browsers draw it themselves
+html_math_renderer = "drawn"   # when the site is made: pages need no script and no fonts for it
 
 log = logging.getLogger(__name__)
-BIG = re.compile(r"\\[bB]igg?[lrm]?\s*(?=[()\[\]|])")
+
+# what lessons write, and Matplotlib's TeX says otherwise
+TEX = [(r"\\[bB]igg?l?(?=\s*[(\[])", r"\\left"), (r"\\[bB]igg?r?(?=\s*[)\]])", r"\\right"), (r"\\tfrac\s*(\w)\s*(\w)", r"\\frac{\1}{\2}"),
+       (r"\\tfrac", r"\\frac"), (r"\\underbrace\{([^{}]*)\}_\{?([^{}]*)\}?", r"\\underset{\2}{\1}"), (r"\\math(\w\w)\s+(\w)", r"\\math\1{\2}"), (r"\s+", " ")]
+FONT = FontProperties(size=100, math_fontfamily="cm")
 
 
-def mathml(block):
+@functools.cache
+def drawn(tex, block):
+    "A formula as SVG, in the colour and size of the text around it; ValueError for TeX that Matplotlib does not know."
+    said = re.sub(r"\\frac", r"\\dfrac", tex) if block else tex
+    for old, new in TEX:
+        said = re.sub(old, new, said)
+    said = f"${said.strip()}$"
+    width, height, below = text_to_path.get_text_width_height_descent(said, FONT, ismath=True)
+    steps = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}  # Matplotlib's codes of a path
+    path = Path(*text_to_path.get_text_path(FONT, said, ismath=True))
+    d = "".join(steps[code] + " ".join(f"{-v if i % 2 else v:.4g}" for i, v in enumerate(points if code < 79 else [])) for points, code in path.iter_segments(simplify=False))
+    size = f"width:{width / 100:.3f}em;height:{height / 100:.3f}em;vertical-align:{-below / 100:.3f}em"
+    return (f'<svg class="formula" role="img" aria-label="{html.escape(tex)}" viewBox="0 {below - height:.1f} {width:.1f} {height:.1f}" '
+            f'style="{size}"><path d="{d}"/></svg>')
+
+
+def formula(block):
     def visit(self, node):
-        tex = BIG.sub("", node.astext())
         try:
-            markup = tex2mathml(tex, as_block=block)
-        except MathError as error:
-            log.warning("%s in the formula %s", error, tex, location=node)
+            svg = drawn(node.astext(), block)
+        except ValueError as error:
+            log.warning("A formula that Matplotlib cannot draw: %s (%s)", node.astext(), str(error).splitlines()[-1], location=node)
         else:
-            self.body.append(f'<div class="math">{markup}</div>' if block else markup)
+            self.body.append(f'<div class="math">{svg}</div>' if block else svg)
         raise nodes.SkipNode
     return visit, None
 
@@ -78,6 +101,6 @@ class LinkNames(SphinxPostTransform):
 
 
 def setup(app):
-    app.add_html_math_renderer("mathml", mathml(False), mathml(True))
+    app.add_html_math_renderer("drawn", formula(False), formula(True))
     app.add_post_transform(LinkNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,5 @@
 """Experiments: the same seed gives the same run, runs go on where they were, and a wrong word is one sentence."""
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -7,8 +8,10 @@ import sys
 import pytest
 import torch
 
+from metaformer_edu import compare as co
 from metaformer_edu import experiments as ex
-from metaformer_edu.experiments import Arm, Budget, Experiment, chance, get_experiment, own_results, read_results, run
+from metaformer_edu.compare import chance, own_results, read_results
+from metaformer_edu.experiments import Arm, Budget, Experiment, get_experiment, run
 from metaformer_edu.shapes import TASKS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,26 +23,26 @@ def few(monkeypatch):
     "A few digits in place of thousands of pictures."
     g = torch.Generator().manual_seed(0)
     sets = [torch.utils.data.TensorDataset(torch.randn(n, 3, 64, 64, generator=g), torch.arange(n) % 2) for n in (64, 20)]
-    monkeypatch.setattr(ex, "pictures", lambda task, distance=None: sets)
+    monkeypatch.setattr(ex, "pictures", lambda task, img_size=64: sets)
 
 
 def two():
-    return Experiment("?", [Arm("texture", name, dict(token_mixers=name)) for name in ("Identity", "Pooling")], seeds=2)
+    return Experiment("?", [Arm("texture", name, dict(token_mixers=name)) for name in ("Identity", "Pooling")], seeds=2, budget=SMALL)
 
 
 def test_a_run_goes_on_where_it_was(tmp_path):
     path = tmp_path / "r.csv"
-    whole = run(two(), budget=SMALL, progress=False)
-    part = run(two(), 1, SMALL, path, progress=False)
+    whole = run(two(), progress=False)
+    part = run(two(), 1, path, progress=False)
     assert len(part) == 2 and len(whole) == 4
     before = path.read_text()
-    both = run(two(), 2, SMALL, path, progress=False)
+    both = run(two(), 2, path, progress=False)
     assert path.read_text().startswith(before)
-    assert [{**r, "distance": None} for r in both] == whole
+    assert both == whole
     trained = []
     monkey = pytest.MonkeyPatch()
     monkey.setattr(ex, "measure", lambda *a, **k: trained.append(a))
-    assert run(two(), 2, SMALL, path, progress=False) == both and not trained
+    assert run(two(), 2, path, progress=False) == both and not trained
     monkey.undo()
 
 
@@ -52,7 +55,7 @@ def test_what_ended_before_a_failure_is_kept(tmp_path, monkeypatch):
         return real(arm, *args, **kwargs)
     monkeypatch.setattr(ex, "measure", once)
     with pytest.raises(RuntimeError, match="cut off"):
-        run(two(), 1, SMALL, path, progress=False)
+        run(two(), 1, path, progress=False)
     assert [r["name"] for r in read_results(path)] == ["Identity"]
 
 
@@ -68,10 +71,10 @@ def test_the_seed_decides_and_nothing_else():
 
 def test_another_budget_is_refused(tmp_path):
     path = tmp_path / "r.csv"
-    run(two(), 1, SMALL, path, progress=False)
+    run(two(), 1, path, progress=False)
     for other in (Budget(pictures=96, looks=2), Budget(pictures=64, looks=2, lr=2e-3)):
         with pytest.raises(ValueError, match="holds runs of 64 pictures at the rate 0.001: choose another file"):
-            run(two(), 1, other, path, progress=False)
+            run(dataclasses.replace(two(), budget=other), 1, path, progress=False)
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="does not hold results"):
         read_results(path)
@@ -95,32 +98,35 @@ def test_arms_can_be_built_and_differ(name):
     experiment = get_experiment(name)
     seen = set()
     for arm in experiment.arms:
-        model = arm.build(len(TASKS[arm.task].class_names) if arm.task in TASKS else 10)
-        model(torch.zeros(1, 3, 64, 64))
-        seen.add((arm.task, arm.distance, arm.name))
+        model = arm.build(10)
+        model(torch.zeros(1, 3, *2 * [arm.model.get("img_size", 64)]))
+        seen.add((arm.task, arm.name))
     assert len(seen) == len(experiment.arms)
     small = get_experiment(name, small=True)
-    assert {a.task for a in small.arms} == set(experiment.small) and 0 < len(small.arms) < len(experiment.arms) or name in ("attention", "distance")
+    assert small.budget.pictures < experiment.budget.pictures and small.seeds < experiment.seeds
+    assert {a.task for a in small.arms} == set(experiment.small or {a.task for a in experiment.arms})
 
 
 @pytest.mark.parametrize("name", list(ex.EXPERIMENTS))
 def test_kept_results_are_whole(name):
     rows, experiment = own_results(name), get_experiment(name)
-    wanted = {(a.task, a.name, a.distance, s) for a in experiment.arms for s in range(experiment.seeds)}
+    wanted = {(a.task, a.name, s) for a in experiment.arms for s in range(experiment.seeds)}
     assert {ex.key(r) for r in rows} == wanted and len(rows) == len(wanted)
-    assert {(r["pictures"], r["lr"]) for r in rows} == {(Budget().pictures, Budget().lr)}
-    assert all(len(ex.curve(r)) == Budget().looks and abs(ex.curve(r)[-1] - r["top1"]) < 0.01 for r in rows)
+    assert {(r["pictures"], r["lr"]) for r in rows} == {(experiment.budget.pictures, experiment.budget.lr)}
+    for r in rows:
+        curve = co.as_numbers(r["curve"])
+        assert len(curve) == experiment.budget.looks and curve[-1] == pytest.approx(r["top1"], abs=0.01)
     assert {r["command"] for r in rows} == {f"metaformer-experiment {name}"}
     for arm in experiment.arms:  # they are of the models as they are now
-        row = next(r for r in rows if ex.key(r)[:3] == (arm.task, arm.name, arm.distance))
-        model = arm.build(len(TASKS[arm.task].class_names) if arm.task in TASKS else 10)
+        row = next(r for r in rows if ex.key(r)[:2] == (arm.task, arm.name))
+        model = arm.build(dict(digits=10, far=2).get(arm.task) or len(TASKS[arm.task].class_names))
         assert ex.count_params(model) == (row["trainable"], row["frozen"])
-    assert ex.draw(rows, experiment) and ex.draw_arms(rows) and ex.draw_arms(rows, "way")
+    assert ex.draw(rows, name) and co.draw_arms(rows) and co.draw_arms(rows, "way")
 
 
 def test_summary_tells_the_spread():
-    rows = [dict(task="t", distance=None, name="n", seed=s, top1=v, curve=f"0 {v}", trainable=1500, frozen=0, macs=2e6) for s, v in enumerate((90, 94.5))]
-    assert ex.summary(rows) == [{"task": "t", "name": "n", "runs": 2, "top1": "92.2", "lowest": "90.0", "highest": "94.5", "on the way": "46.1",
+    rows = [dict(task="t", name="n", seed=s, top1=v, curve=f"0 {v}", trainable=1500, frozen=0, macs=2e6) for s, v in enumerate((90, 94.5))]
+    assert co.summary(rows) == [{"task": "t", "name": "n", "runs": 2, "top1": "92.2", "lowest": "90.0", "highest": "94.5", "on the way": "46.1",
                                  "learns": "1.5k", "MACs": "2.0M"}]
 
 
@@ -158,9 +164,19 @@ def test_processes_give_the_same_as_one(tmp_path):
     code = ("from metaformer_edu.experiments import *\n"
             "import torch; torch.set_num_threads(1)\n"
             "if __name__ == '__main__':\n"
-            "    e = Experiment('?', [Arm('digits', 'x', dict(token_mixers='Identity', depths=(1,), dims=(8,), res_scale_init_values=None))], seeds=2)\n"
-            "    one, two = (run(e, budget=Budget(64, 1), jobs=n, progress=False) for n in (1, 2))\n"
+            "    e = Experiment('?', [Arm('digits', 'x', dict(token_mixers='Identity', depths=(1,), dims=(8,), res_scale_init_values=None))], seeds=2, budget=Budget(64, 1))\n"
+            "    one, two = (run(e, jobs=n, progress=False) for n in (1, 2))\n"
             "    assert one == two, (one, two)\n")
     (tmp_path / "both.py").write_text(code)
     done = subprocess.run([sys.executable, "both.py"], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
+
+
+def test_the_course_of_far_adds_a_distance_a_look():
+    order = ex.Order(700, 300, 12, True, 0)
+    farthest = [max(order) // 100 for _ in range(12)]
+    assert farthest == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 6, 6]
+    plain = ex.Order(700, 300, 12, False, 0)
+    first = list(plain)
+    assert len(first) == len(set(first)) == len(plain) == 300 and max(first) > 600
+    assert list(ex.Order(10, 25, 1, False, 0)).count(3) in (2, 3)  # more than there are: again from the beginning

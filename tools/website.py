@@ -164,7 +164,7 @@ class Lesson:
         self.title = next((found[1] for t in texts if (found := re.search(r"^# +(.+)$", t, re.M))), None)
         if not self.title:
             raise SiteError(f"{path.relative_to(ROOT)} has no title.")
-        self.question = self.title.partition(": ")[2] or first_sentence("\n\n".join(texts))
+        self.question = self.title.partition(": ")[2] or opening(texts[0])
         self.question = self.question[:1].upper() + self.question[1:]
         self.words = sum(len(re.findall(r"\w[\w’'-]*", t)) for t in texts)
         codes = [c for c in cells if c["cell_type"] == "code" and not is_guard(c) and nbcells.directives(c).get("echo") != "false"]
@@ -181,9 +181,18 @@ class Lesson:
         return self.title.partition(": ")[0]
 
 
+def sentences(text):
+    return re.split(r"(?<=[.?!])\s+", re.sub(r"^#.*$|^!\[.*$|^\[!.*$", "", text, flags=re.M).strip())
+
+
 def first_sentence(text):
-    body = re.sub(r"^#.*$|^!\[.*$|^\[!.*$", "", text, flags=re.M).strip()
-    return re.split(r"(?<=[.?!])\s", body)[0] if body else ""
+    return sentences(text)[0]
+
+
+def opening(text):
+    "The first question of a text without one in its title, or its first sentence of some length."
+    found = sentences(text)
+    return next((o for o in found if o.endswith("?")), next((o for o in found if o.count(" ") >= 7), found[0]))
 
 
 def needs(lesson, lessons):
@@ -505,14 +514,14 @@ def build(out):
     "Make the site in the folder `out`; SiteError if Sphinx warns or a link is broken."
     if out.exists() and any(out.iterdir()) and not (out / "objects.inv").exists():
         raise SiteError(f"{out} holds something else than a site: choose an empty folder.")
-    sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
-    from metaformer_edu.hearing import save_mixing_page
-    from sphinx.cmd.build import main as sphinx
-    shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         pages = Path(folder) / "pages"
         write_pages(pages)
+        sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
+        from metaformer_edu.hearing import save_mixing_page
+        from sphinx.cmd.build import main as sphinx
         save_mixing_page(f"{folder}/mixing.html")
+        shutil.rmtree(out, ignore_errors=True)
         options = ["-q", "-n", "-W", "--keep-going", "-T", "-j", "auto", "-c", str(DOCS), "-d", f"{folder}/doctrees"]
         if sphinx([*options, "-b", "html", str(pages), str(out)]):
             raise SiteError("Sphinx warned, see above: the site is not finished.")
