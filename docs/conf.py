@@ -80,7 +80,7 @@ class LinkNames(SphinxPostTransform):
 
     def run(self, **kwargs):
         package, here = settings["lib_name"], self.env.docname
-        module = f"{package}.{here.split('/')[-1].lstrip('0123456789').lstrip('abcdefghijklmnopqrstuvwxyz' if '_' in here else '').lstrip('_')}"
+        module = f"{package}.{re.sub(r'^[0-9]{2}[a-z]?_', '', here.split('/')[-1])}"
         known = {}
         for name, entry in self.env.domaindata["py"]["objects"].items():
             if entry.objtype in ("class", "function", "method", "data"):

@@ -222,7 +222,8 @@ class Mine(gc.GradCAM):
             "def only_evidence(shown): return shown.pictures[shown.maps >= 0.5]": "the pictures have the shape"},
     },
     "10b_trust": {
-        1: {"best = 4": "of the others hit more", "best = 3": "of the others hit more"},
+        1: {"best = min((1, 2, 3, 4), key=lambda s: pointing(maps_of(models['convformer'], 'gradcam', s), masks).mean())": "of the others hit more",
+            "best = sorted((1, 2, 3, 4), key=lambda s: pointing(maps_of(models['convformer'], 'gradcam', s), masks).mean())[1]": "of the others hit more"},
         2: {"inside = 12 / 64": "768.0", "inside = 12": "at most 1"},
         3: {"def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), 2 * pixels + 1, 1, pixels)": "True and False, please",
             "def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), pixels + 1, 1, pixels // 2)[:, 0].bool()": "some of them are missing",
@@ -374,7 +375,7 @@ def answer_3():
             "def wide_windows(conv, n): return [(conv.kernel_size[0] * conv.dilation[0], conv.stride[0], conv.padding[0], n)]": "a kernel of 3 with dilation 2"},
     },
     "13b_hearing": {
-        1: {"answer_1 = 3": "so many hear themselves", "answer_1 = 64": "fewer than 64"},
+        1: {"answer_1 = 64 - how_many(several[3, 1].panels[4])": "so many hear themselves", "answer_1 = 64": "fewer than 64"},
         2: {"def heard(row_of, grid, token): return row_of(token)": "whom it hears",
             "def heard(row_of, grid, token): return np.array([[row_of((i, j))[token] for j in range(grid[1])] for i in range(grid[0])]).T": "the grid is 3×5"},
         3: {"def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityformer', img_size=128), 3, Pooling))": "5 panels",
@@ -406,6 +407,47 @@ def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityfor
         3: {"def answer_3(models): return W.VBox([explore_cam(model) for model in models.values()])": "no heading says",
             "def answer_3(models): return W.VBox([W.HTML(f'<h2>{name}</h2>') for name in models])": "0 explorers",
             "def answer_3(models): return [explore_cam(model) for model in models.values()]": "not a VBox"},
+    },
+    "14_compare": {
+        1: {"answer = 4": "can only reach 0.029", "answer = 6": "fewer would do"},
+        2: {"answer = (0.9 * 0.1 / 500)**0.5": "another number", "answer = 100 * 0.9 * 0.1 / 500": "another number"},
+        3: {"def paired(a, b): return chance(a, b)": "of 8 ways to swap",
+            """
+def paired(a, b):
+    differences = [x - y for x, y in zip(a, b)]
+    ways = [sum(s * d for s, d in zip(signs, differences)) for signs in itertools.product([1, -1], repeat=len(a))]
+    return sum(way >= sum(differences) - 1e-9 for way in ways) / len(ways)""": "of 8 ways to swap"},
+    },
+    "14a_experiments": {
+        1: {"answer = len(EXPERIMENTS['mixers'].arms) * EXPERIMENTS['mixers'].budget.pictures": "one run of each arm",
+            "answer = EXPERIMENTS['mixers'].budget.pictures": "not "},
+        2: {"answer = (0.8944, 0.4472)": "up to 0.89 apart", "answer = (1, 0)": "apart"},
+        3: {"def window_arms(): return [Arm('shape', k, dict(token_mixers=partial(SepConv, kernel_size=k))) for k in (3, 5, 7, 9)]": "the names are [3, 5, 7, 9]",
+            "def window_arms(): return [Arm('shape', str(k), dict(token_mixers=SepConv)) for k in (3, 5, 7, 9)]": "the windows are [7, 7, 7, 7]"},
+    },
+    "tutorials/five_minutes": {
+        1: {"mine = create_model('tiny_convformer', token_mixers='Attention')": "its stages mix with Attention, Attention",
+            "mine = create_model('tiny_convformer', token_mixers=('Attention', 'Attention', 'SepConv', 'SepConv'))": "its stages mix with Attention"},
+        2: {"def stem_macs(side, channels): return side**2 * channels * 7 * 7": "it is ", "def stem_macs(side, channels): return (4 * side)**2 * channels * 7 * 7 * 3": "it is "},
+        3: {"def hardest(said): return int(said['label'][said['guess'] != said['label']].min())": "it is 1",
+            "def hardest(said): return said['label'].bincount().argmin().item()": "it is 1"},
+    },
+    "tutorials/your_own_mixer": {
+        1: {"""
+class RowMixer(GatedCross):
+    def forward(self, x): return self.proj(self.gate(x).sigmoid() * self.value(x).mean(1, keepdim=True))""": "does not hear its whole row",
+            "class RowMixer(GatedCross): pass": "hears more than the four"},
+        2: {"def heard(h, w, mixers): return h + w if mixers == 1 else h * w": "it is 6 and not 7", "def heard(h, w, mixers): return h + w - 1": "it is 12 and not 6"},
+        3: {"""
+class MyMixer(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.proj = nn.Linear(dim, dim)
+    def forward(self, x): return self.proj(x)""": "no token hears another",
+            """
+class MyMixer(nn.Module):
+    def __init__(self, dim): super().__init__()
+    def forward(self, x): return x.mean((1, 2))""": "come back as (3, 32)"},
     },
     "tutorials/imagenet_for_real": {
         1: {"answer = '-b 192'": "192 images at once do not fit", "answer = '-b 48'": "an update sees 48 images"},
