@@ -56,13 +56,13 @@ def summary(rows)->Table:
                     **{'on the way': f'{statistics.mean(way):.1f}'}, learns=human(runs[0]['trainable']), MACs=human(runs[0]['macs']))
     return Table(one(*which, runs) for which, runs in groups(rows, 'task', 'name').items())
 
-# %% ../nbs/14_compare.ipynb #ea2d1cb6
+# %% ../nbs/14_compare.ipynb #734c0266
 COLORS = ['#4477aa', '#ee6677', '#228833', '#ccbb44', '#aa3377', '#66ccee', '#777777']
 
 def panels(rows, height=2.9):
     "A figure with a panel for each task, and the tasks' rows beside their axes."
     tasks = groups(rows, 'task')
-    fig, axs = plt.subplots(1, len(tasks), figsize=(max(5, 2.1 * len(tasks) + 1.4), height), squeeze=False, sharey=True, layout='constrained')
+    fig, axs = plt.subplots(1, len(tasks), figsize=(2.1 * len(tasks) + 1.8, height), squeeze=False, sharey=True, layout='constrained')
     for ax, (task,) in zip(axs[0], tasks): ax.set_title(task)
     axs[0, 0].set_ylabel('held-out top-1, %')
     return fig, list(zip(axs[0], tasks.values()))
@@ -76,8 +76,7 @@ def draw_looks(rows):
             seen = [runs[0]['pictures'] * (i + 1) / len(curves[0]) / 1000 for i in range(len(curves[0]))]
             ax.plot(seen, [statistics.fmean(v) for v in zip(*curves)], color=color, label=name)
             ax.fill_between(seen, list(map(min, zip(*curves))), list(map(max, zip(*curves))), color=color, alpha=0.2, linewidth=0)
-        ax.set_xlabel('thousand pictures seen')
-    fig.legend(*axs[0][0].get_legend_handles_labels(), loc='outside right center')
+    fig.supxlabel('thousand pictures seen', fontsize='medium'), fig.legend(*axs[0][0].get_legend_handles_labels(), loc='outside right center')
     return close(fig)
 
 # %% ../nbs/14_compare.ipynb #b0b5b6dd

@@ -134,15 +134,15 @@ def attention_arms()->list:
     kinds = dict(C=SepConv, A=Attention)
     return [Arm('shape', ''.join(p), dict(token_mixers=[kinds[k] for k in p])) for p in itertools.product('CA', repeat=4)]
 
-# %% ../nbs/14a_experiments.ipynb #16a01a4c
+# %% ../nbs/14a_experiments.ipynb #ea96e242
 UNIT = dict(scale_value=0.8944, bias_value=-0.4472) # of normal input this gives mean 0 and variance 1
-ACTIVATIONS = {'ReLU': nn.ReLU, 'squared ReLU': SquaredReLU, 'GELU': nn.GELU, 'StarReLU': partial(StarReLU, **UNIT),
-               'StarReLU (s fixed)': partial(StarReLU, scale_learnable=False, **UNIT),
-               'StarReLU (b fixed)': partial(StarReLU, bias_learnable=False, **UNIT),
-               'StarReLU (both fixed)': partial(StarReLU, scale_learnable=False, bias_learnable=False, **UNIT)}
+ACTIVATIONS = {'ReLU': nn.ReLU, 'squared ReLU': SquaredReLU, 'GELU': nn.GELU, 'StarReLU': StarReLU, 'unit StarReLU': partial(StarReLU, **UNIT),
+               'unit StarReLU (s fixed)': partial(StarReLU, scale_learnable=False, **UNIT),
+               'unit StarReLU (b fixed)': partial(StarReLU, bias_learnable=False, **UNIT),
+               'unit StarReLU (both fixed)': partial(StarReLU, scale_learnable=False, bias_learnable=False, **UNIT)}
 
 def activation_arms()->list:
-    "Seven activations, in the MLPs and in SepConv."
+    "Eight activations, in the MLPs and in SepConv. StarReLU begins with s = 1 and b = 0, as in the published code, or with `UNIT`."
     model = lambda act: dict(token_mixers=partial(SepConv, act1_layer=act), mlps=partial(Mlp, act_layer=act))
     return [Arm(task, name, model(act)) for task in ('digits', 'shape') for name, act in ACTIVATIONS.items()]
 
@@ -170,13 +170,14 @@ def random_arms()->list:
     models = {'nothing': Identity, 'late, frozen': late(RandomMixing), 'late, learned': late(LearnedMixing), 'all, frozen': RandomMixing, 'all, learned': LearnedMixing}
     return [Arm(task, name.replace(',', ''), dict(token_mixers=mixer)) for task in ('digits', 'shape') for name, mixer in models.items()]
 
-# %% ../nbs/14a_experiments.ipynb #344d8f28
+# %% ../nbs/14a_experiments.ipynb #7f3c0a97
 EXPERIMENTS = dict(
     mixers=Experiment('Which tasks need which mixer?', mixer_arms(), small=('texture', 'order')),
+    longer=Experiment('Never, or not yet?', [arm for arm in mixer_arms() if arm.task == 'order'], budget=Budget(24000)),
     distance=Experiment('How far apart may the parts stand?', distance_arms(), budget=Budget(24000, 12)),
     attention=Experiment('In which stages does attention pay?', attention_arms()),
     activations=Experiment('Does the activation matter?', activation_arms(), seeds=5, small=('digits',)),
-    scales=Experiment('Does it matter how branches are scaled?', scale_arms(), seeds=5, small=('digits',)),
+    scales=Experiment('Does it matter how branches are scaled?', scale_arms(), small=('digits',)),
     random=Experiment('Should a random matrix learn?', random_arms(), small=('digits',)))
 
 def get_experiment(name:str, small:bool=False)->Experiment: # small: fewer tasks, runs and pictures, for two minutes on two cores

@@ -106,6 +106,7 @@ class _AfterStar(torch.autograd.Function):
             return g @ w, None, None, None, rows.T @ y.reshape(len(rows), -1), rows.sum(0) if biased else None, None, None
         dy, dw, db = torch.ops.aten.convolution_backward(
             g, y.permute(0, 3, 1, 2), w, [len(w)] if biased else None, [1, 1], padding, [1, 1], False, [0, 0], groups, [True, True, biased])
+        dw = dw.reshape(-1).view(weight.shape) # with the weight's strides, which DistributedDataParallel wants
         return dy, None, None, None, dw, db, None, None
 
 # %% ../nbs/00a_kernels.ipynb #8ee290f4

@@ -252,3 +252,10 @@ def test_kept_memory_is_not_asked_for_again():
         print(-pages() + [pages() for _ in range(10)][-1])"""
     lazy, kept = (int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout) for how in ("", "keep"))
     assert kept < lazy / 4, (lazy, kept)
+
+
+def test_the_gradient_of_a_depthwise_weight_lies_as_the_weight_does():
+    "DistributedDataParallel warns otherwise."
+    mixer = SepConv(8)
+    mixer(torch.randn(2, 9, 9, 8)).sum().backward()
+    assert mixer.dwconv.weight.grad.stride() == mixer.dwconv.weight.stride()
