@@ -37,15 +37,20 @@ def own_results(name:str)->Table: # a key of `EXPERIMENTS`
     "The runs of an experiment that this project made."
     return read_results(Path(metaformer_edu.__file__).parent / 'logs' / f'experiment_{name}.csv')
 
-# %% ../nbs/14_compare.ipynb #bee011e7
+# %% ../nbs/14_compare.ipynb #71ba146d
 def groups(rows, *keys)->dict: # values of the keys → rows, in the order of their first appearance
     "Rows that agree in some columns."
     found = {}
     for r in rows: found.setdefault(tuple(r[k] for k in keys), []).append(r)
     return found
 
-def as_text(numbers)->str: return ' '.join(f'{v:.5g}' for v in numbers)
-def as_numbers(text)->list: return [float(v) for v in str(text).split()]
+def as_text(numbers)->str:
+    "Numbers as one entry of a table."
+    return ' '.join(f'{v:.5g}' for v in numbers)
+
+def as_numbers(text)->list:
+    "And back."
+    return [float(v) for v in str(text).split()]
 
 # %% ../nbs/14_compare.ipynb #29d409f8
 def summary(rows)->Table:

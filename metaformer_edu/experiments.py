@@ -146,8 +146,10 @@ def activation_arms()->list:
     model = lambda act: dict(token_mixers=partial(SepConv, act1_layer=act), mlps=partial(Mlp, act_layer=act))
     return [Arm(task, name, model(act)) for task in ('digits', 'shape') for name, act in ACTIVATIONS.items()]
 
-# %% ../nbs/14a_experiments.ipynb #0feea63b
-def scales(layer=None, res=None): return dict(layer_scale_init_values=layer, res_scale_init_values=res)
+# %% ../nbs/14a_experiments.ipynb #b52832cc
+def scales(layer=None, res=None)->dict: # where the numbers begin; None: without
+    "Arguments of `MetaFormer`."
+    return dict(layer_scale_init_values=layer, res_scale_init_values=res)
 
 SCALES = {'none': scales(), 'LayerScale from 1e-5': scales(1e-5), 'LayerScale from 1': scales(1.), 'ResScale': scales(None, (None, None, 1., 1.)),
           'BranchScale': scales(1., 1.)}
@@ -197,8 +199,10 @@ def do(todo:list, jobs:int=1, **how): # (arm, seed) pairs; how: as for `measure`
         try: yield from (done.result() for done in as_completed([pool.submit(measure, arm, seed, **how) for arm, seed in todo]))
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/14a_experiments.ipynb #9d772cf3
-def key(r:dict)->tuple: return r['task'], r['name'], r['seed']
+# %% ../nbs/14a_experiments.ipynb #3a840de6
+def key(r:dict)->tuple:
+    "What tells a row from all others."
+    return r['task'], r['name'], r['seed']
 
 def run(experiment:Experiment, seeds:int=None, # runs of each arm; None: the experiment's own number
         path=None, # a CSV file that grows with each run; what it holds already is not done again

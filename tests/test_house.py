@@ -3,6 +3,7 @@ import ast
 import configparser
 import graphlib
 import io
+import itertools
 import re
 import shutil
 import statistics
@@ -18,7 +19,7 @@ import nbcells
 MODULE_LINES = 250           # lines of code in a module, without blanks, comments and docstrings
 NOTEBOOK_BYTES = 500_000     # one notebook
 MEAN_NOTEBOOK_BYTES = 300_000
-MEDIAN_CELL_LINES = 5        # code cells of a lesson or tutorial
+MEDIAN_CELL_LINES = 5        # code cells of a lesson or tutorial, apart from exported ones, which have their own limit, and exercises
 MARKDOWN_SHARE = (0.30, 0.50)  # of its cells
 EXPORTED_CELL_LINES = 30
 LONG_CELLS_ALLOWED = {}      # {("02_mixers", "cell id"): "why this cell has to be long"}
@@ -256,7 +257,8 @@ def test_a_picture_is_stored(path):
 
 @each(LESSONS + STORIES)
 def test_cells_are_short(path):
-    lengths = [n for c in code_cells(path) if (n := len(nbcells.code(c)))]
+    cells = list(itertools.takewhile(lambda c: "## Exercises" not in c["source"], nbcells.read(path)["cells"]))
+    lengths = [n for c in cells if c["cell_type"] == "code" and (n := len(nbcells.code(c))) and "export" not in nbcells.directives(c)]
     median = statistics.median(lengths)
     assert median <= MEDIAN_CELL_LINES, f"{path.name}: the median code cell has {median:g} lines; {MEDIAN_CELL_LINES} is the most."
 
