@@ -1,5 +1,17 @@
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # they share the cores, and their processes inherit this
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
+
+
+def pytest_collection_modifyitems(items):
+    "The tests of a file stay in one process, where they share what is made once; notebooks share nothing."
+    for item in items:
+        if item.path.name != "test_notebooks.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture
