@@ -27,7 +27,7 @@ def double(*shape):
 @pytest.mark.parametrize("options", [
     {}, dict(kernel_size=3, bias=True), dict(kernel_size=1), dict(kernel_size=9, expansion_ratio=1), dict(expansion_ratio=1.5, bias=True),
     dict(act1_layer=nn.GELU), dict(act1_layer=nn.Identity), dict(act2_layer=nn.Tanh), dict(act2_layer=StarReLU, bias=True),
-    dict(act1_layer=lambda: nn.ReLU(inplace=True), act2_layer=lambda: nn.ReLU(inplace=True))], ids=str)
+    dict(act1_layer=lambda: nn.ReLU(inplace=True), act2_layer=lambda: nn.ReLU(inplace=True))], ids=range(10))
 def test_sepconv_is_the_jacobian(options, h, w):
     mixer, x = SepConv(5, **options).double(), double(1, h, w, 5)
     torch.testing.assert_close(spread(sepconv_windows(mixer, x), h, w), influence(mixer, x), atol=1e-10, rtol=0)
