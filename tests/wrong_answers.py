@@ -108,7 +108,7 @@ class GatedMlp(nn.Module):
         1: {"answer = 40": "sides apart, not 40", "answer = 0.5": "32.0 pixels apart"},
         2: {"answer = 0.5": "is right in more", "answer = 1.": "none is right"},
         3: {"def diamond(x, y): return abs(x) + abs(y) - np.sqrt(np.pi / 2)": "a step of one away",
-            "def diamond(x, y): return (abs(x) + abs(y) - 1) / np.sqrt(2)": "its area is 2.0",
+            "def diamond(x, y): return (abs(x) + abs(y) - 1) / np.sqrt(2)": "its area is 1.98",
             "def diamond(x, y): return np.maximum(abs(x), abs(y)) - np.sqrt(np.pi) / 2": "it must stand on a corner"},
     },
     "06_data": {
