@@ -107,7 +107,7 @@ def measure(arm:Arm, seed:int=0, budget:Budget=Budget(), device='cpu')->dict:
         row |= dict(by_distance=as_text(100 * r for r in right.tolist()), field=receptive_field(model.cpu(), val.tensors[0][::100]).side(0.95))
     return row
 
-# %% ../nbs/14a_experiments.ipynb #320fa47f
+# %% ../nbs/14a_experiments.ipynb #49a223dc
 @dataclass
 class Experiment:
     "A question, and the arms that are trained to answer it."
@@ -115,7 +115,7 @@ class Experiment:
     arms:list
     seeds:int=3 # runs of each arm
     budget:Budget=Budget() # of each run
-    small:tuple=() # tasks of a small version; none: all
+    small:tuple=((), 1, 4000) # of a small version: tasks or arms (none: all), runs of each, pictures
 
 # %% ../nbs/14a_experiments.ipynb #110f7c8f
 MIXING = dict(nothing=Identity, random=RandomMixing, pooling=Pooling, convolution=SepConv, attention=Attention)
@@ -172,23 +172,24 @@ def random_arms()->list:
     models = {'nothing': Identity, 'late, frozen': late(RandomMixing), 'late, learned': late(LearnedMixing), 'all, frozen': RandomMixing, 'all, learned': LearnedMixing}
     return [Arm(task, name.replace(',', ''), dict(token_mixers=mixer)) for task in ('digits', 'shape') for name, mixer in models.items()]
 
-# %% ../nbs/14a_experiments.ipynb #7f3c0a97
+# %% ../nbs/14a_experiments.ipynb #e2dee287
 EXPERIMENTS = dict(
-    mixers=Experiment('Which tasks need which mixer?', mixer_arms(), small=('texture', 'order')),
-    longer=Experiment('Never, or not yet?', [arm for arm in mixer_arms() if arm.task == 'order'], budget=Budget(24000)),
-    distance=Experiment('How far apart may the parts stand?', distance_arms(), budget=Budget(24000, 12)),
+    mixers=Experiment('Which tasks need which mixer?', mixer_arms(), small=(('texture', 'order'), 2, 4000)),
+    longer=Experiment('Never, or not yet?', [arm for arm in mixer_arms() if arm.task == 'order'], budget=Budget(24000), small=((), 1, 12000)),
+    distance=Experiment('How far apart may the parts stand?', distance_arms(), budget=Budget(24000, 12), small=(('nothing', 'convolution'), 1, 24000)),
     attention=Experiment('In which stages does attention pay?', attention_arms()),
-    activations=Experiment('Does the activation matter?', activation_arms(), seeds=5, small=('digits',)),
-    scales=Experiment('Does it matter how branches are scaled?', scale_arms(), small=('digits',)),
-    random=Experiment('Should a random matrix learn?', random_arms(), small=('digits',)))
+    activations=Experiment('Does the activation matter?', activation_arms(), seeds=5, small=(('digits',), 2, 4000)),
+    scales=Experiment('Does it matter how branches are scaled?', scale_arms(), small=(('digits',), 2, 4000)),
+    random=Experiment('Should a random matrix learn?', random_arms(), small=(('digits',), 2, 4000)))
 
-def get_experiment(name:str, small:bool=False)->Experiment: # small: fewer tasks, runs and pictures, for two minutes on two cores
+def get_experiment(name:str, small:bool=False)->Experiment: # small: fewer tasks, arms, runs or pictures, for two minutes on two cores
     "Look up an experiment; ValueError if there is none of that name."
     if name not in EXPERIMENTS: raise ValueError(did_you_mean(name, EXPERIMENTS, 'experiment'))
     whole = EXPERIMENTS[name]
     if not small: return whole
-    arms = [arm for arm in whole.arms if not whole.small or arm.task in whole.small]
-    return replace(whole, arms=arms, seeds=1 if len(arms) == len(whole.arms) else 2, budget=replace(whole.budget, pictures=whole.budget.pictures // 2))
+    keep, seeds, pictures = whole.small
+    arms = [arm for arm in whole.arms if not keep or {arm.task, arm.name} & set(keep)]
+    return replace(whole, arms=arms, seeds=seeds, budget=replace(whole.budget, pictures=pictures))
 
 # %% ../nbs/14a_experiments.ipynb #ff97c06a
 def do(todo:list, jobs:int=1, **how): # (arm, seed) pairs; how: as for `measure`
@@ -228,15 +229,15 @@ def draw(rows, name:str): # a key of `EXPERIMENTS`
     "The picture that fits the experiment."
     return DRAWINGS.get(name, draw_looks)(rows)
 
-# %% ../nbs/14a_experiments.ipynb #cfbd05cd
+# %% ../nbs/14a_experiments.ipynb #4c7cde92
 def parse(argv=None):
     "Read the command line of metaformer-experiment."
     parser = Parser('metaformer-experiment', '%(prog)s NAME [flags]', description='Train all arms of an experiment with all seeds. Stopped and started again, it goes on where it was.')
     add = parser.add_argument
     add('name', metavar='NAME', help=f"one of {', '.join(EXPERIMENTS)}")
-    add('--small', action='store_true', help='fewer tasks, seeds and pictures: under two minutes on two cores')
+    add('--small', action='store_true', help='fewer tasks, arms, seeds or pictures: under two minutes on two cores')
     add('--seeds', type=number(int, 1), metavar='N', help="runs of each arm (default: the experiment's own number)")
-    add('--pictures', type=number(int, 320), metavar='N', help="pictures that each run sees (default: the experiment's own number; small: half of it)")
+    add('--pictures', type=number(int, 320), metavar='N', help="pictures that each run sees (default: the experiment's own number)")
     add('--lr', type=number(float, 0), metavar='LR', default=Budget().lr, help='the highest rate (default %(default)s)')
     add('--jobs', type=number(int, 1), metavar='N', help='processes side by side (default: one a core; on a GPU: 1)')
     add('--device', metavar='NAME', help='such as cpu, cuda or cuda:1 (default: a GPU if there is one)')

@@ -106,8 +106,11 @@ def test_arms_can_be_built_and_differ(name):
         seen.add((arm.task, arm.name))
     assert len(seen) == len(experiment.arms)
     small = get_experiment(name, small=True)
-    assert small.budget.pictures < experiment.budget.pictures and small.seeds < experiment.seeds
-    assert {a.task for a in small.arms} == set(experiment.small or {a.task for a in experiment.arms})
+    cost = [len(e.arms) * e.seeds * e.budget.pictures for e in (experiment, small)]
+    assert cost[1] < cost[0] / 3 and small.budget.looks == experiment.budget.looks
+    kept = set(experiment.small[0])
+    assert all({a.task, a.name} & kept for a in small.arms) if kept else small.arms == experiment.arms
+    assert kept <= {o for a in experiment.arms for o in (a.task, a.name)}
 
 
 @pytest.mark.parametrize("name", list(ex.EXPERIMENTS))
