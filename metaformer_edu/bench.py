@@ -21,6 +21,7 @@ from .zoo import get_row
 from .data import load_folder, make_loaders
 from .dist import open_device
 from .validate import Parser, number, plainly, unseen
+from .runs import kept_file
 from .train import deaf
 from .roofline import ceilings
 from .timing import Contender, as_row, bench_model, in_timm, ratios, take_turns, warm_up
@@ -136,7 +137,7 @@ def machine(device)->dict:
 
 def read_bench(path)->dict: # of a file of metaformer-bench, or the name of a run that this project keeps
     "What a run measured; ValueError if it is something else."
-    path = Path(path) if Path(path).suffix else Path(metaformer_edu.__file__).parent / 'logs' / f'{path}.json'
+    path = Path(path) if Path(path).suffix else kept_file(f'{path}.json')
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
         if {'machine', 'ceilings', 'rows'} <= found.keys() and all(r['seconds'] and r['images_per_s'] for r in found['rows']): return found

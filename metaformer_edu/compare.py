@@ -2,15 +2,13 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'DISTANCES', 'chance', 'read_results', 'own_results', 'groups', 'as_text', 'as_numbers', 'summary', 'panels',
-           'draw_looks', 'draw_arms', 'draw_costs', 'draw_distances']
+           'draw_band', 'draw_looks', 'draw_runs', 'draw_arms', 'draw_costs', 'draw_distances']
 
 # %% ../nbs/14_compare.ipynb #a7e10913
 import itertools, math, statistics
-from pathlib import Path
 import matplotlib.pyplot as plt
-import metaformer_edu
 from .core import Table, close, human
-from .runs import read_log
+from .runs import kept_file, read_log
 
 # %% ../nbs/14_compare.ipynb #bd3ef31e
 def chance(a, b)->float: # numbers of two groups → 0 to 1
@@ -35,7 +33,7 @@ def read_results(path, budget=None)->Table: # a `Budget` of lesson 14a; None: an
 
 def own_results(name:str)->Table: # a key of `EXPERIMENTS`
     "The runs of an experiment that this project made."
-    return read_results(Path(metaformer_edu.__file__).parent / 'logs' / f'experiment_{name}.csv')
+    return read_results(kept_file(f'experiment_{name}.csv'))
 
 # %% ../nbs/14_compare.ipynb #71ba146d
 def groups(rows, *keys)->dict: # values of the keys → rows, in the order of their first appearance
@@ -72,6 +70,12 @@ def panels(rows, height=2.9):
     axs[0, 0].set_ylabel('held-out top-1, %')
     return fig, list(zip(axs[0], tasks.values()))
 
+def draw_band(ax, x, numbers, color, alpha=0.2, **line): # a list a run, with a number for each x
+    "The mean of the runs as a line, from the worst to the best as a band."
+    columns = list(zip(*numbers))
+    ax.plot(x, list(map(statistics.fmean, columns)), color=color, **line)
+    ax.fill_between(x, list(map(min, columns)), list(map(max, columns)), color=color, alpha=alpha, linewidth=0)
+
 def draw_looks(rows):
     "Accuracy while the runs learn: the mean of the seeds as a line, from the worst to the best as a band. Returns the figure."
     fig, axs = panels(rows)
@@ -79,12 +83,16 @@ def draw_looks(rows):
         for ((name,), runs), color in zip(groups(mine, 'name').items(), itertools.cycle(COLORS)):
             curves = [as_numbers(r['curve']) for r in runs]
             seen = [runs[0]['pictures'] * (i + 1) / len(curves[0]) / 1000 for i in range(len(curves[0]))]
-            ax.plot(seen, [statistics.fmean(v) for v in zip(*curves)], color=color, label=name)
-            ax.fill_between(seen, list(map(min, zip(*curves))), list(map(max, zip(*curves))), color=color, alpha=0.2, linewidth=0)
+            draw_band(ax, seen, curves, color, label=name)
     fig.supxlabel('thousand pictures seen', fontsize='medium'), fig.legend(*axs[0][0].get_legend_handles_labels(), loc='outside right center')
     return close(fig)
 
 # %% ../nbs/14_compare.ipynb #b0b5b6dd
+def draw_runs(ax, y, values):
+    "A dot for each run of an arm, and a bar for their mean."
+    ax.plot(values, [y] * len(values), 'o', color=COLORS[0], alpha=0.5, markeredgewidth=0)
+    ax.plot([statistics.fmean(values)] * 2, [y - 0.35, y + 0.35], color='black', linewidth=2)
+
 def draw_arms(rows, value='top1'): # or 'way': the mean of all looks
     "A dot for each run, a bar for the mean of each arm. Returns the figure."
     take = (lambda r: r['top1']) if value == 'top1' else (lambda r: statistics.fmean(as_numbers(r['curve'])))
@@ -92,9 +100,7 @@ def draw_arms(rows, value='top1'): # or 'way': the mean of all looks
     fig, axs = plt.subplots(1, len(tasks), figsize=(2.6 * len(tasks) + 1.6, 0.28 * len(names) + 1.1), squeeze=False, sharey=True, layout='constrained')
     for ax, ((task,), mine) in zip(axs[0], tasks.items()):
         for (name,), runs in groups(mine, 'name').items():
-            y, values = names.index(name), [take(r) for r in runs]
-            ax.plot(values, [y] * len(values), 'o', color=COLORS[0], alpha=0.5, markeredgewidth=0)
-            ax.plot([statistics.fmean(values)] * 2, [y - 0.35, y + 0.35], color='black', linewidth=2)
+            draw_runs(ax, names.index(name), [take(r) for r in runs])
         ax.set(title=task, yticks=range(len(names)), yticklabels=names, xlabel='top-1, %' + (', mean of all looks' if value != 'top1' else ''))
         ax.grid(axis='x', alpha=0.3)
     return close(fig)
@@ -104,10 +110,7 @@ def draw_costs(rows): # of one task
     "The arms from the cheapest to the dearest: a dot for each run with a bar for the mean, and their MACs. Returns the figure."
     arms = sorted(groups(rows, 'name').items(), key=lambda arm: arm[1][0]['macs'])
     fig, (left, right) = plt.subplots(1, 2, figsize=(7, 0.24 * len(arms) + 0.9), sharey=True, width_ratios=(3, 1), layout='constrained')
-    for y, (_, runs) in enumerate(arms):
-        top1 = [r['top1'] for r in runs]
-        left.plot(top1, [y] * len(top1), 'o', color=COLORS[0], alpha=0.5, markeredgewidth=0)
-        left.plot([statistics.fmean(top1)] * 2, [y - 0.35, y + 0.35], color='black', linewidth=2)
+    for y, (_, runs) in enumerate(arms): draw_runs(left, y, [r['top1'] for r in runs])
     right.barh(range(len(arms)), [runs[0]['macs'] / 1e6 for _, runs in arms], color='#bbbbbb')
     left.set(yticks=range(len(arms)), yticklabels=[name for (name,), _ in arms], xlabel='held-out top-1, %')
     left.grid(axis='x', alpha=0.3), right.set(xlabel='million MACs'), right.tick_params(left=False)
@@ -120,9 +123,7 @@ def draw_distances(rows):
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.2), width_ratios=(3, 2), layout='constrained')
     names = list(groups(rows, 'name'))[::-1]
     for ((name,), runs), color in zip(groups(rows, 'name').items(), COLORS):
-        found = list(zip(*(as_numbers(r['by_distance']) for r in runs)))
-        left.plot(DISTANCES, list(map(statistics.fmean, found)), 'o-', color=color, label=name)
-        left.fill_between(DISTANCES, list(map(min, found)), list(map(max, found)), color=color, alpha=0.15, linewidth=0)
+        draw_band(left, DISTANCES, [as_numbers(r['by_distance']) for r in runs], color, 0.15, marker='o', label=name)
         right.plot([r['field'] for r in runs], [names.index((name,))] * len(runs), 'o', color=color)
     left.set(xlabel='distance of the discs, in sides of the picture', ylabel='held-out top-1, %'), left.legend(loc='center left')
     right.set(xlabel='effective receptive field, pixels', xlim=(0, 98), yticks=range(len(names)), yticklabels=[n for n, in names])

@@ -54,7 +54,9 @@ class Arm:
     name:str # what is different about this arm
     model:dict # arguments of `MetaFormer`, in place of those in `BASE`
 
-    def data(self)->tuple: return pictures(self.task, {**BASE, **self.model}['img_size'])
+    def data(self)->tuple: # (to learn from, held out)
+        "The pictures of its task, as large as its model wants them."
+        return pictures(self.task, {**BASE, **self.model}['img_size'])
 
     def build(self, num_classes:int)->MetaFormer:
         "The model with new weights."
@@ -68,6 +70,10 @@ class Budget:
     looks:int=8 # at the held-out pictures, evenly spread
     batch_size:int=32
     lr:float=1e-3 # the highest rate
+
+    def __post_init__(self):
+        if self.pictures // self.looks < self.batch_size:
+            raise ValueError(f'{self.pictures} pictures do not give a batch of {self.batch_size} before each of {self.looks} looks: take {self.looks * self.batch_size} or more.')
 
 # %% ../nbs/14a_experiments.ipynb #c8de2645
 class Order(Sampler):
@@ -169,8 +175,8 @@ class LearnedMixing(RandomMixing):
 def random_arms()->list:
     "Random matrices, frozen and learned, in all stages or, as in RandFormer, in the last two."
     late = lambda mixer: [Identity, Identity, mixer, mixer]
-    models = {'nothing': Identity, 'late, frozen': late(RandomMixing), 'late, learned': late(LearnedMixing), 'all, frozen': RandomMixing, 'all, learned': LearnedMixing}
-    return [Arm(task, name.replace(',', ''), dict(token_mixers=mixer)) for task in ('digits', 'shape') for name, mixer in models.items()]
+    models = {'nothing': Identity, 'late frozen': late(RandomMixing), 'late learned': late(LearnedMixing), 'all frozen': RandomMixing, 'all learned': LearnedMixing}
+    return [Arm(task, name, dict(token_mixers=mixer)) for task in ('digits', 'shape') for name, mixer in models.items()]
 
 # %% ../nbs/14a_experiments.ipynb #e2dee287
 EXPERIMENTS = dict(

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['ELSEWHERE', 'SPEED', 'save_state', 'read_state', 'newest_state', 'differences', 'runs_called', 'new_folder',
-           'read_about', 'read_settings', 'newest_run', 'Folder', 'Run', 'as_csv', 'read_log', 'as_number', 'own_logs']
+           'read_about', 'read_settings', 'newest_run', 'Folder', 'Run', 'as_csv', 'read_log', 'as_number', 'kept_file',
+           'own_logs']
 
 # %% ../nbs/08c_runs.ipynb #8d573933
 import csv, itertools, os, platform, shlex, sys
@@ -150,9 +151,13 @@ def as_number(text:str):
     return text or None
 
 # %% ../nbs/08c_runs.ipynb #d5fb1b5f
+def kept_file(name:str)->Path: # such as 'digits.csv'
+    "A file of results that come along with the library, in metaformer_edu/logs."
+    return Path(metaformer_edu.__file__).parent / 'logs' / name
+
 def own_logs(name:str)->dict: # command -> log
     "The logs of the runs that this project made; `name` is that of a file in metaformer_edu/logs."
     logs = {}
-    for row in read_log(Path(metaformer_edu.__file__).parent / 'logs' / f'{name}.csv'):
+    for row in read_log(kept_file(f'{name}.csv')):
         logs.setdefault(row.pop('command'), Table()).append(row)
     return logs

@@ -137,7 +137,7 @@ def test_summary_tells_the_spread():
 
 
 @pytest.mark.parametrize("args, said", [
-    (["mixer"], "mixers"), (["mixers", "--output", "x.txt"], "must end in .csv"), (["mixers", "--output", "nowhere/x.csv"], "folder that is there"),
+    (["mixer"], "mixers"), (["distance", "--pictures", "320"], "take 384 or more"), (["mixers", "--output", "x.txt"], "must end in .csv"), (["mixers", "--output", "nowhere/x.csv"], "folder that is there"),
     (["mixers", "--device", "cuda:77"], "no device 'cuda:77'"), (["mixers", "--seeds", "0"], "0 is not 1 or more"), ([], "NAME")])
 def test_bad_input_is_a_sentence(args, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -33,7 +33,7 @@ DIRECTIVES = {"default_exp", "export", "exporti", "exports", "hide", "filter_str
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, LIB = ROOT / "nbs", ROOT / "metaformer_edu"
-NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(o[0] in "._" for o in p.relative_to(NBS).parts))
+NOTEBOOKS = nbcells.visible(NBS, "*.ipynb")
 LESSONS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d[a-z]?_", p.name)]
 STORIES = [p for p in NOTEBOOKS if p.parent != NBS]
 NUMBER = {p.stem.partition("_")[2]: p.stem.partition("_")[0] for p in LESSONS}  # module name -> number, as '08' or '08a'

@@ -3,11 +3,12 @@ In the same kernel, each of its exercises is then answered wrongly, and at last 
 import nbformat
 import pytest
 
+import nbcells
 import run
 from exercises import NBS, answered, exercises, read, reason, solutions, verdicts
 from wrong_answers import WRONG
 
-NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(o[0] in "._" for o in p.relative_to(NBS).parts))
+NOTEBOOKS = nbcells.visible(NBS, "*.ipynb")
 SOLVED = solutions()
 
 

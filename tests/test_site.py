@@ -172,7 +172,7 @@ def test_comments_beside_parameters_are_read(tmp_path):
 
 def test_the_table_says_what_the_comments_say(tmp_path):
     (tmp_path / "x.py").write_text(SOURCE)
-    text = website.entry(docments.public(tmp_path / "x.py")[1], "x", True)
+    text = website.entry(docments.public(tmp_path / "x.py")[1], "x")
     assert ":::::{py:function} f(x, a=1, b=0.5, y=None)" in text and r"Does `x_y` and \*that\*." in text
     assert "| `a` | `int` | `1` | of the curve |" in text and "| *returns* | `tuple` |  | (mean, variance) |" in text
     assert r"| `y` | `dict` | `None` | \\| or nothing |" in text and "/x.py#L8-L12)" in text and "(#cell-bbb)" in text

@@ -15,6 +15,11 @@ def read(path):
     return nb
 
 
+def visible(folder, pattern):
+    "The files below a folder of that pattern, in order, that are not hidden or in a hidden folder."
+    return sorted(p for p in Path(folder).rglob(pattern) if not any(o[0] in "._" for o in p.relative_to(folder).parts))
+
+
 def split(cell):
     "A cell's leading directive and cell-magic lines, and the rest: nbdev heeds no directive after the first code line."
     lines = cell["source"].splitlines()

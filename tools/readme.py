@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADER = "<!-- Made from nbs/index.ipynb by tools/readme.py: edit the notebook, not this file. -->\n\n"
 HEADER_ZH = "<!-- Prose by hand; code, outputs and tables by tools/readme.py. An `en` line names the English section and the prose that is translated. -->"
 FENCED = re.compile(r"(^ {0,3}(`{3,}|~{3,}).*?^ {0,3}\2[`~]*[ \t]*$)", re.M | re.S)
-INLINE = re.compile(r"(`+)(?:(?!\1).)+?\1")
+INLINE = translation.CODE
 # the target of a markdown link or picture, or of an html attribute
 TARGET = re.compile(r"""(?P<before>\]\(<?|\b(?:src|href|srcset)\s*=\s*["'])(?P<path>[^)\s"'>]+)""")
 ELSEWHERE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:|[/#]")
@@ -26,13 +26,18 @@ class ReadmeError(Exception):
     "Something in index.ipynb that a README cannot show."
 
 
-def outside_fences(text, change):
-    "`text` with `change` applied to what is not in a fenced block."
+def outside(pattern, text, change):
+    "`text` with `change` applied to what the pattern does not match."
     parts, at = [], 0
-    for match in FENCED.finditer(text):
+    for match in pattern.finditer(text):
         parts += [change(text[at:match.start()]), match[0]]
         at = match.end()
     return "".join(parts + [change(text[at:])])
+
+
+def in_prose(text, change):
+    "`text` with `change` applied to what is neither in a fenced block nor code in a sentence."
+    return outside(FENCED, text, lambda o: outside(INLINE, o, change))
 
 
 def from_root(text):
@@ -48,13 +53,7 @@ def from_root(text):
             raise ReadmeError(f"nbs/index.ipynb points to {path}, but there is no {moved}.")
         return match["before"] + moved
 
-    def lines(text):
-        parts, at = [], 0
-        for span in INLINE.finditer(text):  # code in a sentence is not a link
-            parts += [TARGET.sub(one, text[at:span.start()]), span[0]]
-            at = span.end()
-        return "".join(parts + [TARGET.sub(one, text[at:])])
-    return outside_fences(text, lines)
+    return in_prose(text, lambda o: TARGET.sub(one, o))
 
 
 def prepare(cell):
@@ -97,7 +96,7 @@ def make():
         cells += [cell] if cell else []
     nb.cells = cells
     body, _ = MarkdownExporter().from_notebook_node(nb)
-    body = outside_fences(body, lambda text: re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", text))
+    body = outside(FENCED, body, lambda text: re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", text))
     return HEADER + body.strip() + "\n"
 
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import docments
 import nbcells
-from readme import INLINE, TARGET, outside_fences
+from readme import ELSEWHERE, FENCED, INLINE, TARGET, in_prose, outside
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, DOCS = ROOT / "nbs", ROOT / "docs"
@@ -44,13 +44,9 @@ class SiteError(Exception):
 
 # --- notebooks ---
 
-def visible(pattern):
-    return [p for p in NBS.rglob(pattern) if not any(o[0] in "._" for o in p.relative_to(NBS).parts)]
-
-
 def notebooks():
     "index, then lessons, then the rest, by name."
-    return sorted(visible("*.ipynb"), key=lambda p: (p.stem != "index", not is_lesson(p), p.relative_to(NBS).as_posix()))
+    return sorted(nbcells.visible(NBS, "*.ipynb"), key=lambda p: (p.stem != "index", not is_lesson(p), p.relative_to(NBS).as_posix()))
 
 
 def is_lesson(path):
@@ -61,7 +57,7 @@ def relinked(text, path):
     "Markdown of the notebook or file at `path`, with links to what is no page of the site led to GitHub, and badges of other hosts as words."
     def one(match):
         target = match["path"]
-        if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|[/#]", target):
+        if ELSEWHERE.match(target):
             return match[0]
         at = Path(os.path.normpath(path.parent / unquote(re.split("[#?]", target)[0])))
         if not at.exists():
@@ -69,19 +65,13 @@ def relinked(text, path):
         on_site = NBS in at.parents and at.suffix in {".ipynb", ".md", *PICTURES}
         return match[0] if on_site else f"{match['before']}{GITHUB}/{at.relative_to(ROOT).as_posix()}"
 
-    def change(text):
-        text = re.sub(r"!\[([^\]]*)\]\(https?://[^)]*\)", r"\1", text)
-        parts, at = [], 0
-        for span in INLINE.finditer(text):
-            parts += [TARGET.sub(one, text[at:span.start()]), span[0]]
-            at = span.end()
-        return "".join([*parts, TARGET.sub(one, text[at:])])
-    return outside_fences(text, change)
+    text = outside(FENCED, text, lambda o: re.sub(r"!\[([^\]]*)\]\(https?://[^)]*\)", r"\1", o))
+    return in_prose(text, lambda o: TARGET.sub(one, o))
 
 
 def stepwise(text):
     "A text that goes from its title straight to headings of the third level, as GitHub shows a glossary best, with headings of the second."
-    return text if re.search(r"^## ", text, re.M) else outside_fences(text, lambda o: re.sub(r"^###(?=#* )", "##", o, flags=re.M))
+    return text if re.search(r"^## ", text, re.M) else outside(FENCED, text, lambda o: re.sub(r"^###(?=#* )", "##", o, flags=re.M))
 
 
 def markdown(source):
@@ -259,12 +249,7 @@ The idea, the parts, and a mixer of your own, in about {hours(sum(o.minutes for 
 
 def prose(text):
     "A docstring as Markdown: only code in backticks is marked up."
-    parts, at = [], 0
-    escape = lambda s: re.sub(r"([\\*_\[\]<>$|#{}~`^])", r"\\\1", s)
-    for span in INLINE.finditer(text):
-        parts += [escape(text[at:span.start()]), span[0]]
-        at = span.end()
-    return "".join([*parts, escape(text[at:])])
+    return outside(INLINE, text, lambda s: re.sub(r"([\\*_\[\]<>$|#{}~`^])", r"\\\1", s))
 
 
 def as_code(text):
@@ -273,7 +258,13 @@ def as_code(text):
     return f"{fence}{text}{fence}" if text else ""
 
 
-def entry(item, module, lesson, depth=0):
+def source_links(item, module):
+    "To a name's source, and to the cell of the lesson that writes it."
+    lesson = f" · [in the lesson](#cell-{item.cell})" if item.cell else ""
+    return f":::{{container}} source-links\n[source]({GITHUB}/{SETTINGS['lib_path']}/{module}.py#L{item.lines[0]}-L{item.lines[1]}){lesson}\n:::\n"
+
+
+def entry(item, module, depth=0):
     "A name of the reference in Markdown."
     shown = ", ".join(p.name + (f"={p.default}" if p.default else "") for p in item.params)
     said = [p for p in item.params if p.type or p.default or p.comment]
@@ -282,16 +273,14 @@ def entry(item, module, lesson, depth=0):
         rows.append(["*returns*", as_code(item.returns.type), "", prose(item.returns.comment)])
     kept = [i for i in range(4) if i == 0 or any(row[i] for row in rows)]
     rows = [[row[i] for i in kept] for row in [["parameter", "type", "default", "what it is"], *rows]]
-    source = f"[source]({GITHUB}/{SETTINGS['lib_path']}/{module}.py#L{item.lines[0]}-L{item.lines[1]})"
-    where = f" · [in the lesson](#cell-{item.cell})" if item.cell and lesson else ""
     fence = ":" * (5 - depth)
     return "\n".join(filter(None, [
         f"{fence}{{py:{item.kind}}} {item.name}" + (f"({shown})" if item.kind in ("function", "class", "method") else ""), "",
         prose(item.doc) + "\n" if item.doc else "",
         as_code("# " + item.note) + "\n" if item.note else "",
         table(rows[0], rows[1:]) + "\n" if rows[1:] else "",
-        *(entry(o, module, lesson, depth + 1) for o in item.members),
-        f":::{{container}} source-links\n{source}{where}\n:::\n" if not depth else "",
+        *(entry(o, module, depth + 1) for o in item.members),
+        source_links(item, module) if not depth else "",
         fence, ""]))
 
 
@@ -306,15 +295,14 @@ def reference(path, items):
         f"```{{py:module}} {SETTINGS['lib_name']}.{module}\n```\n",
         f"Lesson [{lesson.title}](../{lesson.page}) writes this module. [Source]({GITHUB}/{SETTINGS['lib_path']}/{module}.py).\n",
         table(["name", "what it is"], rows) + "\n" if rows else "",
-        "## Functions and classes\n" if names else "", *(entry(o, module, True) for o in names),
+        "## Functions and classes\n" if names else "", *(entry(o, module) for o in names),
         "## Constants\n" if constants else "", *(constant(o, module) for o in constants)])
 
 
 def constant(item, module):
     value = item.value if len(item.value) <= 100 else item.value[:99] + "…"
-    source = f"[source]({GITHUB}/{SETTINGS['lib_path']}/{module}.py#L{item.lines[0]}-L{item.lines[1]})"
     return "\n".join([f":::::{{py:data}} {item.name}", *([f"`` {value} ``\n"] if value else [""]), prose(item.doc) + "\n",
-                      f":::{{container}} source-links\n{source} · [in the lesson](#cell-{item.cell})\n:::\n", ":::::\n"])
+                      source_links(item, module), ":::::\n"])
 
 
 def reference_index(paths):
@@ -427,7 +415,7 @@ def write_pages(pages):
     paths = notebooks()
     for path in paths:
         write_notebook(path, pages / path.relative_to(NBS), paths)
-    for path in visible("*"):
+    for path in nbcells.visible(NBS, "*"):
         if path.suffix in PICTURES:
             (pages / path.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, pages / path.relative_to(NBS))
