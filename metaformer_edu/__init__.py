@@ -1,5 +1,43 @@
-"""MetaFormer in notebooks: the package that `nbs/` exports. Importing it also registers the models with timm as `edu_<name>`."""
+"""MetaFormer in notebooks: the package that `nbs/` exports. Its front door, each name loaded when it is first used:
+
+- `create_model(name)`: one of the published models or of the small ones, by name; `list_models()`: their names
+- `MetaFormer(…)`: the architecture itself; `MIXERS`: the five token mixers by name
+- `load_data(name)`: training and held-out images, of a named data set or a folder
+- `Trainer(…)`: the training loop; `fit(model, loaders, optimizer)`: train in one call
+- `evaluate(model, loader)`: loss and accuracy; `predict(model, loader)`: the answer for every image
+- `explain(model, images)`: where a model looks; `influence(module, x)`: which token changes which
+- `fast(model, example)`: the same answers sooner, measured on this machine
+- `explore_activation()`, `explore_model()`, `explore_mixing()`, `explore_cam()`, `explore_training()`: widgets for notebooks
+
+Where timm is already imported, its `create_model` knows our models as `edu_<name>`; else say `import metaformer_edu.models.registry`.
+"""
+import importlib
+import sys
+
 __version__ = "0.1.0"
 
-from .zoo import MODELS, create_model, list_models, load_weights, model_table, save_weights
-from .model import MetaFormer
+_HOME = {
+    "create_model": "models.registry", "list_models": "models.registry", "MetaFormer": "models.metaformer",
+    "MIXERS": "models.mixers", "load_data": "data.loading", "Trainer": "training.trainer", "fit": "training.trainer",
+    "evaluate": "validate", "predict": "validate", "explain": "interpret.cam", "influence": "interpret.influence",
+    "fast": "speed.fast", "explore_activation": "widgets.base", "explore_model": "widgets.model_explorer",
+    "explore_mixing": "widgets.mixing_explorer", "explore_cam": "widgets.cam_explorer",
+    "explore_training": "widgets.training_explorer",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *_HOME})
+
+
+if "timm" in sys.modules:
+    importlib.import_module(f"{__name__}.models.registry")  # which registers the models

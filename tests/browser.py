@@ -78,7 +78,7 @@ def answers(url):
 @contextmanager
 def jupyterlab(folder):
     "JupyterLab on a folder; gives a function from a notebook's name to its address."
-    from metaformer_edu.explore import free_port
+    from metaformer_edu.commands.explore import free_port
     for name, settings in {"notebook-extension/tracker": dict(windowingMode="none"),
                            "apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False)}.items():
         path = folder / "config/lab/user-settings/@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -97,7 +97,7 @@ def jupyterlab(folder):
 @contextmanager
 def explore(folder, *args):
     "The page of `metaformer-explore`; gives its address."
-    command = [sys.executable, "-m", "metaformer_edu.explore", "--no-browser", *map(str, args)]
+    command = [sys.executable, "-m", "metaformer_edu.commands.explore", "--no-browser", *map(str, args)]
     with open(folder / "explore.log", "w") as log, process(command, folder, stdout=subprocess.PIPE, stderr=log, text=True) as running:
         url = running.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:"), (folder / "explore.log").read_text()

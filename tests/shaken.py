@@ -1,7 +1,7 @@
 "Models whose weights are not the small ones of the start."
 import torch
 
-from metaformer_edu.zoo import create_model
+from metaformer_edu.models.registry import create_model
 
 
 def shaken(make, **kwargs):

@@ -5,14 +5,16 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from metaformer_edu.anatomy import (PARTS, RESOLUTIONS, TRIES, Anatomy, anatomy, count_mixer, count_rest, draw_anatomy, explore_model, follow_family, in_words,
-                                    look_back, model_name, own_mixers, signed_change, sizes_of, swap_costs, swap_words, view_model, window_steps)
-from metaformer_edu.core import count_macs, count_params
-from metaformer_edu.layers import LayerNormWithoutBias
-from metaformer_edu.mixers import MIXERS
-from metaformer_edu.model import grid_sizes
-from metaformer_edu.widgets import Shown, dropdown
-from metaformer_edu.zoo import FAMILIES, MODELS, create_model, get_row
+from metaformer_edu.widgets.model_explorer import (
+    PARTS, RESOLUTIONS, TRIES, Anatomy, anatomy, count_mixer, count_rest, draw_anatomy, explore_model,
+    follow_family, in_words, look_back, model_name, own_mixers, signed_change, sizes_of, swap_costs, swap_words,
+    view_model, window_steps)
+from metaformer_edu.core.basics import count_macs, count_params
+from metaformer_edu.models.layers import LayerNormWithoutBias
+from metaformer_edu.models.mixers import MIXERS
+from metaformer_edu.models.metaformer import grid_sizes
+from metaformer_edu.widgets.base import Shown, dropdown
+from metaformer_edu.models.registry import FAMILIES, MODELS, create_model, get_row
 
 SWAPS = [("SepConv", "RandomMixing", "Pooling", "Identity"), ("Attention",) * 4, ("RandomMixing",) * 4, "Pooling", ("Identity", "Attention", "SepConv", "RandomMixing")]
 
@@ -300,7 +302,7 @@ def shapes_of(fig, style):
 def test_stages_are_drawn_to_scale():
     solid = shapes_of(draw_anatomy(anatomy("caformer_s18", 224)), "solid")
     black = [v for v in solid if len({tuple(p) for p in v.tolist()}) == 4]
-    from metaformer_edu.anatomy import put_tokens
+    from metaformer_edu.widgets.model_explorer import put_tokens
     shapes = []
     put_tokens(shapes, 0, 100, 40, 30)
     (front, *_), (top, *_), (right, *_) = shapes

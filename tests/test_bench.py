@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer_edu import bench, timing
-from metaformer_edu.bench import bench_loader, draw_bench, main, open_loader, parse, rate, read_bench, summary, write_photos
-from metaformer_edu.timing import (Contender, as_row, bench_model, ceiling, contenders, differs, in_timm, peak_memory, peak_of_child, ratios,
-                                   stored_activations, take_turns, turn, twins, warm_up)
-from metaformer_edu.zoo import MODELS, get_row
+from metaformer_edu.commands import benchmark as command
+from metaformer_edu.speed import benchmark
+from metaformer_edu.commands.benchmark import (
+    bench_loader, draw_bench, main, open_loader, parse, rate, read_bench, summary, write_photos)
+from metaformer_edu.speed.benchmark import (
+    Contender, as_row, bench_model, ceiling, contenders, differs, in_timm, peak_memory, peak_of_child, ratios,
+    stored_activations, take_turns, turn, twins, warm_up)
+from metaformer_edu.models.registry import MODELS, get_row
 
 SMALL = ["--img-size", "32", "-b", "2", "--rounds", "2", "--threads", "1", "--device", "cpu"]
 TINY = dict(batch_size=2, img_size=32)
@@ -28,8 +31,8 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     "No turn lasts, and ceilings are known: for tests of all but the times."
-    monkeypatch.setattr(timing, "TURN", 0)
-    monkeypatch.setattr(bench, "ceilings", lambda device, dtype: type("C", (), dict(flops=1e11)))
+    monkeypatch.setattr(benchmark, "TURN", 0)
+    monkeypatch.setattr(command, "ceilings", lambda device, dtype: type("C", (), dict(flops=1e11)))
 
 
 class FakeClock:
@@ -48,7 +51,7 @@ class FakeClock:
 @pytest.fixture
 def clock(monkeypatch):
     fake = FakeClock()
-    monkeypatch.setattr(timing, "time", fake)
+    monkeypatch.setattr(benchmark, "time", fake)
     return fake
 
 
@@ -245,7 +248,7 @@ def test_bench_model_gives_a_row_each(quick):
     rows = bench_model("tiny_caformer", "training", rounds=2, peaks=dict(float32=1e11), dtypes=["float32"], **TINY)
     assert len(rows) == 1 and len(rows[0]["seconds"]) == 2 and rows[0]["stored"] > 0 and rows[0]["peak"] is None
     macs = 1e11 / 6 / rows[0]["ceiling"]
-    assert macs == pytest.approx(timing.count_macs(get_row("tiny_caformer").build(img_size=32), (1, 3, 32, 32)))
+    assert macs == pytest.approx(benchmark.count_macs(get_row("tiny_caformer").build(img_size=32), (1, 3, 32, 32)))
 
 
 # --- memory ---
@@ -288,8 +291,8 @@ def test_peak_memory_of_a_cpu_is_asked_of_a_child():
 
 
 def test_a_child_that_fails_is_quoted(monkeypatch):
-    monkeypatch.setattr(timing.Path, "exists", lambda path: True)
-    monkeypatch.setattr(timing.subprocess, "run", lambda *_, **__: type("Done", (), dict(returncode=1, stderr="Traceback\nMemoryError: too much\n")))
+    monkeypatch.setattr(benchmark.Path, "exists", lambda path: True)
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: type("Done", (), dict(returncode=1, stderr="Traceback\nMemoryError: too much\n")))
     with pytest.raises(RuntimeError, match="The process for ours eager float32 failed: MemoryError: too much"):
         peak_of_child(Contender("ours", "eager", "float32", None, 1), {})
 
@@ -350,7 +353,7 @@ def test_results_are_not_overwritten_unless_named(capsys, quick):
 
 
 def test_the_module_can_be_run(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "metaformer_edu.bench", "--what", "loader", "--images", "4", "-j", "0", *SMALL], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "metaformer_edu.commands.benchmark", "--what", "loader", "--images", "4", "-j", "0", *SMALL], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [r["contender"] for r in read_bench(tmp_path / "bench.json")["rows"]] == ["timm 0 workers", "ours 0 workers"]
     assert "ours 0 workers" in done.stdout and not done.stderr
@@ -364,7 +367,7 @@ def test_ctrl_c_keeps_what_is_measured(capsys, quick, monkeypatch):
         if len(n) == 11:  # the warm-up took two, so this is the second of the fifth round
             raise KeyboardInterrupt
         return take(c, device)
-    monkeypatch.setattr(timing, "turn", stopped)
+    monkeypatch.setattr(benchmark, "turn", stopped)
     status, _, err = called(capsys, "poolformerv2_s12", *SMALL, "--rounds", "9", "--dtype", "float32")
     assert status == 130 and err == ["metaformer-bench: Stopped by you. bench.json holds what was measured."]
     assert [len(r["seconds"]) for r in read_bench("bench.json")["rows"]] == [4, 4] and os.path.exists("bench.png")
@@ -372,14 +375,14 @@ def test_ctrl_c_keeps_what_is_measured(capsys, quick, monkeypatch):
 
 def test_ctrl_c_before_anything_is_measured(capsys, quick, monkeypatch):
     def stopped(*_, **__): raise KeyboardInterrupt
-    monkeypatch.setattr(bench, "bench_model", stopped)
+    monkeypatch.setattr(command, "bench_model", stopped)
     status, _, err = called(capsys, "tiny_caformer", *SMALL)
     assert status == 130 and err[-1] == "metaformer-bench: Stopped by you. Nothing was measured." and not os.listdir(".")
 
 
 def test_what_fails_later_keeps_what_was_measured_before(capsys, quick, monkeypatch):
     def full(*_, **__): raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-    monkeypatch.setattr(bench, "bench_loader", full)
+    monkeypatch.setattr(command, "bench_loader", full)
     status, _, err = called(capsys, "tiny_identityformer", "--what", "inference", "loader", *SMALL)
     assert status == 1 and "--batch-size" in err[-1] and err[-1].endswith("bench.json holds what was measured.") and len(read_bench("bench.json")["rows"]) == 2
 
@@ -426,7 +429,7 @@ def test_no_gpu(capsys):
 
 
 def test_no_bfloat16(capsys, quick, monkeypatch):
-    monkeypatch.setattr(bench, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(command, "has_bfloat16", lambda device: False)
     assert "cpu does not compute in bfloat16: say --dtype float32." in refused(capsys, "tiny_caformer", *SMALL, "--dtype", "bfloat16")
     status, _, err = called(capsys, "tiny_caformer", "--sides", "ours", *SMALL)
     assert status == 0 and err == ["metaformer-bench: cpu does not compute in bfloat16: only float32 is measured."]
@@ -442,7 +445,7 @@ def test_no_compiler(capsys, quick, monkeypatch):
 
 
 def test_the_device_can_do_what_it_can():
-    assert bench.has_bfloat16(torch.device("cpu")) and not bench.has_bfloat16(torch.device("meta"))
+    assert command.has_bfloat16(torch.device("cpu")) and not command.has_bfloat16(torch.device("meta"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [], "machine": {}}', '{"rows": [{}], "machine": {}, "ceilings": {}}',
@@ -489,7 +492,7 @@ def many(models=3, whats=("inference", "training")):
             if what == "inference":
                 rows.append(row("fast", [0.01, 0.012, 0.011], "", "", model, what, images=100, ceiling=17000.))
     rows += [row(side, [1., 1.1, 1.3], f"{n} workers", "", "JPEG files", "loader", per_core=9.) for n in (0, 16) for side in ("timm", "ours")]
-    return dict(rows=rows, machine=bench.machine(torch.device("cpu")), ceilings={})
+    return dict(rows=rows, machine=command.machine(torch.device("cpu")), ceilings={})
 
 
 @pytest.mark.parametrize("models, whats", [(3, ("inference", "training")), (1, ("inference",)), (0, ())])
@@ -517,7 +520,7 @@ def test_bars_are_as_long_as_the_rates():
 
 
 def test_kept_runs_can_be_drawn():
-    folder = os.path.join(os.path.dirname(bench.__file__), "logs")
+    folder = os.path.join(os.path.dirname(command.__file__), "logs")
     kept = [name[:-5] for name in os.listdir(folder) if name.startswith("bench_") and name.endswith(".json")]
     assert kept
     for name in kept:

@@ -1,4 +1,4 @@
-"""The tools of lesson 00: hooks that are released, counts that are right, tables and pictures that leave nothing open."""
+"""The tools of lesson core/basics: hooks that are released, counts that are right, tables and pictures that leave nothing open."""
 import random
 import re
 
@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import golden
-from metaformer_edu.core import (Capture, Table, check, count_macs, count_params, did_you_mean, get_device, human, macs_by_module, sample_photo,
-                                 seed_everything, set_style, show_images, show_matrix, to_array, trace_shapes)
-from metaformer_edu.zoo import create_model
+from metaformer_edu.core.basics import (
+    Capture, Table, check, count_macs, count_params, did_you_mean, get_device, human, macs_by_module, sample_photo,
+    seed_everything, set_style, show_images, show_matrix, to_array, trace_shapes)
+from metaformer_edu.models.registry import create_model
 
 X = golden.images(64, dtype=torch.float32)
 

@@ -10,10 +10,12 @@ from PIL import Image
 from sklearn import datasets
 from torch.utils.data import TensorDataset
 
-from metaformer_edu import data
-from metaformer_edu.data import (SOURCES, DataError, EpochSampler, Pictures, imagenet_labels, imagenet_transforms, load_data,
-                                 load_digits, load_folder, load_shapes, load_val, make_loaders)
-from metaformer_edu.shapes import TASKS, draw
+from metaformer_edu.data.loading import loading
+from metaformer_edu.data.loading import (
+    SOURCES, DataError, EpochSampler, Pictures, imagenet_transforms, load_data, load_digits, load_folder,
+    load_shapes, load_val, make_loaders)
+from metaformer_edu.models.registry import imagenet_labels
+from metaformer_edu.data.shapes import TASKS, draw
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -105,7 +107,7 @@ def test_the_dice_are_put_back_after_an_error():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    with pytest.raises(ZeroDivisionError), data.dice(0, 0, 0):
+    with pytest.raises(ZeroDivisionError), loading.dice(0, 0, 0):
         torch.rand(3), 1 / 0
     assert torch.equal(torch.rand(1), expected)
 
@@ -314,7 +316,7 @@ def test_in_training_the_next_image_stands_in(root, workers, capfd):
             seen[i] = x, int(y)
         assert {i: y for i, (_, y) in seen.items()} == {0: 0, 1: 1, 2: 1, 3: 1, 4: 1, 5: 0}  # 5 wraps around to 0
         for i, source in {0: 0, 1: 3, 2: 3, 3: 3, 4: 4, 5: 0}.items():  # the dice are those of the place in the list
-            with data.dice(0, number, i):
+            with loading.dice(0, number, i):
                 assert torch.equal(seen[i][0], whole.transform(whole.images[source][0]))
     assert train.skipped.tolist() == [False, True, True, False, False, True]
     sentences = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Cannot read")]
@@ -335,7 +337,7 @@ def test_in_validation_it_is_left_out(root, context, capfd):
     text = capfd.readouterr().err
     if context != "forkserver":  # its server was started by an earlier test, with that test's stderr
         assert text.count(f"Cannot read the image {root / 'val/ant/0.png'}: ") == 1 and text.count(" It is left out.") == 2
-    assert data.show_batch((images, labels), load_val(root, 32)[1], 1).axes[0].get_title() == "unreadable"
+    assert loading.show_batch((images, labels), load_val(root, 32)[1], 1).axes[0].get_title() == "unreadable"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -421,13 +423,13 @@ def test_mistakes_with_a_split_get_a_sentence(root, what):
 
 @pytest.mark.parametrize("place", ["", "val", "val/bee"])
 def test_a_folder_that_may_not_be_read(root, place, monkeypatch):
-    real = data.os.scandir
+    real = loading.os.scandir
 
     def scandir(folder="."):  # tests may run as root, for whom every folder is open
         if str(folder) == str(root / place):
             raise PermissionError(13, "Permission denied", str(folder))
         return real(folder)
-    monkeypatch.setattr(data.os, "scandir", scandir)
+    monkeypatch.setattr(loading.os, "scandir", scandir)
     for load in (load_val, load_folder):
         with pytest.raises(DataError, match=f"^Cannot read the folder {root / place}: Permission denied.$"):
             load(root, 32)
@@ -436,7 +438,7 @@ def test_a_folder_that_may_not_be_read(root, place, monkeypatch):
 def test_a_file_that_may_not_be_read(root, monkeypatch):
     def forbidden(path):
         raise PermissionError(13, "Permission denied", str(path))
-    monkeypatch.setattr(data.Image, "open", forbidden)
+    monkeypatch.setattr(loading.Image, "open", forbidden)
     with pytest.raises(DataError, match="^Cannot read the image .*0.png: Permission denied.$"):
         load_val(root, 32)[0][0]
 
@@ -556,32 +558,32 @@ def titles(fig):
 
 def test_show_batch():
     train, held_out, info = load_digits(16)
-    fig = data.show_batch(next(iter(make_loaders(train, held_out, 16)[1])), info, n=3)
+    fig = loading.show_batch(next(iter(make_loaders(train, held_out, 16)[1])), info, n=3)
     assert titles(fig) == [str(int(held_out[i][1])) for i in range(3)]
 
 
 def test_show_predictions_has_every_mistake_first():
-    images, info = TensorDataset(torch.zeros(6, 3, 4, 4), torch.zeros(6)), data.DataInfo("x", list("abc"), 4)
+    images, info = TensorDataset(torch.zeros(6, 3, 4, 4), torch.zeros(6)), loading.DataInfo("x", list("abc"), 4)
     said = dict(label=torch.tensor([0, 1, 2, 0, 1, 2]), guess=torch.tensor([0, 2, 2, 0, 0, 2]),
                 probability=torch.tensor([0.9, 0.5, 0.6, 0.7, 0.8, 0.4]))
-    fig = data.show_predictions(said, images, info, n=4, ncols=2)
+    fig = loading.show_predictions(said, images, info, n=4, ncols=2)
     assert titles(fig) == ["a (80%)\nis b", "c (50%)\nis b", "c (40%)", "c (60%)"]
     assert fig.get_suptitle().startswith("Wrong answers: 2 of 6 images (red), then")
     red = [ax.title.get_color() != "black" for ax in fig.axes]
     assert red == [True, True, False, False]
-    assert data.show_predictions(said, images, info, n=1).get_suptitle().startswith("1 of 2 wrong answers in 6")
+    assert loading.show_predictions(said, images, info, n=1).get_suptitle().startswith("1 of 2 wrong answers in 6")
     beyond = dict(said, guess=torch.tensor([0, 7, 2, 0, 0, 2]))  # a model may know more classes than the data
-    assert "class 7 (50%)\nis b" in titles(data.show_predictions(beyond, images, info))
+    assert "class 7 (50%)\nis b" in titles(loading.show_predictions(beyond, images, info))
     right = dict(said, guess=said["label"])
-    assert data.show_predictions(right, images, info).get_suptitle().startswith("No wrong answer in 6 images")
+    assert loading.show_predictions(right, images, info).get_suptitle().startswith("No wrong answer in 6 images")
 
 
 def test_the_strongest_posterize_is_black():
     "timm asks for 0 bits at its highest level; newer Pillow refuses, in about one image of 500."
     image = Image.fromarray(datasets.load_sample_image("china.jpg")).resize((40, 40))
-    assert data.posterize(image, 0).getextrema() == ((0, 0),) * 3
+    assert loading.posterize(image, 0).getextrema() == ((0, 0),) * 3
     learn, _ = imagenet_transforms(32)
-    op = next(o for step in learn.transforms for o in getattr(step, "ops", []) if o.aug_fn is data.posterize)
+    op = next(o for step in learn.transforms for o in getattr(step, "ops", []) if o.aug_fn is loading.posterize)
     op.prob = 1
     for magnitude in range(11):
         op.magnitude, op.magnitude_std = magnitude, 0

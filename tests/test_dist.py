@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer_edu import dist
-from metaformer_edu.data import DataError, EpochSampler
-from metaformer_edu.dist import BatchShard, Shard, anyone, everyone, gather, launch, open_device, quiet, wrap
+from metaformer_edu.training import processes
+from metaformer_edu.data.loading import DataError, EpochSampler
+from metaformer_edu.training.processes import (
+    BatchShard, Shard, anyone, everyone, gather, launch, open_device, quiet, wrap)
 
 
 def parts_of(n, batch, accum, parts, epoch=3, start=0):
@@ -83,8 +84,8 @@ def rows(*index):
 
 @pytest.mark.parametrize("parts", [[rows(0, 1, 4), rows(2, 3)], [rows(2, 3), rows(0, 1, 4), {}], [{}, rows(0, 1, 2, 3, 4)]])
 def test_gather_puts_all_in_order(parts, monkeypatch):
-    monkeypatch.setattr(dist, "world_size", lambda: len(parts))
-    monkeypatch.setattr(dist.dist, "all_gather_object", lambda found, mine: found.__setitem__(slice(None), parts))
+    monkeypatch.setattr(processes, "world_size", lambda: len(parts))
+    monkeypatch.setattr(processes.dist, "all_gather_object", lambda found, mine: found.__setitem__(slice(None), parts))
     found = gather(parts[0])
     assert found["index"].tolist() == [0, 1, 2, 3, 4] and found["label"].tolist() == [0, 10, 20, 30, 40]
 
@@ -140,8 +141,8 @@ def test_launch_never_forks_this_process(monkeypatch, tmp_path):
         raise AssertionError("a notebook's kernel must not be forked")
     monkeypatch.setattr(os, "fork", fork)
     seen = []
-    real = dist.subprocess.Popen
-    monkeypatch.setattr(dist.subprocess, "Popen", lambda command, **kwargs: seen.append(command) or real(
+    real = processes.subprocess.Popen
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, **kwargs: seen.append(command) or real(
         [sys.executable, "-c", "print('done')"], **kwargs))
     assert launch("-m", "some.module", "-b", 8, processes=3) == "done\n"
     assert seen[0][:3] == [sys.executable, "-m", "torch.distributed.run"]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from metaformer_edu.data import load_shapes
-from metaformer_edu.runs import read_about, read_log
-from metaformer_edu.sheet import read_snapshots
-from metaformer_edu.widgets import example_runs
-from metaformer_edu.zoo import create_model, save_weights
+from metaformer_edu.data.loading import load_shapes
+from metaformer_edu.training.run_folder import read_about, read_log
+from metaformer_edu.interpret.contact_sheet import read_snapshots
+from metaformer_edu.widgets.base import example_runs
+from metaformer_edu.models.registry import create_model, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = example_runs()

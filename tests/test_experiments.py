@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
-from metaformer_edu import compare as co
-from metaformer_edu import experiments as ex
-from metaformer_edu.compare import chance, own_results, read_results
-from metaformer_edu.experiments import Arm, Budget, Experiment, get_experiment, run
-from metaformer_edu.shapes import TASKS
+from metaformer_edu.experiments.arms import compare as co
+from metaformer_edu.experiments.arms import arms as ex
+from metaformer_edu.experiments.compare import chance, own_results, read_results
+from metaformer_edu.experiments.arms import Arm, Budget, Experiment, get_experiment, run
+from metaformer_edu.data.shapes import TASKS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = Budget(pictures=64, looks=2)
@@ -167,7 +167,7 @@ def test_the_command_goes_on(tmp_path, monkeypatch, capsys):
 
 def test_processes_give_the_same_as_one(tmp_path):
     "In real processes, which draw the digits themselves."
-    code = ("from metaformer_edu.experiments import *\n"
+    code = ("from metaformer_edu.experiments.arms import *\n"
             "import torch; torch.set_num_threads(1)\n"
             "if __name__ == '__main__':\n"
             "    e = Experiment('?', [Arm('digits', 'x', dict(token_mixers='Identity', depths=(1,), dims=(8,), res_scale_init_values=None))], seeds=2, budget=Budget(64, 1))\n"

@@ -18,11 +18,12 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import metaformer, resnet
 from torch import nn
 
-from metaformer_edu import explain as lesson
-from metaformer_edu.data import dice, imagenet_transforms
-from metaformer_edu.explain import (METHODS, blend, cam_grid, class_title, draw_map, explain, find_stage, headline, imagenet_classes,
-                                    stage_modules, to_batch, undisturbed)
-from metaformer_edu.zoo import FAMILIES, create_model
+from metaformer_edu.interpret import cam as lesson
+from metaformer_edu.data.loading import dice, imagenet_transforms
+from metaformer_edu.interpret.cam import (
+    METHODS, blend, cam_grid, class_title, draw_map, explain, find_stage, headline, imagenet_classes, stage_modules,
+    to_batch, undisturbed)
+from metaformer_edu.models.registry import FAMILIES, create_model
 from shaken import ours, shaken
 
 pytestmark = pytest.mark.usefixtures("one_thread")

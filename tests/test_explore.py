@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from browser import ALL_DRAWN, PATIENCE, ROOT, browser, changes, environment, explore, jupyterlab, listen, move_everything
-from metaformer_edu import explore as app
-from metaformer_edu.core import sample_photo
-from metaformer_edu.widgets import example_runs, to_pil
+from metaformer_edu.commands import explore as app
+from metaformer_edu.core.basics import sample_photo
+from metaformer_edu.widgets.base import example_runs, to_pil
 
 NAMES = list(app.SECTIONS)
 CONTROLS = dict(model={"family", "size", "resolution, px", "stage 1", "stage 2", "stage 3", "stage 4"}, cam={"model", "image", "class", "stage", "method", "strength"},
@@ -24,7 +24,7 @@ CONTROLS = dict(model={"family", "size", "resolution, px", "stage 1", "stage 2",
 # --- the command, without a browser ---
 
 def run(*args, cwd=ROOT):
-    return subprocess.run([sys.executable, "-m", "metaformer_edu.explore", *map(str, args)], capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-m", "metaformer_edu.commands.explore", *map(str, args)], capture_output=True, text=True,
                           stdin=subprocess.DEVNULL, timeout=120, env=environment(Path(cwd)), cwd=cwd)
 
 
@@ -82,7 +82,7 @@ CELLS = dict(model="explore_model('tiny_caformer', 64)", mixing="explore_mixing(
 
 def notebook(folder, cells):
     kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
-    cells = ["import sys\nsys.path.insert(0, %r)\nfrom metaformer_edu.explore import *" % str(ROOT), *cells]
+    cells = ["import sys\nsys.path.insert(0, %r)\nfrom metaformer_edu.commands.explore import *" % str(ROOT), *cells]
     nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(o) for o in cells]), folder / "explore.ipynb")
 
 
@@ -132,7 +132,7 @@ def test_in_jupyterlab(tmp_path):
 
 def test_a_reader_without_a_kernel_sees_the_pictures(tmp_path):
     "The lesson as it lies in the repository, opened by somebody who runs nothing."
-    (tmp_path / "lesson.ipynb").write_bytes((ROOT / "nbs/13_widgets.ipynb").read_bytes())
+    (tmp_path / "lesson.ipynb").write_bytes((ROOT / "nbs/widgets/base.ipynb").read_bytes())
     with browser() as chromium, jupyterlab(tmp_path) as address:
         page = chromium.new_page()
         page.goto(address("lesson.ipynb"))
@@ -183,7 +183,7 @@ def test_in_voila(tmp_path, width, theme):
 
 def test_the_last_change_wins_while_a_model_works(tmp_path):
     "Twenty keys in a row on a slow view: it says that it works, and it is asked a few times only."
-    slow = ("import time\nfrom metaformer_edu.widgets import Explorer, view_activation\nasked = []\n"
+    slow = ("import time\nfrom metaformer_edu.widgets.base import Explorer, view_activation\nasked = []\n"
             "def view(**values):\n    asked.append(values['s']); time.sleep(1 if len(asked) > 1 else 0)\n    shown = view_activation(**values)\n"
             "    shown.words = f'asked {len(asked)} times, s = {values[\"s\"]:.2f}'\n    return shown\nExplorer(view, explore_activation().controls)")
     notebook(tmp_path, [slow])

@@ -20,12 +20,12 @@ from torch import nn
 
 import golden
 import loopback
-from metaformer_edu import zoo
-from metaformer_edu.blocks import MetaFormerBlock, Stage
-from metaformer_edu.layers import Mlp, StarReLU
-from metaformer_edu.mixers import Attention, Pooling, RandomMixing
-from metaformer_edu.model import MetaFormer, draw_stages, drop_path_rates, grid_sizes
-from metaformer_edu.zoo import MODELS, create_model, list_models
+from metaformer_edu.models import registry
+from metaformer_edu.models.block import MetaFormerBlock, Stage
+from metaformer_edu.models.layers import Mlp, StarReLU
+from metaformer_edu.models.mixers import Attention, Pooling, RandomMixing
+from metaformer_edu.models.metaformer import MetaFormer, draw_stages, drop_path_rates, grid_sizes
+from metaformer_edu.models.registry import MODELS, create_model, list_models
 
 TINY = [f"tiny_{f}" for f in golden.FAMILIES]
 each_tiny = pytest.mark.parametrize("name", TINY)
@@ -251,7 +251,7 @@ def test_all_60_are_registered():
 
 
 def test_registering_again_is_harmless(recwarn):
-    zoo.register_with_timm()
+    registry.register_with_timm()
     assert len(timm.list_models("edu_*")) == 60 and not recwarn.list
 
 
@@ -262,11 +262,11 @@ def test_timms_own_models_stay_timms():
 
 def test_star_import_brings_what_the_lesson_exports_and_no_more():
     names = {}
-    exec("from metaformer_edu.zoo import *", names)
+    exec("from metaformer_edu.models.registry import *", names)
     names.pop("__builtins__")
     assert names["create_model"] is create_model and {"list_models", "load_weights", "save_weights", "WeightsError", "MODELS"} <= names.keys()
-    assert names.keys() == set(zoo.__all__) and not any(n.startswith(("edu_", "_")) for n in names)
-    foreign = [n for n, v in names.items() if getattr(v, "__module__", "metaformer_edu.zoo") != "metaformer_edu.zoo"]
+    assert names.keys() == set(registry.__all__) and not any(n.startswith(("edu_", "_")) for n in names)
+    foreign = [n for n, v in names.items() if getattr(v, "__module__", "metaformer_edu.models.registry") != "metaformer_edu.models.registry"]
     assert not foreign or foreign == ["default_cfgs"], foreign
 
 
@@ -357,7 +357,7 @@ def test_checkpoint_path_of_timm(tmp_path):
     model, path = model_of("tiny_caformer"), tmp_path / "w.pth"
     torch.save(model.state_dict(), path)
     assert torch.equal(timm.create_model("edu_tiny_caformer", checkpoint_path=str(path)).eval()(X), model(X))
-    zoo.save_weights(model, tmp_path / "w.safetensors")
+    registry.save_weights(model, tmp_path / "w.safetensors")
     assert torch.equal(timm.create_model("edu_tiny_caformer", checkpoint_path=str(tmp_path / "w.safetensors")).eval()(X), model(X))
 
 
@@ -413,7 +413,7 @@ def test_our_pretrained_cfg_is_one_that_timm_takes():
 
 def test_hf_endpoint_counts_for_timm_too():
     # read when the package is imported: in a process of its own
-    code = "import timm, metaformer_edu.zoo; print(timm.get_pretrained_cfg('edu_caformer_s18').url)"
+    code = "import timm, metaformer_edu.models.registry; print(timm.get_pretrained_cfg('edu_caformer_s18').url)"
     env = {**os.environ, "HF_ENDPOINT": "http://mirror.test", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.stdout.strip() == "http://mirror.test/sail/dl/resolve/main/caformer/caformer_s18.pth", done.stderr

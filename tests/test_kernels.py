@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaformer_edu.kernels import DepthwiseConv, Linear, channels_first, recipe_of, star_formula, star_relu
-from metaformer_edu.layers import Mlp, StarReLU
-from metaformer_edu.mixers import SepConv
-from metaformer_edu.zoo import create_model
+from metaformer_edu.models.kernels import DepthwiseConv, Linear, channels_first, recipe_of, star_formula, star_relu
+from metaformer_edu.models.layers import Mlp, StarReLU
+from metaformer_edu.models.mixers import SepConv
+from metaformer_edu.models.registry import create_model
 
 
 class PlainStar(nn.Module):
@@ -163,7 +163,7 @@ def test_an_mlp_trains_on_tokens_of_any_shape(shape, dtype, bias):
 
 
 def test_autocast_without_convolutions(monkeypatch):
-    monkeypatch.setattr("metaformer_edu.kernels._ONEDNN", False)
+    monkeypatch.setattr("metaformer_edu.models.kernels._ONEDNN", False)
     torch.manual_seed(0)
     model, x = shaken_stars(create_model("tiny_convformer")), torch.randn(4, 3, 64, 64)
     for dtype in (None, torch.bfloat16):
@@ -245,7 +245,7 @@ def test_nothing_is_copied_for_a_layout():
 def test_kept_memory_is_not_asked_for_again():
     code = """if True:
         import resource, sys, torch
-        from metaformer_edu.kernels import keep_memory
+        from metaformer_edu.models.kernels import keep_memory
         if "keep" in sys.argv: keep_memory()
         def step(): return [torch.ones(2**21) for _ in range(4)]
         def pages(): step(); return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

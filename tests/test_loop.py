@@ -12,10 +12,10 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from metaformer_edu.data import Pictures, dice, load_digits, make_loaders
-from metaformer_edu.dist import BatchShard, Shard
-from metaformer_edu.loop import SCHEDULES, Trainer, TrainingStopped, draw_curves, fit, make_schedule
-from metaformer_edu.zoo import create_model
+from metaformer_edu.data.loading import Pictures, dice, load_digits, make_loaders
+from metaformer_edu.training.processes import BatchShard, Shard
+from metaformer_edu.training.trainer import SCHEDULES, Trainer, TrainingStopped, draw_curves, fit, make_schedule
+from metaformer_edu.models.registry import create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEED = {"seconds", "images_per_s", "waiting"}  # the columns that no seed fixes

@@ -6,9 +6,10 @@ from timm.models import metaformer as theirs_lib
 from torch import nn
 
 import golden
-from metaformer_edu.layers import LayerNormGeneral, LayerNormWithoutBias, Mlp, MlpHead, Scale, SquaredReLU, StarReLU
-from metaformer_edu.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
-from metaformer_edu.zoo import MODELS, create_model, to_published
+from metaformer_edu.models.layers import (
+    LayerNormGeneral, LayerNormWithoutBias, Mlp, MlpHead, Scale, SquaredReLU, StarReLU)
+from metaformer_edu.models.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
+from metaformer_edu.models.registry import MODELS, create_model, to_published
 
 IN_TIMM = ("poolformerv2", "convformer", "caformer")
 PUBLISHED_EPS = 1e-5  # of the norm in the MLP head; timm 1.0.31 has 1e-6

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as on Linux and macOS")
 SMALL = ["--model", "tiny_poolformerv2", "--img-size", "32", "--threads", "1"]
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["metaformer_edu.train", "metaformer_edu.sheet"])
+FORK.set_forkserver_preload(["metaformer_edu.train", "metaformer_edu.interpret.contact_sheet"])
 AGENT = dict(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0", TORCHELASTIC_MAX_RESTARTS="0")
 FINAL = ["last.safetensors", "best.safetensors", "summary.csv"]
 SPEED = {"seconds", "images_per_s", "waiting"}
@@ -81,7 +81,7 @@ def job(folder, args, env, changes):
     os.environ.update({"TQDM_DISABLE": "1", **env})
     sys.argv = ["metaformer-train", *args]
     torch.set_num_threads(1)
-    import metaformer_edu.sheet as sheet
+    import metaformer_edu.interpret.contact_sheet as sheet
     import metaformer_edu.train as command
     import matplotlib.pyplot as plt
     command.draw_curves = command.show_predictions = sheet.sheet_of_run = lambda *_: plt.figure(figsize=(1, 1))  # other tests look at pictures
@@ -220,10 +220,10 @@ def whole_in_two(args, tmp_path_factory):
 
 # --- SIGKILL ---
 
-UPDATE, EVALUATE = "metaformer_edu.loop:Step.update", "metaformer_edu.validate:answers"
-SAVE, TABLE = "metaformer_edu.runs:save_weights", "metaformer_edu.runs:Run.tabulate"
+UPDATE, EVALUATE = "metaformer_edu.training.trainer:Step.update", "metaformer_edu.validate:answers"
+SAVE, TABLE = "metaformer_edu.training.run_folder:save_weights", "metaformer_edu.training.run_folder:Run.tabulate"
 FINISH = "metaformer_edu.train:finish"
-SNAPSHOT, TENSORS = "metaformer_edu.sheet:take_snapshot", "metaformer_edu.sheet:as_bytes"
+SNAPSHOT, TENSORS = "metaformer_edu.interpret.contact_sheet:take_snapshot", "metaformer_edu.interpret.contact_sheet:as_bytes"
 POINTS = {  # states are written after updates 5, 10, 12, 17, 22 and 24; fsync and replace first serve args.yaml
     "before the first state": (UPDATE, 3),
     "in the middle of the first epoch": (UPDATE, 9),
@@ -326,7 +326,7 @@ def test_a_signal_while_an_image_is_read_is_no_fault_of_the_image(args, tmp_path
     assert status == 143 and "Cannot read" not in err, err
 
 
-@pytest.mark.parametrize("write, n", [("torch:save", 7), ("metaformer_edu.runs:as_csv", 3)],
+@pytest.mark.parametrize("write, n", [("torch:save", 7), ("metaformer_edu.training.run_folder:as_csv", 3)],
                          ids=["the last state for the second time", "summary.csv"])
 def test_a_signal_while_a_file_is_written_leaves_no_half_of_it(write, n, args, whole, tmp_path):
     status, _, err = train(tmp_path, *args, changes=[At(write, n, kill, signal.SIGTERM)])
@@ -384,14 +384,15 @@ def test_the_same_helpings_are_blended_and_dropped_alike(tmp_path):
 
 
 def count_reductions():
-    from metaformer_edu import loop, train as command
-    real, seen = loop.wrap, []
+    from metaformer_edu.training import trainer
+    from metaformer_edu import train as command
+    real, seen = trainer.wrap, []
 
     def wrap(model):
         found = real(model)
         found.register_comm_hook(None, lambda state, bucket: seen.append(1) or allreduce_hook(state, bucket))
         return found
-    loop.wrap = wrap
+    trainer.wrap = wrap
     command.finish = lambda args, run, trainer, info: print("reductions", len(seen), "updates", trainer.updates)
 
 
@@ -454,7 +455,7 @@ DISK = {
     "the first state": ([At(UPDATE, 1, limit, 500_000)], "state-00000005.pt", None),
     "a later state": ([At(UPDATE, 8, limit, 500_000)], "state-00000010.pt", 5),
     "the weights": ([At(SAVE, 1, limit, 500_000)], "last.safetensors", 12),
-    "the weights of the second epoch": ([At("metaformer_edu.runs:Run.keep", 2, limit, 500_000)], "last.safetensors", 24),
+    "the weights of the second epoch": ([At("metaformer_edu.training.run_folder:Run.keep", 2, limit, 500_000)], "last.safetensors", 24),
     "a snapshot": ([At(SNAPSHOT, 1, limit, 1_000)], "snapshots/pictures.safetensors", 12),
     "the table": ([At(TABLE, 2, full_disk, "runs/*", "summary.csv.unfinished")], "summary.csv", 24),
 }

@@ -12,9 +12,11 @@ from PIL import Image
 from torchvision import transforms
 
 import golden
-from metaformer_edu import recipes, train
-from metaformer_edu.loop import Trainer
-from metaformer_edu.recipes import DEFAULTS, GONE_HERE, SMALL, list_recipes, parse, read_recipe, recipe_table
+from metaformer_edu.training import settings
+from metaformer_edu import train
+from metaformer_edu.training.trainer import Trainer
+from metaformer_edu.training.settings import (
+    DEFAULTS, GONE_HERE, SMALL, list_recipes, parse, read_recipe, recipe_table)
 from metaformer_edu.train import main
 from metaformer_edu.validate import GONE
 
@@ -257,7 +259,7 @@ def parser(monkeypatch):
         caught.append(self)
         sys.exit()
     with monkeypatch.context() as patch:
-        patch.setattr(recipes.Parser, "parse_args", keep)
+        patch.setattr(settings.Parser, "parse_args", keep)
         with pytest.raises(SystemExit):
             parse([])
     return caught[0]

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer_edu import roofline as lesson
-from metaformer_edu.blocks import MetaFormerBlock
-from metaformer_edu.core import count_macs
-from metaformer_edu.layers import LayerNormGeneral, SquaredReLU
-from metaformer_edu.mixers import MIXERS, Attention, Identity, Pooling, RandomMixing, SepConv
-from metaformer_edu.roofline import Ceilings, Part, ceilings, clock, draw_roofline, parts, record, roofline_table, size_of, spread
+from metaformer_edu.speed import roofline as lesson
+from metaformer_edu.models.block import MetaFormerBlock
+from metaformer_edu.core.basics import count_macs
+from metaformer_edu.models.layers import LayerNormGeneral, SquaredReLU
+from metaformer_edu.models.mixers import MIXERS, Attention, Identity, Pooling, RandomMixing, SepConv
+from metaformer_edu.speed.roofline import (
+    Ceilings, Part, ceilings, clock, draw_roofline, parts, record, roofline_table, size_of, spread)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 B, H, W, C = 2, 4, 6, 32

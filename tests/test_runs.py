@@ -10,9 +10,11 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from metaformer_edu.loop import draw_curves
-from metaformer_edu.runs import (ELSEWHERE, SPEED, Run, differences, new_folder, newest_run, newest_state, read_log,
-                                 read_settings, read_state, save_state, write_whole)
+from metaformer_edu.training.trainer import draw_curves
+from metaformer_edu.training.run_folder import (
+    ELSEWHERE, SPEED, Run, differences, new_folder, newest_run, newest_state, read_log, read_settings, read_state,
+    save_state)
+from metaformer_edu.core.basics import write_whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

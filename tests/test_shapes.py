@@ -12,8 +12,8 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
-from metaformer_edu import shapes
-from metaformer_edu.shapes import SHAPES, TASKS, TEXTURES, Shapes, Thing, arrange, draw, render, show_shapes
+from metaformer_edu.data.loading import shapes
+from metaformer_edu.data.shapes import SHAPES, TASKS, TEXTURES, Shapes, Thing, arrange, draw, render, show_shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 each_task = pytest.mark.parametrize("task", TASKS)
@@ -32,7 +32,7 @@ def test_the_tasks():
 DIGEST = """
 import hashlib
 import itertools
-from metaformer_edu.shapes import TASKS, draw
+from metaformer_edu.data.shapes import TASKS, draw
 h = hashlib.sha256()
 for task in TASKS:
     for part in ("train", "val"):

@@ -72,19 +72,19 @@ def test_a_live_widget_leaves_its_picture_and_the_picture_gets_words():
 
 
 def test_links_stay_on_the_site_or_go_to_github(folder, tmp_path):
-    path = folder("02_mixers", "# A")
+    path = folder("models/mixers", "# A")
     (tmp_path / "CONTRIBUTING.md").touch()
     badge = "[![Open in Colab](https://example.org/badge.svg)](https://example.org/a)"
     text = f"[a](02_mixers.ipynb#x) [b](../CONTRIBUTING.md) `[c](gone.md)` {badge}"
     assert website.relinked(text, path) == f"[a](02_mixers.ipynb#x) [b]({website.GITHUB}/CONTRIBUTING.md) `[c](gone.md)` [Open in Colab](https://example.org/a)"
-    with pytest.raises(website.SiteError, match=r"nbs/02_mixers.ipynb points to gone.ipynb, but there is no nbs/gone.ipynb"):
+    with pytest.raises(website.SiteError, match=r"nbs/models/mixers.ipynb points to gone.ipynb, but there is no nbs/gone.ipynb"):
         website.relinked("[a](gone.ipynb)", path)
 
 
 # --- reading order ---
 
 def test_minutes_count_what_is_read(folder):
-    path = folder("00_core", "# 00 · Core: how do we look?\n\n" + "word " * 394, code("#| export\n\n" + "x = 1\n" * 20), code("#| hide\n" + "x\n" * 999))
+    path = folder("core/basics", "# 00 · Core: how do we look?\n\n" + "word " * 394, code("#| export\n\n" + "x = 1\n" * 20), code("#| hide\n" + "x\n" * 999))
     lesson = website.Lesson(path)
     assert (lesson.words, lesson.lines, lesson.minutes) == (400, 20, 3)
     assert (lesson.short, lesson.question) == ("00 · Core", "How do we look?")
@@ -96,19 +96,19 @@ def test_minutes_count_what_is_read(folder):
 
 def test_a_new_lesson_and_tutorial_appear_by_themselves_with_what_they_need(folder):
     folder("index", "# I")
-    folder("00_core", "# 00 · Core: a?")
-    folder("01_layers", "# 01 · Layers: b?", code("from metaformer_edu.core import x"))
-    folder("02_mixers", "# 02 · Mixers: c?", code("from .core import x\nfrom metaformer_edu.layers import y"))
-    folder("tutorials/new", "# Something new", code("import metaformer_edu.mixers"))
+    folder("core/basics", "# 00 · Core: a?")
+    folder("models/layers", "# 01 · Layers: b?", code("from metaformer_edu.core.basics import x"))
+    folder("models/mixers", "# 02 · Mixers: c?", code("from .core import x\nfrom metaformer_edu.models.layers import y"))
+    folder("tutorials/new", "# Something new", code("import metaformer_edu.models.mixers"))
     folder("tutorials/five_minutes", "# Five minutes")
     folder("tutorials/.ipynb_checkpoints/old", "# Old")
     paths = website.notebooks()
     lessons, order = website.in_order(paths)
-    assert [o.stem for o in order] == ["five_minutes", "00_core", "01_layers", "02_mixers", "new"]
-    assert [[p.stem for p in website.needs(o, lessons)] for o in order] == [[], [], ["00_core"], ["01_layers"], ["02_mixers"]]
+    assert [o.stem for o in order] == ["five_minutes", "core/basics", "models/layers", "models/mixers", "new"]
+    assert [[p.stem for p in website.needs(o, lessons)] for o in order] == [[], [], ["core/basics"], ["models/layers"], ["models/mixers"]]
     page, trees = website.reading_order(paths), website.toctrees(paths)
     assert all(f"]({o.page})" in page and o.page.removesuffix(".ipynb") in trees for o in order) and "Old" not in page
-    assert trees.index("02_mixers") < trees.index("tutorials/new") < trees.index("models")
+    assert trees.index("models/mixers") < trees.index("tutorials/new") < trees.index("models")
 
 
 def test_the_short_way_leads_through_notebooks_that_exist():

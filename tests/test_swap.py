@@ -10,11 +10,11 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from metaformer_edu import swap as lesson
-from metaformer_edu.explain import explain
-from metaformer_edu.mixers import MIXERS, Identity, Pooling
-from metaformer_edu.swap import Nothing, swap_grid, swap_mixer, swap_table
-from metaformer_edu.zoo import FAMILIES, create_model
+from metaformer_edu.interpret import swap as lesson
+from metaformer_edu.interpret.cam import explain
+from metaformer_edu.models.mixers import MIXERS, Identity, Pooling
+from metaformer_edu.interpret.swap import Nothing, swap_grid, swap_mixer, swap_table
+from metaformer_edu.models.registry import FAMILIES, create_model
 
 matplotlib.use("Agg")
 pytestmark = pytest.mark.usefixtures("one_thread")

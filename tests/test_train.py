@@ -16,13 +16,16 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from metaformer_edu import loop, runs, train, validate
-from metaformer_edu.data import load_digits, make_loaders
-from metaformer_edu.recipes import parse
-from metaformer_edu.runs import SPEED, new_folder
+from metaformer_edu.training import trainer
+from metaformer_edu.training import run_folder
+from metaformer_edu import train
+from metaformer_edu import validate
+from metaformer_edu.data.loading import load_digits, make_loaders
+from metaformer_edu.training.settings import parse
+from metaformer_edu.training.run_folder import SPEED, new_folder
 from metaformer_edu.train import main, prepare
 from metaformer_edu.validate import evaluate
-from metaformer_edu.zoo import create_model
+from metaformer_edu.models.registry import create_model
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ["identityformer", "randformer", "poolformerv2", "convformer", "caformer"]
@@ -124,7 +127,7 @@ def test_main_job_leaves_a_run(main_job):
 def test_main_job_says_how_to_load_its_weights(main_job, monkeypatch):
     folder, out, _ = main_job
     monkeypatch.chdir(folder)
-    code = out[out.index("from metaformer_edu.zoo"):out.index(".eval()") + 7].replace("\n  ", "\n")
+    code = out[out.index("from metaformer_edu.models.registry"):out.index(".eval()") + 7].replace("\n  ", "\n")
     names = {}
     exec(code, names)
     model = names["model"]
@@ -385,15 +388,15 @@ def test_a_rate_above_the_usual_is_warned_of(capsys, tmp_path):
 
 
 def test_bad_steps_are_said(capsys, tmp_path, monkeypatch):
-    calls, plain = [], loop.Step.loss
-    monkeypatch.setattr(loop.Step, "loss", lambda self, *a: plain(self, *a) * \
+    calls, plain = [], trainer.Step.loss
+    monkeypatch.setattr(trainer.Step, "loss", lambda self, *a: plain(self, *a) * \
                         (math.nan if calls.append(1) or len(calls) in (3, 5) else 1))
     main([*SMALL, "--epochs", "1", "--output", str(tmp_path)])
     assert "2 bad steps" in capsys.readouterr().out and summary(only_run(tmp_path))[0]["bad_steps"] == "2"
 
 
 def test_weights_that_break_in_the_last_update(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "evaluate", lambda model, loader, amp=None: dict(loss=float("nan"), top1=10.))
+    monkeypatch.setattr(trainer, "evaluate", lambda model, loader, amp=None: dict(loss=float("nan"), top1=10.))
     said = last_words(capsys, 1, *SMALL, "--epochs", "1", "--output", tmp_path)
     assert "The validation loss is nan in epoch 1" in said and not list(only_run(tmp_path).glob("*.safetensors"))
 
@@ -403,14 +406,14 @@ def test_weights_that_break_in_the_last_update(capsys, tmp_path, monkeypatch):
 def test_an_error_of_pytorch_is_one_sentence(message, hint, capsys, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError(message + "\nand much more")
-    monkeypatch.setattr(loop.Loop, "train_epoch", fail)
+    monkeypatch.setattr(trainer.Loop, "train_epoch", fail)
     said = last_words(capsys, 1, *SMALL, "--output", tmp_path)
     assert message in said and hint in said and "and much more" not in said
 
 
 @pytest.mark.parametrize("what", ["save_weights", "save_state"])
 def test_a_disk_that_is_full_at_the_second_epoch(what, capsys, tmp_path, monkeypatch):
-    module, real, calls = (runs, runs.save_weights, []) if what == "save_weights" else (train, train.save_state, [])
+    module, real, calls = (run_folder, run_folder.save_weights, []) if what == "save_weights" else (train, train.save_state, [])
 
     def save(thing, path, *args):
         calls.append(path)
@@ -448,7 +451,7 @@ def test_ctrl_c(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_heard_between_two_updates(number, stripes, finished, capsys, tmp_path, monkeypatch):
-    plain = loop.Step.update
+    plain = trainer.Step.update
 
     def update(self, batches):
         plain(self, batches)
@@ -456,7 +459,7 @@ def test_a_signal_is_heard_between_two_updates(number, stripes, finished, capsys
             os.kill(os.getpid(), number)
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Step, "update", update)
+        patch.setattr(trainer.Step, "update", update)
         said = last_words(capsys, 128 + number, stripes, *GO, "--output", tmp_path)
     assert f"Stopped by {number.name}. " in said and "only settings; the same command with --resume auto goes on." in said
     assert signal.getsignal(number) == before
@@ -541,11 +544,11 @@ def files(run):
 
 
 def go(run, *args, resume="auto"):
-    main([runs.read_settings(run)["data"], *GO, "--output", str(run.parent), "--resume", str(resume), *args])
+    main([run_folder.read_settings(run)["data"], *GO, "--output", str(run.parent), "--resume", str(resume), *args])
 
 
 def test_auto_without_a_run_begins_one(finished, tmp_path, capsys):
-    main([runs.read_settings(finished)["data"], *GO, "--output", str(tmp_path / "new"), "--resume", "auto"])
+    main([run_folder.read_settings(finished)["data"], *GO, "--output", str(tmp_path / "new"), "--resume", "auto"])
     run = only_run(tmp_path / "new")
     assert run.name == finished.name and same(run, finished) and "goes on" not in capsys.readouterr().out
 
@@ -619,7 +622,7 @@ def test_a_finished_run_can_be_made_longer(ended, capsys):
 @pytest.mark.parametrize("more", [True, False])
 def test_an_average_that_is_new_or_left_out(more, tmp_path, ended):
     if not more:
-        data = runs.read_settings(ended)["data"]
+        data = run_folder.read_settings(ended)["data"]
         shutil.rmtree(ended)
         main([data, *GO, "--output", str(ended.parent), "--model-ema"])
     go(ended, "--epochs", "3", *["--model-ema"] * more, resume=ended)
@@ -629,7 +632,7 @@ def test_an_average_that_is_new_or_left_out(more, tmp_path, ended):
 def test_a_state_alone_in_a_folder(finished, tmp_path, capsys):
     (tmp_path / "alone").mkdir()
     path = shutil.copy(finished / "state-00000006.pt", tmp_path / "alone")
-    main([runs.read_settings(finished)["data"], *GO, "--resume", path])
+    main([run_folder.read_settings(finished)["data"], *GO, "--resume", path])
     assert "None →" not in capsys.readouterr().err  # nothing is known of its settings
     assert same(tmp_path / "alone", finished)
 

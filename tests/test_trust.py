@@ -8,10 +8,11 @@ import torch
 from pytorch_grad_cam.metrics.road import ROADLeastRelevantFirst, ROADMostRelevantFirst
 from torch import nn
 
-from metaformer_edu.explain import explain
-from metaformer_edu.trust import (answers_along, area, deletion, insertion, likeness, parts_from_top, pointing, random_maps, randomisation, ranks,
-                                  road, share_inside, shuffled_copy)
-from metaformer_edu.zoo import create_model
+from metaformer_edu.interpret.cam import explain
+from metaformer_edu.interpret.faithfulness import (
+    answers_along, area, deletion, insertion, likeness, parts_from_top, pointing, random_maps, randomisation, ranks,
+    road, share_inside, shuffled_copy)
+from metaformer_edu.models.registry import create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,7 +33,7 @@ class Corner(nn.Module):
 
 def shown(maps, images, targets):
     logits = torch.zeros(len(images), 2)
-    from metaformer_edu.explain import Explanation
+    from metaformer_edu.interpret.cam import Explanation
     return Explanation(maps, images, logits, targets, images.permute(0, 2, 3, 1))
 
 

@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from metaformer_edu import validate
-from metaformer_edu.data import load_digits, make_loaders
-from metaformer_edu.validate import (Parser, by_class, evaluate, main, metrics, number, parse, plainly, predict, sentence,
-                                     wilson)
-from metaformer_edu.zoo import create_model, save_weights
+from metaformer_edu.data.loading import load_digits, make_loaders
+from metaformer_edu.validate import (
+    Parser, by_class, evaluate, main, metrics, number, parse, plainly, predict, sentence, wilson)
+from metaformer_edu.models.registry import create_model, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--model", "tiny_poolformerv2", "--img-size", "32", "--threads", "1", "-b", "23"]

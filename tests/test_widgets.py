@@ -21,14 +21,15 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 import run
-from metaformer_edu import widgets
-from metaformer_edu.data import DataError, load_shapes
-from metaformer_edu.layers import StarReLU
-from metaformer_edu.runs import read_log
-from metaformer_edu.widgets import (ACTIVATIONS, DRAWING, FAINT, INK, ON_PAGE, PALE, SERIES, Drawing, Explorer, ImagePicker, Latest, Shown,
-                                    draw_activation, dropdown, example_images, example_models, example_runs, explore_activation, moments,
-                                    named_images, near, new_figure, open_run, slider, to_pil, to_svg, uploaded, view_activation)
-from metaformer_edu.zoo import WeightsError, create_model, save_weights
+from metaformer_edu.widgets.base import base
+from metaformer_edu.data.loading import DataError, load_shapes
+from metaformer_edu.models.layers import StarReLU
+from metaformer_edu.training.run_folder import read_log
+from metaformer_edu.widgets.base import (
+    ACTIVATIONS, DRAWING, FAINT, INK, ON_PAGE, PALE, SERIES, Drawing, Explorer, ImagePicker, Latest, Shown,
+    draw_activation, dropdown, example_images, example_models, example_runs, explore_activation, moments,
+    named_images, near, new_figure, open_run, slider, to_pil, to_svg, uploaded, view_activation)
+from metaformer_edu.models.registry import WeightsError, create_model, save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LONG = 120  # seconds, after which something hangs
@@ -728,7 +729,7 @@ def test_a_closed_explorer_does_no_harm():
 def test_an_explorer_displays_itself_and_leaves_a_picture(monkeypatch, lab):
     shown = []
     monkeypatch.setattr(IPython.display, "display", lambda data, **kwargs: shown.append((data, kwargs)))
-    monkeypatch.setattr(widgets, "in_turns", lambda: lab)
+    monkeypatch.setattr(base, "in_turns", lambda: lab)
     e = numbers()
     e["n"].value = 5
     assert e.wait(LONG)
@@ -744,12 +745,12 @@ def test_an_explorer_displays_itself_and_leaves_a_picture(monkeypatch, lab):
 
 def test_only_jupyterlab_gets_them_in_turns(monkeypatch):
     monkeypatch.delenv("VSCODE_PID", raising=False)
-    assert widgets.in_turns() is (widgets.W.__version__ >= "8")
+    assert base.in_turns() is (base.W.__version__ >= "8")
     monkeypatch.setenv("VSCODE_PID", "1")
-    assert not widgets.in_turns()
+    assert not base.in_turns()
     monkeypatch.delenv("VSCODE_PID")
     monkeypatch.setitem(sys.modules, "google.colab", object())
-    assert not widgets.in_turns()
+    assert not base.in_turns()
 
 
 def test_controls_have_names_and_ranges():
@@ -757,13 +758,13 @@ def test_controls_have_names_and_ranges():
     assert (s.description, s.value, s.min, s.max, s.step) == ("σ of the input", 1, 0.5, 2, 0.1)
     assert (d.description, d.value, list(d.options)) == ("stage", 1, [("first", 1), ("second", 2)])
     picker = ImagePicker({"a": Image.new("RGB", (4, 4))})
-    row = widgets.control_row([s, d, picker])
+    row = base.control_row([s, d, picker])
     assert s.style.description_width == d.style.description_width == "initial" and row.children == (s, d, picker)
     assert row.layout.flex_flow == "row wrap"
 
 
 def test_a_notebook_keeps_the_picture_and_no_widget(tmp_path):
-    cells = ["from metaformer_edu.widgets import *\nexplore_activation()", "draw_activation(0.5)",
+    cells = ["from metaformer_edu.widgets.base import *\nexplore_activation()", "draw_activation(0.5)",
              "e = explore_activation()\ne['s'].value = 0.5\nassert e.wait()\ne", "e['b'].value = 0.25\nassert e.wait()\nprint(e.words, e.busy)\ne.figure(s=0.)"]
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells]), tmp_path / "nb.ipynb")
     nb = run.execute(tmp_path / "nb.ipynb")
@@ -1038,7 +1039,7 @@ def test_a_run_is_opened(folder, kind, monkeypatch):
     model, names = open_run(kind(folder))
     assert names == ["ant", "bee", "3"] and not model.training and model.num_classes == 3 and model.img_size == 64
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
-    saved = widgets.create_model("tiny_caformer", checkpoint=folder / "best.safetensors", num_classes=3, img_size=64).state_dict()
+    saved = base.create_model("tiny_caformer", checkpoint=folder / "best.safetensors", num_classes=3, img_size=64).state_dict()
     assert all(torch.equal(v, saved[k]) for k, v in model.state_dict().items())
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.setenv("USERPROFILE", str(folder.parent))

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import golden
-from metaformer_edu import zoo
-from metaformer_edu.blocks import MetaFormerBlock
-from metaformer_edu.core import Table, count_macs, count_params, human
-from metaformer_edu.layers import LayerNormGeneral, MlpHead
-from metaformer_edu.mixers import MIXERS, Attention, Identity, Pooling, RandomMixing, SepConv, get_mixer
-from metaformer_edu.model import MetaFormer
-from metaformer_edu.zoo import MODELS, ModelSpec, create_model, list_models, model_table
+from metaformer_edu.models import registry
+from metaformer_edu.models.block import MetaFormerBlock
+from metaformer_edu.core.basics import Table, count_macs, count_params, human
+from metaformer_edu.models.layers import LayerNormGeneral, MlpHead
+from metaformer_edu.models.mixers import MIXERS, Attention, Identity, Pooling, RandomMixing, SepConv, get_mixer
+from metaformer_edu.models.metaformer import MetaFormer
+from metaformer_edu.models.registry import MODELS, ModelSpec, create_model, list_models, model_table
 
 each_row = pytest.mark.parametrize("row", golden.ROWS, ids=[r["name"] for r in golden.ROWS])
 TINY = [f"tiny_{f}" for f in golden.FAMILIES]
@@ -266,7 +266,7 @@ def test_img_size_is_the_size_of_random_mixing():
 
 
 def test_pretrained_tiny_says_there_is_none():
-    with pytest.raises(zoo.WeightsError, match="tiny_caformer is a tiny variant"):
+    with pytest.raises(registry.WeightsError, match="tiny_caformer is a tiny variant"):
         create_model("tiny_caformer", pretrained=True)
 
 

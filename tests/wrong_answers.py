@@ -1,7 +1,7 @@
 """Wrong answers that somebody might give: {lesson: {exercise: {answer: words with which the check must say what is wrong}}}."""
 
 WRONG = {
-    "00_core": {
+    "core/basics": {
         1: {"answer = 32 * 49": "bias", "answer = 32 * 16 * 49 + 32": "without groups"},
         2: {"def linear_macs(tokens, n, m): return n * m": "the counter says 140, and yours 28",
             "def linear_macs(tokens, n, m): return tokens * (n * m + m)": "for 1 tokens from 6 to 9"},
@@ -20,13 +20,13 @@ def dead_share(model, x, name):
     model(x)
     return (kept[0] == 0).float().mean()""": "a hook is left behind"},
     },
-    "00a_kernels": {
+    "models/kernels": {
         1: {"answer = 8": "reads two tensors", "answer = 4": "they also read"},
         2: {"def grad_s(x, g): return (g * x * x).sum()": "autograd finds", "def grad_s(x, g): return g * F.relu(x) * x": "yours has 50"},
         3: {"def relu_of(y, s, b): return ((y - b) / s).clamp_min(0)": "it is not relu(x)",
             "def relu_of(y, s, b): return (y / s).sqrt()": "not a number"},
     },
-    "01_layers": {
+    "models/layers": {
         1: {"answer = 2 / 3": "the second moment is 0.6", "answer = 0.8944": "the second moment is 1.2"},
         2: {"def fold(star, fc): return star.scale * fc.weight, star.bias.expand(3)": "the bias is off",
             "def fold(star, fc): return fc.weight, star.bias * fc.weight.sum(1)": "the weight is off"},
@@ -48,7 +48,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.scale, self.eps = nn.Parameter(torch.ones(dim)), eps""": "['scale']"},
     },
-    "02_mixers": {
+    "models/mixers": {
         1: {"answer = 3": "9 tokens", "answer = 49": "tokens hear", "answer = 8": "even window"},
         2: {"answer = {'Identity', 'RandomMixing'}": "1 missing", "answer = {'Identity', 'RandomMixing', 'Pooling', 'SepConv'}": "SepConv is not linear",
             "answer = 'Pooling'": "the names are Identity"},
@@ -63,7 +63,7 @@ class ShiftMixer(nn.Module):
     def __init__(self, dim): super().__init__()
     def forward(self, x): return torch.cat([x.roll(1, 2), x.roll(-1, 2), x.roll(1, 1), x.roll(-1, 1)], dim=-1)""": "came out"},
     },
-    "03_blocks": {
+    "models/block": {
         1: {"answer = 8": "it is heard after 7 already", "answer = 3": "after 3 it is not heard"},
         2: {"def parallel(block, x): return block(x)": "this is the block",
             "def parallel(block, x): return block.token_mixer(block.norm1(x)) + block.mlp(block.norm2(x))": "x itself is not"},
@@ -89,14 +89,14 @@ class GatedMlp(nn.Module):
         self.fc2, self.act = nn.Linear(2 * dim, dim, bias=False), StarReLU()
     def forward(self, x): return self.fc2(self.act(self.fc1(x)) * self.act(self.gate(x)))""": "it does not compute"},
     },
-    "04_model": {
+    "models/metaformer": {
         1: {"answer = 2": "too little", "answer = 16": "too much"},
         2: {"answer = 9": "do not round down", "answer = 4": "one side", "answer = (100 / 32)**2": "it is not 9.7"},
         3: {"answer = MetaFormer(token_mixers=('Attention', 'Attention', 'Pooling', 'Pooling'), dims=(32, 64, 96, 128), num_classes=10)": "its mixers are",
             "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), num_classes=10)": "parameters",
             "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), depths=(1, 1, 1, 1), dims=(32, 64, 96, 128))": "1000 classes"},
     },
-    "05_zoo": {
+    "models/registry": {
         1: {"answer = 'caformer_s18'": "2 with fewer than 30 million are better", "answer = 'caformer_s36_in21ft1k'": "39.3 million",
             "answer = 'caformer_s18_384'": "not measured at 224", "answer = 'CAFormer-S18'": "none of the 55"},
         2: {"def mixer_params(dim): return 4 * dim**2 + 98 * dim, 4 * dim**2": "SepConv has 22,658 parameters, and yours 22,656",
@@ -104,14 +104,14 @@ class GatedMlp(nn.Module):
         3: {"answer = create_model('caformer_s18')": "its mixers are",
             "answer = create_model('caformer_s18', token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'))": "start from poolformerv2_s12"},
     },
-    "05a_shapes": {
+    "data/shapes": {
         1: {"answer = 40": "sides apart, not 40", "answer = 0.5": "32.0 pixels apart"},
         2: {"answer = 0.5": "is right in more", "answer = 1.": "none is right"},
         3: {"def diamond(x, y): return abs(x) + abs(y) - np.sqrt(np.pi / 2)": "a step of one away",
             "def diamond(x, y): return (abs(x) + abs(y) - 1) / np.sqrt(2)": "its area is 1.98",
             "def diamond(x, y): return np.maximum(abs(x), abs(y)) - np.sqrt(np.pi) / 2": "it must stand on a corner"},
     },
-    "06_data": {
+    "data/loading": {
         1: {"answer = 13470": "the last batch", "answer = 42 * 32": "one epoch", "answer = 10 * 43 * 32": "43 batches"},
         2: {"answer = (1, 1)": "in this val/ their label is not 1", "answer = (0, 0)": "in train/ their label is not 0", "answer = (1, 0)": "is not 1"},
         3: {"""
@@ -129,7 +129,7 @@ class Noise:
     def __init__(self, std): self.std = std
     def __call__(self, image): return image + self.std * torch.rand_like(image)""": "add noise of that standard deviation"},
     },
-    "07_dist": {
+    "training/processes": {
         1: {"answer = (1024, 1251)": "all their micro-batches count", "answer = (4096, 313)": "only whole steps", "answer = (4096, 1251)": "images"},
         2: {"def exact_mean(sums, counts): return sum(s / n for s, n in zip(sums, counts)) / len(sums)": "the mean of the means",
             "def exact_mean(sums, counts): return sum(sums) / len(sums)": "not 3.5"},
@@ -151,14 +151,14 @@ def ring(values):
         rounds.append(sums)
     return rounds""": "process 1 should have added"},
     },
-    "08_validate": {
+    "commands/validate": {
         1: {"answer = 1000": "too few", "answer = 10_000": "more than it takes"},
         2: {"def from_batches(accuracies, sizes): return sum(accuracies) / len(accuracies)": "not 0.5",
             "def from_batches(accuracies, sizes): return sum(a * n for a, n in zip(accuracies, sizes)) / (sizes[0] * len(sizes))": "are 3 of 4"},
         3: {"def balanced(said): return sum(row['top1'] for row in by_class(said, range(10))) / 10": "not between 0 and 1",
             "def balanced(said): return (said['guess'] == said['label']).double().mean()": "the mean of the ten is"},
     },
-    "08a_loop": {
+    "training/trainer": {
         1: {"answer = 0.1": "with 0.1 it is 0.50", "answer = 0.9": "with 0.9 it is"},
         2: {"def shares(d): return d**2, d, 1": "together they are 1",
             "def shares(d): return 1 - d, d * (1 - d), d**2": "the average of 1, 2 and 5",
@@ -170,7 +170,7 @@ def stop_below(low):
     return on_update""": "it stopped at a rate of",
             "def stop_below(low): return lambda trainer: trainer.rate < low": "it went on to the end"},
     },
-    "08b_recipes": {
+    "training/settings": {
         1: {"answer = (16, 8e-3)": "8,192 images a step", "answer = (8, 1e-3)": "the rate is not 0.001"},
         2: {"def rate_for(r, k): return r": "2 steps of 0.1", "def rate_for(r, k): return r * k**0.5": "2 steps of 0.1"},
         3: {"def commands(): return {name: f'torchrun -m metaformer_edu.train DATA --recipe {name}' for name in list_recipes('*_train')}": "does not begin with",
@@ -178,7 +178,7 @@ def stop_below(low):
             "def commands(): return {name: f'torchrun --nproc-per-node 8 -m metaformer_edu.train DATA --recipe {name} -b 128 --grad-accum-steps 1' for name in list_recipes('*_train')}": "its global_batch would be 1024",
             "def commands(): return {name: f'torchrun --nproc-per-node 8 -m metaformer_edu.train DATA --recipee {name} -b 128' for name in list_recipes('*_train')}": "the command does not take"},
     },
-    "08c_runs": {
+    "training/run_folder": {
         1: {"answer = 8 * 10**6": "2 times four", "answer = 12 * 10**6": "3 times four", "answer = 4 * 10**6": "1 times four"},
         2: {"def careless_dice(net, optimizer, first, last): return train(net, optimizer, first, last)": "the second half agrees",
             """
@@ -193,7 +193,7 @@ def careless_dice(net, optimizer, first, last):
         3: {"def best_interval(write, between): return (write * between)**0.5": "longer than your 120 s",
             "def best_interval(write, between): return between / 2": "shorter than your 3600 s"},
     },
-    "09_train": {
+    "commands/train": {
         1: {"answer = (7, (3 / 7, 4 / 7))": "its length is not 7", "answer = (5, (1, 1))": "has the length 1.41", "answer = (5, (0, 1))": "point where (3, 4) does"},
         2: {"answer = ''": "batch", "answer = '-b 16 --lr 1e-3'": "lr 0.002 → 0.001", "answer = '--batch 16'": "what it says stands above"},
         3: {"answer = 'shapes-same --model tiny_caformer --recovery-interval 20'": "no moving average",
@@ -201,7 +201,7 @@ def careless_dice(net, optimizer, first, last):
             "answer = 'shapes-same --model-ema --recovery-interval 20'": "the model is tiny_convformer",
             "answer = 'shapes-same --model tiny_caformer --model-ema --recover 20'": "what it says stands above"},
     },
-    "10_explain": {
+    "interpret/cam": {
         1: {"stage = 1": "at stage 1 of the CAFormer", "stage = 3": "at stage 3 of the CAFormer"},
         2: {"plus_k, times_ten = True, False": "times 10: the map drawn with it is the same", "plus_k, times_ten = False, True": "+ k: the map"},
         3: {"""
@@ -213,7 +213,7 @@ class Mine(gc.GradCAM):
     def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth=False):
         return np.linalg.norm(grads, axis=-1)""": "it must be (2, 3, 4)"},
     },
-    "10a_sheet": {
+    "interpret/contact_sheet": {
         1: {"number_there = 6": "on its side", "number_there = 1": "still stands on its head", "number_there = 2": "mirrored"},
         2: {"factor = 256": "255 would become 65280", "factor = 65535 / 256": "255 would become"},
         3: {"def only_evidence(shown): return shown.pictures * shown.maps[..., None]": "it is not black",
@@ -221,7 +221,7 @@ class Mine(gc.GradCAM):
             "def only_evidence(shown): return torch.zeros_like(shown.pictures)": "the picture has changed",
             "def only_evidence(shown): return shown.pictures[shown.maps >= 0.5]": "the pictures have the shape"},
     },
-    "10b_trust": {
+    "interpret/faithfulness": {
         1: {"best = min((1, 2, 3, 4), key=lambda s: pointing(maps_of(models['convformer'], 'gradcam', s), masks).mean())": "of the others hit more",
             "best = sorted((1, 2, 3, 4), key=lambda s: pointing(maps_of(models['convformer'], 'gradcam', s), masks).mean())[1]": "of the others hit more"},
         2: {"inside = 12 / 64": "768.0", "inside = 12": "at most 1"},
@@ -229,7 +229,7 @@ class Mine(gc.GradCAM):
             "def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), pixels + 1, 1, pixels // 2)[:, 0].bool()": "some of them are missing",
             "def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), 4 * pixels + 1, 1, 2 * pixels)[:, 0].bool()": "it became 81"},
     },
-    "11_influence": {
+    "interpret/influence": {
         1: {"answer = 7": "somebody is not heard", "answer = 17": "15 is enough already", "answer = 8": "even window"},
         2: {"def chained(first, second, x): return closed_form(first, x) @ closed_form(second, x)": "in the other order",
             "def chained(first, second, x): return closed_form(first, x) + closed_form(second, x)": "not what the Jacobian says"},
@@ -246,7 +246,7 @@ def row_matrix(mixer, x):
     w = x.shape[2]
     return torch.full((w, w), 1 / w)""": "it must be 16×16"},
     },
-    "11a_swap": {
+    "interpret/swap": {
         1: {"stages = {1, 4}": "stage 2 can be replaced, too", "stages = {1, 2, 3}": "stage 3 changes the answers", "stages = {1}": "stage 2 can be"},
         2: {"def shuffle(x, order): return x": "another order", "def shuffle(x, order): return x.flatten(1, 2)[:, order.argsort()].view(x.shape)": "another order",
             "def shuffle(x, order): return x.flatten(1, 2)[:, order]": "came out"},
@@ -257,7 +257,7 @@ def swap_block(model, stage, block, mixer):
     model.stages[stage - 1][block - 1] = swap_mixer(model, stage, mixer).stages[stage - 1][block - 1]
     return model""": "the model itself has changed"},
     },
-    "11b_windows": {
+    "interpret/local_influence": {
         1: {"answer_1 = 1 / 9": "takes the token itself away", "answer_1 = 1 / 25 - 1": "in the middle of the grid"},
         2: {"def column_sum(row, column, h, w): return 0": "at (0, 0) of 6×7",
             "def column_sum(row, column, h, w): return 9 / ((2 if row in (0, h - 1) else 3) * (2 if column in (0, w - 1) else 3)) - 1": "and yours"},
@@ -275,14 +275,14 @@ def left_windows(mixer, x):
     return windows.view(h * w, 9)""": "the token on their left",
             "def left_windows(mixer, x): return influence(mixer, x)": "it must have the shape (16, 9)"},
     },
-    "12_roofline": {
+    "speed/roofline": {
         1: {"answer_1 = 2 * 512 * 2048 / (4 * (512 + 2048))": "the weights must move, too", "answer_1 = 33.1": "two FLOPs", "answer_1 = 265": "four bytes",
             "answer_1 = 100": "million bytes"},
         2: {"def in_the_limit(C, size): return 8 * C / 5": "yours", "def in_the_limit(C, size): return 8 * C / (4 * size)": "and yours 32.0"},
         3: {"def star_in_pieces(x, s, b, out): out.copy_(torch.clamp_min(x, 0).mul_(s).add_(b))": "is not StarReLU",
             "def star_in_pieces(x, s, b, out): out.copy_(x.clamp_min_(0).pow_(2).mul_(s).add_(b))": "x itself has changed"},
     },
-    "12a_fold": {
+    "speed/folding": {
         1: {"n = 12": "it is right for", "n = 22": "21 is enough already"},
         2: {"def centre(weight): return weight - weight.mean(0)": "yours gives something",
             "def centre(weight): return weight - weight.mean()": "yours gives something",
@@ -303,7 +303,7 @@ def identity_half(x, weight, eps=1e-6):
     slope = weight * torch.rsqrt(variance + eps)
     return torch.addcmul(-slope * mean, x, 1 + slope)""": "it is not x + n"},
     },
-    "12b_fast": {
+    "speed/fast": {
         1: {"answer = True": "it says:", "answer = 'no'": "True or False?"},
         2: {"""
 def weights(q, k):
@@ -330,7 +330,7 @@ class Threaded(nn.Module):
         return self.net(x)
 def threaded(n): return lambda candidate, example: replace(candidate, net=Threaded(candidate.net, n), compiled=None)""": "it leaves 2 threads"},
     },
-    "12c_timing": {
+    "speed/benchmark": {
         1: {"theirs, ours = [1., 1., 1.], [2., 2., 2.]": "not faster", "theirs, ours = [1., 1., 1.], [0.5, 0.5, 0.5]": "in all ours take 1.5",
             "theirs, ours = [1., 1., 1.], [0.5, 9.]": "three rounds"},
         2: {"def kept_by_chain(widths): return 4 * sum(widths)": "[10, 20, 5] keeps 120", "def kept_by_chain(widths): return 4 * (sum(widths[:-1]) + sum(widths[1:-1]))": "yours says 200"},
@@ -341,7 +341,7 @@ def verdict(theirs, ours):
     if low <= 1 <= high: return 'undecided'
     return 'ours' if middle > 1 else 'theirs'""": "it should be 'ours', and is 'theirs'"},
     },
-    "12d_bench": {
+    "commands/benchmark": {
         1: {"model, contender = 'convformer_s18', 'fast'": "it comes to 78%", "model, contender = 'caformer_s18', 'timm compiled float32'": "it comes to",
             "model, contender = 'ConvFormer', 'timm'": "has no"},
         2: {"""
@@ -356,7 +356,7 @@ def slow_round(rows, n, times):
         3: {"def cores_to_feed(model_row, loader_row): return model_row['images_per_s'] / loader_row['per_core']": "not a number of cores",
             "def cores_to_feed(model_row, loader_row): return round(model_row['images_per_s'] / loader_row['per_core'])": "2 cores of 50"},
     },
-    "13_widgets": {
+    "widgets/base": {
         1: {"answer_1 = (1 / moments(gelu)[1], 0)": "then the variance is", "answer_1 = (1.701, -0.282)": "the mean is"},
         2: {"answer_2 = 3": "more than 3", "answer_2 = 39.56": "the deviation is not 1"},
         3: {"""
@@ -368,13 +368,13 @@ def answer_3():
     return Explorer(same, dict(n=W.IntSlider(3, min=1, max=9, description='terms')))""": "the picture stayed the same",
             "def answer_3(): return W.IntSlider(3, min=1, max=9)": "not an Explorer"},
     },
-    "13a_anatomy": {
+    "widgets/model_explorer": {
         1: {"answer_1 = 9": "it sees the rows from 2 to 223", "answer_1 = 11": "10 are enough", "answer_1 = 9.04": "a whole number"},
         2: {"def attention_macs(n, C): return 4 * n**2 * C**2 + n**4 * C": "for 7×7", "def attention_macs(n, C): return 4 * n**2 * C**2 + 2 * n**2 * C": "for 7×7"},
         3: {"def wide_windows(conv, n): return [(conv.kernel_size[0], conv.stride[0], conv.padding[0], n)]": "a kernel of 3 with dilation 2",
             "def wide_windows(conv, n): return [(conv.kernel_size[0] * conv.dilation[0], conv.stride[0], conv.padding[0], n)]": "a kernel of 3 with dilation 2"},
     },
-    "13b_hearing": {
+    "widgets/mixing_explorer": {
         1: {"answer_1 = 64 - how_many(several[3, 1].panels[4])": "so many hear themselves", "answer_1 = 64": "fewer than 64"},
         2: {"def heard(row_of, grid, token): return row_of(token)": "whom it hears",
             "def heard(row_of, grid, token): return np.array([[row_of((i, j))[token] for j in range(grid[1])] for i in range(grid[0])]).T": "the grid is 3×5"},
@@ -385,7 +385,7 @@ class Mine(nn.Module):
     def forward(self, x): return x.roll(1, 2)
 def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityformer', img_size=128), 2, Mine))""": "5 panels in stage 3"},
     },
-    "13c_looking": {
+    "widgets/cam_explorer": {
         1: {"answer_1 = 4 * (96**2 * 64 + 48**2 * 128 + 24**2 * 320 + 12**2 * 512) / 2**20": "that is one image",
             "answer_1 = 8 * 4 * (56**2 * 64 + 28**2 * 128 + 14**2 * 320 + 7**2 * 512) / 2**20": "at 224 px",
             "answer_1 = 8 * 4 * 384**2 * 3 / 2**20": "numbers of 4 bytes"},
@@ -394,13 +394,13 @@ def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityfor
             "def answer_3(memory, image, n): return memory.explain(image).logits[0].topk(n).values.tolist()": "and should be",
             "def answer_3(memory, image, n): return [int(memory.explain(image).logits[0].argmax())]": "gives 1 and 1"},
     },
-    "13d_progress": {
+    "widgets/training_explorer": {
         1: {"answer_1 = 7": "after epoch 7 it is 86.2 %", "answer_1 = 9": "not for the first time", "answer_1 = 0": "the epochs are 1 to 12"},
         2: {"answer_2 = 100": "less than 100", "answer_2 = 0.68": "in percent"},
         3: {"def answer_3(shots): return (shots.probabilities.argmax(-1)[1:] == shots.probabilities.argmax(-1)[:-1]).sum(1).tolist()": "at step 1",
             "def answer_3(shots): return (shots.probabilities.argmax(-1) != shots.probabilities.argmax(-1)[0]).sum(1).tolist()": "yours are 20"},
     },
-    "13e_explore": {
+    "commands/explore": {
         1: {"answer_1 = {**SECTIONS, 'activation': SECTIONS['activation']}": "it begins with model",
             "answer_1 = {'activation': SECTIONS['activation']}": "not the same sections", "answer_1 = dict(sorted(SECTIONS.items()))": "the others are not in their order"},
         2: {"answer_2 = 54": "these are seconds", "answer_2 = 4": "more than 10 to the power of 4", "answer_2 = 58": "less than"},
@@ -408,7 +408,7 @@ def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityfor
             "def answer_3(models): return W.VBox([W.HTML(f'<h2>{name}</h2>') for name in models])": "0 explorers",
             "def answer_3(models): return [explore_cam(model) for model in models.values()]": "not a VBox"},
     },
-    "14_compare": {
+    "experiments/compare": {
         1: {"answer = 4": "can only reach 0.029", "answer = 6": "fewer would do"},
         2: {"answer = (0.9 * 0.1 / 500)**0.5": "another number", "answer = 100 * 0.9 * 0.1 / 500": "another number"},
         3: {"def paired(a, b): return chance(a, b)": "of 8 ways to swap",
@@ -418,7 +418,7 @@ def paired(a, b):
     ways = [sum(s * d for s, d in zip(signs, differences)) for signs in itertools.product([1, -1], repeat=len(a))]
     return sum(way >= sum(differences) - 1e-9 for way in ways) / len(ways)""": "of 8 ways to swap"},
     },
-    "14a_experiments": {
+    "experiments/arms": {
         1: {"answer = len(EXPERIMENTS['mixers'].arms) * EXPERIMENTS['mixers'].budget.pictures": "one run of each arm",
             "answer = EXPERIMENTS['mixers'].budget.pictures": "not "},
         2: {"answer = (0.8944, 0.4472)": "up to 0.89 apart", "answer = (1, 0)": "apart"},

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from pytorch_grad_cam import GradCAM
 
-from metaformer_edu.explain import explain, find_stage
-from metaformer_edu.zoo import create_model
+from metaformer_edu.interpret.cam import explain, find_stage
+from metaformer_edu.models.registry import create_model
 
 
 class Stored:

@@ -78,13 +78,17 @@ def main():
     parser.add_argument("-n", type=int, default=20, help="changes of each control (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch (default %(default)s)")
     args = parser.parse_args()
-    for what in ("torch", "timm", "metaformer_edu", "metaformer_edu.explore"):
+    for what in ("torch", "timm", "metaformer_edu", "metaformer_edu.commands.explore"):
         print(f"import {what:27} {imports(what):5.2f} s", flush=True)
     import torch
 
-    from metaformer_edu.explore import explore_activation, explore_cam, explore_mixing, explore_model, explore_training
-    from metaformer_edu.hearing import save_mixing_page
-    from metaformer_edu.zoo import create_model
+    from metaformer_edu.widgets.base import explore_activation
+    from metaformer_edu.widgets.cam_explorer import explore_cam
+    from metaformer_edu.widgets.mixing_explorer import explore_mixing
+    from metaformer_edu.widgets.model_explorer import explore_model
+    from metaformer_edu.widgets.training_explorer import explore_training
+    from metaformer_edu.widgets.mixing_explorer import save_mixing_page
+    from metaformer_edu.models.registry import create_model
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
     model = create_model("caformer_s18").eval()

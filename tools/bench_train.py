@@ -26,7 +26,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, NativeScaler, accuracy
 
 from metaformer_edu.train import make_trainer, prepare
-from metaformer_edu.recipes import parse
+from metaformer_edu.training.settings import parse
 
 
 def write_digits(root, size):

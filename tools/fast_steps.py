@@ -1,4 +1,4 @@
-"""What metaformer_edu.fast.fast does to three models on this machine: kept for lesson 12b, which draws it.
+"""What metaformer_edu.speed.fast.fast does to three models on this machine: kept for lesson speed/fast, which draws it.
 
     python tools/fast_steps.py [--models caformer_s18 …] [--batch-size 16] [--img-size 224] [--threads 2] [--output metaformer_edu/logs/fast_cpu.json]
 """
@@ -11,9 +11,9 @@ import timm
 import torch
 
 import metaformer_edu
-from metaformer_edu.bench import machine
-from metaformer_edu.fast import fast
-from metaformer_edu.zoo import create_model
+from metaformer_edu.commands.benchmark import machine
+from metaformer_edu.speed.fast import fast
+from metaformer_edu.models.registry import create_model
 
 
 def main():

@@ -4,9 +4,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from metaformer_edu.core import seed_everything, set_style, show_matrix
-from metaformer_edu.mixers import MIXERS
-from metaformer_edu.zoo import MODELS
+from metaformer_edu.core.basics import seed_everything, set_style, show_matrix
+from metaformer_edu.models.mixers import MIXERS
+from metaformer_edu.models.registry import MODELS
 
 OUT = Path(__file__).resolve().parent.parent / "nbs/images/mixers.png"
 FAMILIES = {"identityformer": "Identity", "randformer": "RandomMixing", "poolformerv2": "Pooling",

@@ -1,4 +1,4 @@
-"""Runs notebooks top to bottom in fresh kernels of this interpreter and stores the outputs: `python tools/run.py nbs/00_core.ipynb`."""
+"""Runs notebooks top to bottom in fresh kernels of this interpreter and stores the outputs: `python tools/run.py nbs/core/basics.ipynb`."""
 import argparse
 import configparser
 import os

@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from browser import ALL_DRAWN, CHROMIUM, FLAGS, PATIENCE, changes, explore  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
-from metaformer_edu.explore import SECTIONS  # noqa: E402
+from metaformer_edu.commands.explore import SECTIONS  # noqa: E402
 
 
 def prepare(name, page, root):

@@ -30,10 +30,10 @@ COLAB = GITHUB.replace("https://github.com", "https://colab.research.google.com/
 
 WORDS, LINES = 200, 20  # read in a minute
 # tutorial -> the lessons to read before; others find theirs by what they import, and come last
-TUTORIALS = {"five_minutes": (), "does_the_mixer_matter": ("02_mixers", "03_blocks"), "your_own_mixer": ("02_mixers", "03_blocks"),
-             "imagenet_for_real": ("06_data", "09_train")}
+TUTORIALS = {"five_minutes": (), "does_the_mixer_matter": ("models/mixers", "models/block"), "your_own_mixer": ("models/mixers", "models/block"),
+             "imagenet_for_real": ("data/loading", "commands/train")}
 FIRST = {"five_minutes"}  # before the lessons
-SHORT = ["five_minutes", "02_mixers", "03_blocks", "does_the_mixer_matter", "your_own_mixer"]  # for who has about an hour
+SHORT = ["five_minutes", "models/mixers", "models/block", "does_the_mixer_matter", "your_own_mixer"]  # for who has about an hour
 PICTURES = {".png", ".jpg", ".jpeg", ".svg", ".gif"}
 IMPORT = re.compile(rf"^\s*(?:from|import) +(?:{SETTINGS['lib_name']})?\.?(\w+)?", re.M)
 
@@ -506,7 +506,7 @@ def build(out):
         pages = Path(folder) / "pages"
         write_pages(pages)
         sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
-        from metaformer_edu.hearing import save_mixing_page
+        from metaformer_edu.widgets.mixing_explorer import save_mixing_page
         from sphinx.cmd.build import main as sphinx
         save_mixing_page(f"{folder}/mixing.html")
         shutil.rmtree(out, ignore_errors=True)
