@@ -34,14 +34,11 @@ class Chapter:
     notebook: str               # path in nbs/, without .ipynb
     minutes: int                # for reading alone
     part: str
+    path: Path
     number: str = ""            # such as '3.2'; tutorials have none
     was: str = ""               # the number until 0.1.0
     quick: bool = False         # on the quick path
     machine_room: bool = False  # a learner may skip it
-
-    @property
-    def path(self):
-        return NBS / f"{self.notebook}.ipynb"
 
     @cached_property
     def heading(self):
@@ -58,13 +55,13 @@ class Chapter:
         return self.title.partition(": ")[0]
 
 
-def read(path=NBS / "course.yml"):
-    "All chapters in reading order, numbered."
+def read(folder=NBS):
+    "All chapters of course.yml in that folder in reading order, numbered."
     chapters, parts = [], 0
-    for part in yaml.safe_load(path.read_text(encoding="utf-8")):
+    for part in yaml.safe_load((folder / "course.yml").read_text(encoding="utf-8")):
         number = 0
         for entry in part["chapters"]:
-            chapter = Chapter(part=part["part"], **entry)
+            chapter = Chapter(part=part["part"], path=folder / f"{entry['notebook']}.ipynb", **entry)
             if not chapter.notebook.startswith("tutorials/"):
                 parts += number == 0
                 number += 1
@@ -98,14 +95,14 @@ def written(path, chapters):
     "The notebook at `path` as the course wants it."
     nb = nbformat.read(path, as_version=4)
     texts = [c for c in nb.cells if c.cell_type == "markdown"]
+    for cell in texts:
+        cell.source = renumbered(cell.source, path.parent, chapters)
     place = next((i for i, c in enumerate(chapters) if c.path == path), None)
     if place is not None:
         chapter, later = chapters[place], chapters[place + 1:place + 2]
         texts[0].source = TITLE.sub(lambda m: f"# {chapter.title}", texts[0].source, count=1)
         foot = f"\n\nNext: [{later[0].title}]({to(later[0].path, path.parent)})" if later else ""
         texts[-1].source = NEXT.sub("", texts[-1].source) + foot
-    for cell in texts:
-        cell.source = renumbered(cell.source, path.parent, chapters)
     return nbformat.writes(nb) + "\n"
 
 
