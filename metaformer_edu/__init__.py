@@ -14,7 +14,7 @@ Where timm is already imported, its `create_model` knows our models as `edu_<nam
 import importlib
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "create_model": "models.registry", "list_models": "models.registry", "MetaFormer": "models.metaformer",

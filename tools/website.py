@@ -30,6 +30,7 @@ GITHUB = f"https://github.com/{SETTINGS['user']}/{SETTINGS['repo']}/blob/{SETTIN
 COLAB = GITHUB.replace("https://github.com", "https://colab.research.google.com/github")
 
 WORDS, LINES = 200, 20  # read in a minute
+MADE = {"README.md": "reading_order.md", "models/README.md": "models.md"}  # lists for GitHub -> the site's own pages
 PICTURES = {".png", ".jpg", ".jpeg", ".svg", ".gif"}
 IMPORT = re.compile(rf"^\s*(?:from|import) +{SETTINGS['lib_name']}\.([\w.]+)", re.M)
 
@@ -60,6 +61,8 @@ def relinked(text, path):
         at = Path(os.path.normpath(path.parent / unquote(re.split("[#?]", target)[0])))
         if not at.exists():
             raise SiteError(f"{path.relative_to(ROOT)} points to {target}, but there is no {os.path.relpath(at, ROOT)}.")
+        if page := MADE.get(at.relative_to(NBS).as_posix() if NBS in at.parents else None):
+            return match["before"] + os.path.relpath(NBS / page, path.parent)
         on_site = NBS in at.parents and at.suffix in {".ipynb", ".md", *PICTURES}
         return match[0] if on_site else f"{match['before']}{GITHUB}/{at.relative_to(ROOT).as_posix()}"
 
