@@ -31,7 +31,7 @@ COLAB = GITHUB.replace("https://github.com", "https://colab.research.google.com/
 WORDS, LINES = 200, 20  # read in a minute
 # tutorial -> the lessons to read before; others find theirs by what they import, and come last
 TUTORIALS = {"five_minutes": (), "does_the_mixer_matter": ("models/mixers", "models/block"), "your_own_mixer": ("models/mixers", "models/block"),
-             "imagenet_for_real": ("data/loading", "commands/train")}
+             "imagenet_for_real": ("data/folders", "commands/train")}
 FIRST = {"five_minutes"}  # before the lessons
 SHORT = ["five_minutes", "models/mixers", "models/block", "does_the_mixer_matter", "your_own_mixer"]  # for who has about an hour
 PICTURES = {".png", ".jpg", ".jpeg", ".svg", ".gif"}
