@@ -225,7 +225,7 @@ def test_the_distance_is_kept(task):
 
 
 def test_mistakes_get_a_sentence():
-    for call in (draw, arrange):
+    for call in (draw_example, arrange):
         with pytest.raises(ValueError, match="There is no task 'shapes'. Did you mean 'shape'"):
             call("shapes", 0)
         with pytest.raises(ValueError, match="There is no part 'vall'. Did you mean 'val'"):
