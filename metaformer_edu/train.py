@@ -17,7 +17,9 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 from .core.basics import count_params, seed_everything, set_style
 from .models.registry import create_model, get_row
-from .data.loading import SOURCES, DataError, load_data, make_loaders, show_predictions
+from .data.folders import DataError
+from .data.datasets import SOURCES, load_data
+from .data.loaders import make_loaders, show_predictions
 from .training.processes import (
     BatchShard, Shard, anyone, everyone, join, leave, open_device, rank, world_size)
 from .validate import plainly, precision, predict, sentence

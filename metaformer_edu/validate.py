@@ -16,7 +16,9 @@ from torch.utils.data import RandomSampler
 from tqdm import tqdm
 from .core.basics import Table, count_params, did_you_mean, write_whole
 from .models.registry import WeightsError, get_row, imagenet_labels, load_weights, read_weights
-from .data.loading import SOURCES, DataError, load_val, make_loaders
+from .data.folders import DataError
+from .data.datasets import SOURCES, load_val
+from .data.loaders import make_loaders
 from .training.processes import BatchShard, gather, join, leave, open_device, rank
 
 # %% ../nbs/commands/validate.ipynb #6a0d2c9b
@@ -175,7 +177,7 @@ def open_weights(args, val, info)->nn.Module: # labels and class names become th
     classes, ids = classes_of(state, source), imagenet_labels(info.class_names)
     if ids and classes in (1000, 21841):
         classes, info.class_names = 1000, list(ImageNetInfo().label_names())
-        getattr(val.images, 'images', val.images).target_transform = ids.__getitem__ # `Readable` may be around them
+        getattr(val.images, 'images', val.images).target_transform = ids.__getitem__ # `SkipUnreadable` may be around them
     elif known > classes or known < classes != args.num_classes:
         raise DataError(f'The weights know {classes} classes and the data have {known}' +
                         (f': if they are the first {known} of them, say --num-classes {classes}.' if known < classes else '.'))

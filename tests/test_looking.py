@@ -14,7 +14,8 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from torch import nn
 
-from metaformer_edu.data.loading import DataError, dice
+from metaformer_edu.data.transforms import seeded_rng
+from metaformer_edu.data.folders import DataError
 from metaformer_edu.interpret.cam import METHODS, explain, imagenet_classes, to_batch
 from metaformer_edu.widgets.cam_explorer import (
     CAM_TRIES, GUESS, Memory, alike, cam_controls, can_begin_later, class_options, draw_cam, explore_cam,
@@ -64,7 +65,7 @@ def test_a_tail_is_the_whole_model_to_the_last_bit(family, stage):
         for target in (None, 7):
             found = []
             for m in (tail, model):
-                with dice(0, 0, 0):
+                with seeded_rng(0, 0, 0):
                     found.append(explain(m, x, target, stage, method))
             assert same(*found), (method, target)
             seen.append(found[0].maps.max().item())

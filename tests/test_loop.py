@@ -12,7 +12,9 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from metaformer_edu.data.loading import Pictures, dice, load_digits, make_loaders
+from metaformer_edu.data.transforms import ImageDataset, seeded_rng
+from metaformer_edu.data.datasets import load_digits
+from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.training.processes import BatchShard, Shard
 from metaformer_edu.training.trainer import SCHEDULES, Trainer, TrainingStopped, draw_curves, fit, make_schedule
 from metaformer_edu.models.registry import create_model
@@ -43,7 +45,7 @@ def net(drop_path=0.):
 def pictures(n=24):
     dots = torch.Generator().manual_seed(0)
     images = [(torch.randn(3, 8, 8, generator=dots), i % 4) for i in range(n)]
-    return Pictures(images, lambda x: x + 0.1 * torch.randn_like(x), seed=3)  # disturbed, as digits are
+    return ImageDataset(images, lambda x: x + 0.1 * torch.randn_like(x), seed=3)  # disturbed, as digits are
 
 
 def shards(batch=4, accum=1, n=24):
@@ -166,7 +168,7 @@ def test_mixup_is_a_function_of_seed_update_and_batch(mode):
     for epoch in (0, 1):
         loader.sampler.set_epoch(epoch)
         for n, (images, labels) in enumerate(loader):
-            with dice(7 + 2**32, epoch * 3 + n // 2, n % 2):
+            with seeded_rng(7 + 2**32, epoch * 3 + n // 2, n % 2):
                 images, labels = mixup(images, labels)
             assert same(images, shown[epoch * 6 + n]) and same(labels, targets[epoch * 6 + n])
     assert not same(shown, seen(mixup=blend(mode=mode), seed=8, accum=2)[0])  # another seed, other blends
@@ -447,7 +449,7 @@ def test_the_loop_follows_its_schedule():
 @pytest.fixture(scope="module")
 def few():
     digits = load_digits(32)[0]
-    return Pictures([digits.images[i] for i in range(16)], digits.transform)
+    return ImageDataset([digits.images[i] for i in range(16)], digits.transform)
 
 
 def real(few, prepare=lambda model: None, **kwargs):

@@ -11,7 +11,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 from metaformer_edu.interpret import contact_sheet
-from metaformer_edu.data.loading import DataError, load_data, worst_first
+from metaformer_edu.data.folders import DataError
+from metaformer_edu.data.datasets import load_data
+from metaformer_edu.data.loaders import mistakes_first
 from metaformer_edu.interpret.cam import METHODS, explain, headline, imagenet_classes
 from metaformer_edu.interpret.contact_sheet import (
     PER_SHEET, contact_sheet, find_images, good_stage, main, parse, read_photo, sheet_of_run)
@@ -567,7 +569,7 @@ def test_the_sheet_of_a_run(data, monkeypatch):
     model = tiny(num_classes=len(info.class_names)).train()
     said = predict(model, DataLoader(few, 8))
     fig = sheet_of_run(model, said, few, info, n=5)
-    chosen = worst_first(said)[:5]
+    chosen = mistakes_first(said)[:5]
     shown = explain(model, torch.stack([few[i][0] for i in chosen]), stage=2)
     assert info.name in fig.get_suptitle() and model.training and len(parts(fig)) == 6
     for i, (left, middle, _) in zip(chosen, parts(fig)):

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import TensorDataset
 
 from metaformer_edu.interpret import contact_sheet
-from metaformer_edu.data.loading import DataError, Pictures, load_digits, load_folder, load_shapes
+from metaformer_edu.data.transforms import ImageDataset
+from metaformer_edu.data.folders import DataError, load_folder
+from metaformer_edu.data.datasets import load_digits, load_shapes
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.contact_sheet import choose_examples, in_turns, read_snapshots, take_snapshot
 from metaformer_edu.train import main
@@ -75,8 +77,8 @@ def test_more_pictures_than_there_are(folder):
 
 
 def test_a_picture_that_cannot_be_read_makes_room(folder, monkeypatch, capsys):
-    read = contact_sheet.Pictures.__getitem__
-    monkeypatch.setattr(contact_sheet.Pictures, "__getitem__", lambda self, i: read(self, i) if i not in (0, 5, 6) else (_ for _ in ()).throw(DataError("no")))
+    read = contact_sheet.ImageDataset.__getitem__
+    monkeypatch.setattr(contact_sheet.ImageDataset, "__getitem__", lambda self, i: read(self, i) if i not in (0, 5, 6) else (_ for _ in ()).throw(DataError("no")))
     for unreadable in ("stop", "skip"):
         _, held_out, _ = load_folder(folder, 32, unreadable=unreadable)
         assert choose_examples(held_out, 3)[2].tolist() == [1, 10, 11]
@@ -89,7 +91,7 @@ def test_none_can_be_read():
         def __getitem__(self, i):
             raise DataError("no")
     with pytest.raises(DataError, match="None of the pictures"):
-        choose_examples(Pictures(Broken(torch.zeros(9), torch.zeros(9)), lambda x: x), 4)
+        choose_examples(ImageDataset(Broken(torch.zeros(9), torch.zeros(9)), lambda x: x), 4)
 
 
 # --- what is kept ---

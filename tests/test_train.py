@@ -20,7 +20,8 @@ from metaformer_edu.training import trainer
 from metaformer_edu.training import run_folder
 from metaformer_edu import train
 from metaformer_edu import validate
-from metaformer_edu.data.loading import load_digits, make_loaders
+from metaformer_edu.data.datasets import load_digits
+from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.training.settings import parse
 from metaformer_edu.training.run_folder import SPEED, new_folder
 from metaformer_edu.train import main, prepare

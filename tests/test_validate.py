@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from metaformer_edu import validate
-from metaformer_edu.data.loading import load_digits, make_loaders
+from metaformer_edu.data.datasets import load_digits
+from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.validate import (
     Parser, by_class, evaluate, main, metrics, number, parse, plainly, predict, sentence, wilson)
 from metaformer_edu.models.registry import create_model, save_weights

@@ -22,7 +22,8 @@ from PIL import Image
 
 import run
 from metaformer_edu.widgets.base import base
-from metaformer_edu.data.loading import DataError, load_shapes
+from metaformer_edu.data.folders import DataError
+from metaformer_edu.data.datasets import load_shapes
 from metaformer_edu.models.layers import StarReLU
 from metaformer_edu.training.run_folder import read_log
 from metaformer_edu.widgets.base import (

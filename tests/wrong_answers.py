@@ -111,9 +111,13 @@ class GatedMlp(nn.Module):
             "def diamond(x, y): return (abs(x) + abs(y) - 1) / np.sqrt(2)": "its area is 1.98",
             "def diamond(x, y): return np.maximum(abs(x), abs(y)) - np.sqrt(np.pi) / 2": "it must stand on a corner"},
     },
-    "data/loading": {
-        1: {"answer = 13470": "the last batch", "answer = 42 * 32": "one epoch", "answer = 10 * 43 * 32": "43 batches"},
-        2: {"answer = (1, 1)": "in this val/ their label is not 1", "answer = (0, 0)": "in train/ their label is not 0", "answer = (1, 0)": "is not 1"},
+    "data/transforms": {
+        1: {"answer = dict(auto_augment=None, re_prob=0)": "30 pictures, not two",
+            "answer = dict(auto_augment=None, re_prob=0, scale=(1, 1), ratio=(1, 1), train_interpolation='bicubic', hflip=0)":
+                "the mirror is off, too",
+            "answer = dict(auto_augment=None, re_prob=0, scale=(1, 1), ratio=(1, 1))": "not two"},
+        2: {"answer = 3 / 16": "each is applied half of the time", "answer = 1 / 32": "is too little",
+            "answer = 3 / 8": "it is not 0.375"},
         3: {"""
 class Noise:
     def __init__(self, std): self.std = std
@@ -127,7 +131,66 @@ class Noise:
             """
 class Noise:
     def __init__(self, std): self.std = std
-    def __call__(self, image): return image + self.std * torch.rand_like(image)""": "add noise of that standard deviation"},
+    def __call__(self, image): return image + self.std * torch.rand_like(image)""": "add noise of that standard deviation"}
+    },
+    "data/folders": {
+        1: {"answer = [0, 1, 2, 3, 4, 5]": "in place 4", "answer = [0, 1, 2, 3, 0, 1]": "in place 5",
+            "answer = [0, 1, 2, 3]": "has 4 places"},
+        2: {"answer = (1, 1)": "in this val/ their label is not 1", "answer = (0, 0)": "in train/ their label is not 0",
+            "answer = (1, 0)": "is not 1"},
+        3: {"def class_counts(images): return {name: len(images) // 2 for name in images.classes}": "there are 11 of china",
+            "def class_counts(images): return {y: images.targets.count(y) for y in images.targets}": "names of the classes"},
+    },
+    "data/datasets": {
+        1: {"answer = 64": "it has 2×2, too", "answer = 24": "the last grid has 1×1 tokens", "answer = 128": "has 4×4 tokens"},
+        2: {"answer = {'shape'}": "same keeps its labels", "answer = {'shape', 'same', 'texture'}": "a falling one",
+            "answer = {'shape', 'same', 'order'}": "anticlockwise in a mirror", "answer = {'shape', 'sane'}": "no tasks"},
+        3: {"""
+def load_halves(img_size=64, seed=0, augment=True):
+    images = [(torch.zeros(3, img_size, img_size), i % 2) for i in range(30)]
+    same = lambda x: x
+    return ImageDataset(images[:20], same), ImageDataset(images[20:], same), DataInfo('x', ['left', 'right'], img_size)""":
+                "the white half is not",
+            """
+def load_halves(img_size=64, seed=0, augment=True):
+    images = [(torch.zeros(3, 64, 64), i % 2) for i in range(30)]
+    same = lambda x: x
+    return ImageDataset(images[:20], same), ImageDataset(images[20:], same), DataInfo('x', ['left', 'right'], 64)""":
+                "not (3, 32, 32)",
+            """
+def load_halves(img_size=64, seed=0, augment=True):
+    images = [(torch.zeros(3, img_size, img_size), 0) for i in range(30)]
+    same = lambda x: x
+    return ImageDataset(images[:20], same), ImageDataset(images[20:], same), DataInfo('x', ['left', 'right'], img_size)""":
+                "unequal shares"},
+    },
+    "data/loaders": {
+        1: {"answer = 13470": "the last batch", "answer = 42 * 32": "one epoch", "answer = 10 * 43 * 32": "43 batches"},
+        2: {"answer = 10 * 42 * 32": "every picture comes again", "answer = 1347": "the last batch, which is not full",
+            "answer = 42": "it is not 42"},
+        3: {"""
+class Balanced(Sampler):
+    def __init__(self, labels, seed=0): self.labels, self.seed, self.epoch = np.array(labels), seed, 0
+    def set_epoch(self, epoch): self.epoch = epoch
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.labels))
+        return ((self.epoch, int(i)) for i in order)""": "not four of each",
+            """
+class Balanced(Sampler):
+    def __init__(self, labels, seed=0): self.labels, self.seed, self.epoch = np.array(labels), seed, 0
+    def set_epoch(self, epoch): self.epoch = epoch
+    def __iter__(self):
+        n = np.bincount(self.labels).min()
+        return ((self.epoch, int(i)) for c in np.unique(self.labels) for i in np.flatnonzero(self.labels == c)[:n])""":
+                "chosen anew",
+            """
+class Balanced(Sampler):
+    def __init__(self, labels, seed=0): self.labels, self.seed, self.epoch = np.array(labels), seed, 0
+    def set_epoch(self, epoch): self.epoch = epoch
+    def __iter__(self):
+        rng, n = np.random.default_rng((self.seed, self.epoch)), np.bincount(self.labels).min()
+        return ((self.epoch, int(i)) for c in np.unique(self.labels)
+                for i in rng.choice(np.flatnonzero(self.labels == c), n))""": "twice in an epoch"},
     },
     "training/processes": {
         1: {"answer = (1024, 1251)": "all their micro-batches count", "answer = (4096, 313)": "only whole steps", "answer = (4096, 1251)": "images"},

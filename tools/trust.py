@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from metaformer_edu.core.basics import seed_everything
-from metaformer_edu.data.loading import load_data
+from metaformer_edu.data.datasets import load_data
 from metaformer_edu.interpret.cam import METHODS, explain
 from metaformer_edu.training.run_folder import as_csv, read_about, read_log
 from metaformer_edu.interpret.faithfulness import (

@@ -18,7 +18,8 @@ from tqdm import tqdm
 import metaformer_edu
 from ..core.basics import Table, close, set_style, write_whole
 from ..models.registry import get_row
-from ..data.loading import load_folder, make_loaders
+from ..data.folders import load_folder
+from ..data.loaders import make_loaders
 from ..training.processes import open_device
 from ..validate import Parser, number, plainly, unseen
 from ..training.run_folder import kept_file

@@ -23,7 +23,7 @@ from ..models.layers import Mlp, SquaredReLU, StarReLU
 from ..models.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
 from ..models.metaformer import MetaFormer
 from ..data.shapes import TASKS, Shapes
-from ..data.loading import load_digits
+from ..data.datasets import load_digits
 from ..training.processes import open_device
 from ..validate import Parser, number, plainly, predict, unseen
 from ..training.trainer import fit

@@ -16,7 +16,9 @@ from safetensors import SafetensorError
 from ..core.basics import close, did_you_mean, seed_everything, set_style, write_whole
 from ..models.metaformer import as_pair
 from ..models.registry import get_row, load_weights, read_weights
-from ..data.loading import DataError, Pictures, read_image, worst_first
+from ..data.transforms import ImageDataset
+from ..data.folders import DataError, read_image
+from ..data.loaders import mistakes_first
 from ..training.processes import open_device
 from ..validate import Parser, classes_of, number, plainly
 from ..training.run_folder import new_folder, read_about
@@ -80,7 +82,7 @@ def contact_sheet(shown:Explanation, # any number of images; see `explain`
 # %% ../../nbs/interpret/contact_sheet.ipynb #9fa5f5f8
 def sheet_of_run(model, said:dict, images, info, n:int=12): # images: the held-out ones, in the order of `said`, from `predict`
     "The contact sheet of a run."
-    chosen = worst_first(said)[:n]
+    chosen = mistakes_first(said)[:n]
     shown = explain(model, torch.stack([images[i][0] for i in chosen]), stage=good_stage((info.img_size,) * 2))
     truth = [class_title(int(said['label'][i]), len(info.class_names), info.class_names) for i in chosen]
     drawn = getattr(images.dataset.images, 'mask', None) # shapes know where the evidence is
@@ -98,10 +100,10 @@ def in_turns(images, n:int)->list: # positions, those to be tried first in front
     places = [(labels == c).nonzero().flatten().tolist() for c in classes]
     return [i for turn in itertools.zip_longest(*places) for i in turn if i is not None]
 
-def choose_examples(held_out:Pictures, n:int)->tuple: # (images (n, 3, H, W), labels (n,), index (n,))
+def choose_examples(held_out:ImageDataset, n:int)->tuple: # (images (n, 3, H, W), labels (n,), index (n,))
     "The same pictures every time, in the order of the data set; DataError if none of those that are tried can be read."
-    images = getattr(held_out.images, 'images', held_out.images) # not through `Readable`, which counts and tells
-    found, plain = {}, Pictures(images, held_out.transform, held_out.seed)
+    images = getattr(held_out.images, 'images', held_out.images) # not through `SkipUnreadable`, which counts and tells
+    found, plain = {}, ImageDataset(images, held_out.transform, held_out.seed)
     for i in in_turns(images, n)[:4 * n]:
         try: found[i] = plain[i]
         except DataError: continue

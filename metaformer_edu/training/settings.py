@@ -13,7 +13,7 @@ from timm.optim import list_optimizers
 import metaformer_edu
 from ..core.basics import Table, did_you_mean
 from ..models.registry import MODELS, get_row
-from ..data.loading import SOURCES
+from ..data.datasets import SOURCES
 from .trainer import SCHEDULES
 from ..validate import GONE, Parser, add_machine, number
 

@@ -20,7 +20,7 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 from ..core.basics import Table, close
 from ..models.kernels import keep_memory
-from ..data.loading import dice
+from ..data.transforms import seeded_rng
 from .processes import everyone, quiet, rank, world_size, wrap
 from ..validate import evaluate, to_device, unseen
 
@@ -70,7 +70,7 @@ class Step:
 
     def seeded(self, n:int):
         "Random numbers that depend on the seed, the update and the batch in it, whoever computes it."
-        block = dice(self.seed + 2**32, self.updates, rank() * self.accum + n) # other dice than the images'
+        block = seeded_rng(self.seed + 2**32, self.updates, rank() * self.accum + n) # other dice than the images'
         return seeded_gpu(block) if self.device.type == 'cuda' else block
 
 # %% ../../nbs/training/trainer.ipynb #604dedac

@@ -19,7 +19,8 @@ import metaformer_edu
 from ..core.basics import distinct, sample_photo
 from ..models.layers import SquaredReLU
 from ..models.registry import FAMILIES, create_model
-from ..data.loading import DataError, load_digits, load_shapes, read_image
+from ..data.folders import DataError, read_image
+from ..data.datasets import load_digits, load_shapes
 from ..training.run_folder import read_about
 from ..interpret.contact_sheet import as_seen
 
