@@ -17,10 +17,13 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 from .core.basics import count_params, seed_everything, set_style
 from .models.registry import create_model, get_row
-from .data.loading import SOURCES, DataError, load_data, make_loaders, show_predictions
+from .data.loading import SOURCES, load_data, make_loaders, show_predictions
+from .core.errors import DataError
 from .training.processes import (
     BatchShard, Shard, anyone, everyone, join, leave, open_device, rank, world_size)
-from .validate import plainly, precision, predict, sentence
+from .validate import plainly
+from .training.evaluate import precision, predict
+from .widgets.mixing_explorer import sentence
 from .training.trainer import Trainer, draw_curves, make_schedule
 from .training.settings import parse
 from .training.run_folder import (

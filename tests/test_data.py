@@ -12,8 +12,9 @@ from torch.utils.data import TensorDataset
 
 from metaformer_edu.data.loading import loading
 from metaformer_edu.data.loading import (
-    SOURCES, DataError, EpochSampler, Pictures, imagenet_transforms, load_data, load_digits, load_folder,
-    load_shapes, load_val, make_loaders)
+    SOURCES, EpochSampler, Pictures, imagenet_transforms, load_data, load_digits, load_folder, load_shapes,
+    load_val, make_loaders)
+from metaformer_edu.core.errors import DataError
 from metaformer_edu.models.registry import imagenet_labels
 from metaformer_edu.data.shapes import TASKS, draw
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from metaformer_edu.training import processes
-from metaformer_edu.data.loading import DataError, EpochSampler
+from metaformer_edu.core.errors import DataError
+from metaformer_edu.data.loading import EpochSampler
 from metaformer_edu.training.processes import (
     BatchShard, Shard, anyone, everyone, gather, launch, open_device, quiet, wrap)
 

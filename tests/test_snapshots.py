@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import TensorDataset
 
 from metaformer_edu.interpret import contact_sheet
-from metaformer_edu.data.loading import DataError, Pictures, load_digits, load_folder, load_shapes
+from metaformer_edu.core.errors import DataError
+from metaformer_edu.data.loading import Pictures, load_digits, load_folder, load_shapes
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.contact_sheet import choose_examples, in_turns, read_snapshots, take_snapshot
 from metaformer_edu.train import main

@@ -24,7 +24,7 @@ from metaformer_edu.data.loading import load_digits, make_loaders
 from metaformer_edu.training.settings import parse
 from metaformer_edu.training.run_folder import SPEED, new_folder
 from metaformer_edu.train import main, prepare
-from metaformer_edu.validate import evaluate
+from metaformer_edu.training.evaluate import evaluate
 from metaformer_edu.models.registry import create_model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,8 @@ __all__ = ['SHAPES', 'WAVE', 'TEXTURES', 'COLORS', 'PAIR', 'TASKS', 'PARTS', 'Th
 from dataclasses import dataclass
 import matplotlib.pyplot as plt, numpy as np, torch
 from torch.utils.data import Dataset
-from ..core.basics import close, did_you_mean
+from ..core.basics import close
+from ..core.errors import did_you_mean
 
 # %% ../../nbs/data/shapes.ipynb #70e41c73
 SHAPES = { # name -> distance from the edge, negative inside; each has the area of the disc, which has radius 1

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from ..core.basics import get_device
-from ..data.loading import DataError, EpochSampler
+from ..core.errors import DataError
+from ..data.loading import EpochSampler
 
 # %% ../../nbs/training/processes.ipynb #df6ca703
 def launched()->bool:

@@ -16,10 +16,12 @@ import anywidget, ipywidgets as W, matplotlib as mpl, numpy as np, torch, traitl
 from matplotlib.figure import Figure
 from PIL import Image
 import metaformer_edu
-from ..core.basics import distinct, sample_photo
+from ..core.errors import distinct
+from ..core.basics import sample_photo
 from ..models.layers import SquaredReLU
 from ..models.registry import FAMILIES, create_model
-from ..data.loading import DataError, load_digits, load_shapes, read_image
+from ..core.errors import DataError
+from ..data.loading import load_digits, load_shapes, read_image
 from ..training.run_folder import read_about
 from ..interpret.contact_sheet import as_seen
 
