@@ -17,12 +17,14 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 from .core.basics import count_params, seed_everything, set_style
 from .models.registry import create_model, get_row
-from .data.folders import DataError
 from .data.datasets import SOURCES, load_data
 from .data.loaders import make_loaders, show_predictions
+from .core.errors import DataError
 from .training.processes import (
     BatchShard, Shard, anyone, everyone, join, leave, open_device, rank, world_size)
-from .validate import plainly, precision, predict, sentence
+from .core.cli import cli_errors
+from .training.evaluate import precision, predict
+from .widgets.mixing_explorer import sentence
 from .training.trainer import Trainer, draw_curves, make_schedule
 from .training.settings import parse
 from .training.run_folder import (
@@ -214,7 +216,7 @@ def unreadable(trainer:Trainer)->list: # one mark an image; a tensor for the tra
 def main(argv=None):
     "The command `metaformer-train`."
     args = parse(argv)
-    with plainly('metaformer-train', once=True):
+    with cli_errors('metaformer-train', once=True):
         if args.threads: torch.set_num_threads(args.threads)
         model, loaders, optimizer, info = prepare(args)
         trainer = make_trainer(args, model, loaders, optimizer)
@@ -222,7 +224,7 @@ def main(argv=None):
     if rank() == 0: headline(args, run, trainer, info)
     trainer.on_epoch = partial(keep, run, trainer, snapshots=args.snapshots)
     try:
-        with Watch(run, args.recovery_interval) as trainer.on_update, plainly('metaformer-train', (DataError,), left=run.left):
+        with Watch(run, args.recovery_interval) as trainer.on_update, cli_errors('metaformer-train', (DataError,), left=run.left):
             trainer.fit()
             finish(args, run, trainer, info)
     except Interrupted as stop:

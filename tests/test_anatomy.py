@@ -5,16 +5,16 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from metaformer_edu.widgets.model_explorer import (
-    PARTS, RESOLUTIONS, TRIES, Anatomy, anatomy, count_mixer, count_rest, draw_anatomy, explore_model,
-    follow_family, in_words, look_back, model_name, own_mixers, signed_change, sizes_of, swap_costs, swap_words,
-    view_model, window_steps)
 from metaformer_edu.core.basics import count_macs, count_params
 from metaformer_edu.models.layers import LayerNormWithoutBias
-from metaformer_edu.models.mixers import MIXERS
 from metaformer_edu.models.metaformer import grid_sizes
-from metaformer_edu.widgets.base import Shown, dropdown
+from metaformer_edu.models.mixers import MIXERS
 from metaformer_edu.models.registry import FAMILIES, MODELS, create_model, get_row
+from metaformer_edu.widgets.base import Shown, dropdown
+from metaformer_edu.widgets.model_explorer import (
+    Anatomy, PARTS, RESOLUTIONS, TRIES, anatomy, count_mixer, count_rest, draw_anatomy, explore_model,
+    follow_family, in_words, look_back, model_name, own_mixers, signed_change, sizes_of, swap_costs, swap_words,
+    view_model, window_steps)
 
 SWAPS = [("SepConv", "RandomMixing", "Pooling", "Identity"), ("Attention",) * 4, ("RandomMixing",) * 4, "Pooling", ("Identity", "Attention", "SepConv", "RandomMixing")]
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaformer_edu.models.mixers import MIXERS, Attention, Pooling, RandomMixing, SepConv
-from metaformer_edu.models.metaformer import MetaFormer
 from metaformer_edu.interpret.swap import Nothing, check_mixer
+from metaformer_edu.models.metaformer import MetaFormer
+from metaformer_edu.models.mixers import Attention, MIXERS, Pooling, RandomMixing, SepConv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

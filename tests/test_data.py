@@ -10,9 +10,10 @@ from PIL import Image
 from sklearn import datasets
 from torch.utils.data import TensorDataset
 
+from metaformer_edu.core.errors import DataError
 from metaformer_edu.data import folders, transforms
 from metaformer_edu.data.datasets import SOURCES, load_data, load_digits, load_shapes, load_val
-from metaformer_edu.data.folders import DataError, SkipUnreadable, load_folder
+from metaformer_edu.data.folders import SkipUnreadable, load_folder
 from metaformer_edu.data.loaders import EpochSampler, make_loaders, show_batch, show_predictions
 from metaformer_edu.data.shapes import TASKS, draw_example
 from metaformer_edu.data.transforms import DataInfo, ImageDataset, imagenet_transforms, seeded_rng

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer_edu.training import processes
-from metaformer_edu.data.folders import DataError
+from metaformer_edu.core.errors import DataError
 from metaformer_edu.data.loaders import EpochSampler
+from metaformer_edu.training import processes
 from metaformer_edu.training.processes import (
     BatchShard, Shard, anyone, everyone, gather, launch, open_device, quiet, wrap)
 

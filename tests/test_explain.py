@@ -18,8 +18,8 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import metaformer, resnet
 from torch import nn
 
+from metaformer_edu.data.transforms import imagenet_transforms, seeded_rng
 from metaformer_edu.interpret import cam as lesson
-from metaformer_edu.data.transforms import seeded_rng, imagenet_transforms
 from metaformer_edu.interpret.cam import (
     METHODS, blend, cam_grid, class_title, draw_map, explain, find_stage, headline, imagenet_classes, stage_modules,
     to_batch, undisturbed)

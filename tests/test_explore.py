@@ -82,7 +82,7 @@ CELLS = dict(model="explore_model('tiny_caformer', 64)", mixing="explore_mixing(
 
 def notebook(folder, cells):
     kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
-    cells = ["import sys\nsys.path.insert(0, %r)\nfrom metaformer_edu.commands.explore import *" % str(ROOT), *cells]
+    cells = ["import sys\nsys.path.insert(0, %r)\nfrom metaformer_edu import *" % str(ROOT), *cells]
     nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(o) for o in cells]), folder / "explore.ipynb")
 
 

@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from metaformer_edu.widgets.base import mixing_explorer as lesson
 from metaformer_edu.core.basics import sample_photo
+from metaformer_edu.interpret.influence import influence, mixer_at, mixing_matrix
+from metaformer_edu.interpret.local_influence import grouped
+from metaformer_edu.interpret.swap import swap_mixer
+from metaformer_edu.models.metaformer import MetaFormer
+from metaformer_edu.models.mixers import Attention, Identity, MIXERS, Pooling, RandomMixing, SepConv
+from metaformer_edu.models.registry import FAMILIES, create_model
+from metaformer_edu.widgets import mixing_explorer as lesson
+from metaformer_edu.widgets.base import example_images, to_pil
 from metaformer_edu.widgets.mixing_explorer import (
     Listeners, Panel, draw_mixing, explore_mixing, hears_and_heard, listen, new_mixer, pack, paint,
     save_mixing_page, sentence, short_number, tokens_of)
-from metaformer_edu.interpret.influence import influence, mixer_at, mixing_matrix
-from metaformer_edu.models.mixers import MIXERS, Attention, Identity, Pooling, RandomMixing, SepConv
-from metaformer_edu.models.metaformer import MetaFormer
-from metaformer_edu.interpret.swap import swap_mixer
-from metaformer_edu.widgets.base import example_images, to_pil
-from metaformer_edu.interpret.local_influence import grouped
-from metaformer_edu.models.registry import FAMILIES, create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GRIDS = [(4, 4), (3, 5), (1, 6), (9, 8)]

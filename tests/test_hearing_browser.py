@@ -8,9 +8,9 @@ import torch
 
 from browser import browser, listen
 from metaformer_edu.core.basics import sample_photo
-from metaformer_edu.widgets.mixing_explorer import Listeners, hears_and_heard, save_mixing_page
-from metaformer_edu.widgets.base import STATIC, to_pil
 from metaformer_edu.models.registry import FAMILIES, create_model
+from metaformer_edu.widgets.base import STATIC, to_pil
+from metaformer_edu.widgets.mixing_explorer import Listeners, hears_and_heard, save_mixing_page
 
 BOARD, MAPS = ".edu-panels", "canvas[data-map]"
 

@@ -23,8 +23,8 @@ import loopback
 from metaformer_edu.models import registry
 from metaformer_edu.models.block import MetaFormerBlock, Stage
 from metaformer_edu.models.layers import Mlp, StarReLU
-from metaformer_edu.models.mixers import Attention, Pooling, RandomMixing
 from metaformer_edu.models.metaformer import MetaFormer, draw_stages, drop_path_rates, grid_sizes
+from metaformer_edu.models.mixers import Attention, Pooling, RandomMixing
 from metaformer_edu.models.registry import MODELS, create_model, list_models
 
 TINY = [f"tiny_{f}" for f in golden.FAMILIES]

@@ -14,15 +14,15 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from torch import nn
 
+from metaformer_edu.core.errors import DataError, WeightsError
 from metaformer_edu.data.transforms import seeded_rng
-from metaformer_edu.data.folders import DataError
 from metaformer_edu.interpret.cam import METHODS, explain, imagenet_classes, to_batch
+from metaformer_edu.models.metaformer import MetaFormer
+from metaformer_edu.models.registry import FAMILIES, create_model, save_weights
+from metaformer_edu.widgets.base import Explorer, INK, ImagePicker, SERIES, example_images, to_svg
 from metaformer_edu.widgets.cam_explorer import (
     CAM_TRIES, GUESS, Memory, alike, cam_controls, can_begin_later, class_options, draw_cam, explore_cam,
     first_stage, from_stage, open_models, place, stage_tokens, view_cam)
-from metaformer_edu.models.metaformer import MetaFormer
-from metaformer_edu.widgets.base import INK, SERIES, Explorer, ImagePicker, example_images, to_svg
-from metaformer_edu.models.registry import FAMILIES, WeightsError, create_model, save_weights
 from shaken import ours, shaken
 
 pytestmark = pytest.mark.usefixtures("one_thread")

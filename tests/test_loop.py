@@ -12,12 +12,12 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from metaformer_edu.data.transforms import ImageDataset, seeded_rng
 from metaformer_edu.data.datasets import load_digits
 from metaformer_edu.data.loaders import make_loaders
+from metaformer_edu.data.transforms import ImageDataset, seeded_rng
+from metaformer_edu.models.registry import create_model
 from metaformer_edu.training.processes import BatchShard, Shard
 from metaformer_edu.training.trainer import SCHEDULES, Trainer, TrainingStopped, draw_curves, fit, make_schedule
-from metaformer_edu.models.registry import create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEED = {"seconds", "images_per_s", "waiting"}  # the columns that no seed fixes

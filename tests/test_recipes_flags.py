@@ -12,13 +12,13 @@ from PIL import Image
 from torchvision import transforms
 
 import golden
+from metaformer_edu.core.cli import GONE
+from metaformer_edu.train import main
 from metaformer_edu.training import settings
-from metaformer_edu import train
-from metaformer_edu.training.trainer import Trainer
 from metaformer_edu.training.settings import (
     DEFAULTS, GONE_HERE, SMALL, list_recipes, parse, read_recipe, recipe_table)
-from metaformer_edu.train import main
-from metaformer_edu.validate import GONE
+from metaformer_edu.training.trainer import Trainer
+from metaformer_edu import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PUBLISHED = {f"{r['model']}_{r['kind']}": r for r in json.loads(
@@ -132,7 +132,7 @@ def test_defaults_for_the_small_sets():
 
 
 def test_every_default_belongs_to_a_flag(parser):
-    flags = {a.dest for a in parser._actions} - {"help", "amp_dtype"}  # whose default is the shared parser's
+    flags = {a.dest for a in parser._actions} - {"help"}
     assert flags == DEFAULTS.keys() and SMALL.keys() < DEFAULTS.keys()
 
 

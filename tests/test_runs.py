@@ -10,11 +10,10 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from metaformer_edu.training.trainer import draw_curves
+from metaformer_edu.core.files import read_log, write_atomically
 from metaformer_edu.training.run_folder import (
-    ELSEWHERE, SPEED, Run, differences, new_folder, newest_run, newest_state, read_log, read_settings, read_state,
-    save_state)
-from metaformer_edu.core.basics import write_whole
+    ELSEWHERE, Run, SPEED, differences, new_folder, newest_run, newest_state, read_settings, read_state, save_state)
+from metaformer_edu.training.trainer import draw_curves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,7 +32,7 @@ def test_a_file_is_written_whole(tmp_path):
         file.write(b"new")
         file.flush()
         seen.append((path.read_text(), len(names(tmp_path))))
-    write_whole(path, write)
+    write_atomically(path, write)
     assert seen == [("old", 2)] and path.read_text() == "new" and names(tmp_path) == ["a.txt"]
 
 
@@ -52,7 +51,7 @@ def test_a_file_that_fails_leaves_nothing(error, tmp_path):
         file.write(b"half a fi")
         raise error
     with pytest.raises(OSError if isinstance(error, (OSError, RuntimeError)) else type(error)):
-        write_whole(path, write)
+        write_atomically(path, write)
     assert names(tmp_path) == ["a.pt"] and path.read_text() == "old"
 
 
@@ -63,10 +62,10 @@ def test_a_file_that_fails_says_which_and_why(tmp_path):
         except OSError:
             raise RuntimeError("PytorchStreamWriter failed")  # as PyTorch hides it
     with pytest.raises(OSError, match="Disk quota exceeded") as caught:
-        write_whole(tmp_path / "a.pt", full)
+        write_atomically(tmp_path / "a.pt", full)
     assert caught.value.errno == errno.EDQUOT and caught.value.filename == str(tmp_path / "a.pt")
     with pytest.raises(OSError) as caught:
-        write_whole(tmp_path / "no" / "folder.pt", lambda file: None)
+        write_atomically(tmp_path / "no" / "folder.pt", lambda file: None)
     assert caught.value.errno == errno.ENOENT
 
 
@@ -74,7 +73,7 @@ def test_an_error_that_has_nothing_to_do_with_the_disk_does_not_blame_it(tmp_pat
     def fail(file):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")  # a RuntimeError
     with pytest.raises(Exception) as caught:
-        write_whole(tmp_path / "a.pt", fail)
+        write_atomically(tmp_path / "a.pt", fail)
     assert "disk" not in str(caught.value) and "out of memory" in str(caught.value)
 
 

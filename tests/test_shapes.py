@@ -13,7 +13,8 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 from metaformer_edu.data import shapes
-from metaformer_edu.data.shapes import SHAPES, TASKS, TEXTURES, Shapes, Thing, arrange, draw_example, render, show_shapes
+from metaformer_edu.data.shapes import (
+    SHAPES, Shapes, TASKS, TEXTURES, Thing, arrange, draw_example, render, show_shapes)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 each_task = pytest.mark.parametrize("task", TASKS)

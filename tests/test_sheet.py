@@ -10,15 +10,17 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from metaformer_edu.interpret import contact_sheet
-from metaformer_edu.data.folders import DataError
+import metaformer_edu.interpret.cam as cam
+from metaformer_edu.commands import explain
+from metaformer_edu.commands.explain import PER_SHEET, find_images, main, parse
+from metaformer_edu.core.errors import DataError
 from metaformer_edu.data.datasets import load_data
 from metaformer_edu.data.loaders import mistakes_first
+from metaformer_edu.interpret import contact_sheet
 from metaformer_edu.interpret.cam import METHODS, explain, headline, imagenet_classes
-from metaformer_edu.interpret.contact_sheet import (
-    PER_SHEET, contact_sheet, find_images, good_stage, main, parse, read_photo, sheet_of_run)
-from metaformer_edu.validate import predict
+from metaformer_edu.interpret.contact_sheet import contact_sheet, good_stage, read_photo, sheet_of_run
 from metaformer_edu.models.registry import create_model, save_weights
+from metaformer_edu.training.evaluate import predict
 
 RANDOM = ["--model", "tiny_identityformer", "--img-size", "32", "--threads", "1"]
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
@@ -246,7 +248,7 @@ def test_a_file_that_is_named_twice_is_explained_once(capsys):
 
 
 def test_more_files_than_a_sheet_holds(capsys, monkeypatch):
-    monkeypatch.setattr(contact_sheet, "PER_SHEET", 2)
+    monkeypatch.setattr(explain, "PER_SHEET", 2)
     titles, draw = [], contact_sheet
     monkeypatch.setattr(contact_sheet, "contact_sheet", lambda shown, names, *args, **kwargs: titles.append(names) or draw(shown, names, *args, **kwargs))
     for i in range(5):
@@ -257,7 +259,7 @@ def test_more_files_than_a_sheet_holds(capsys, monkeypatch):
 
 
 def test_two_files_fit_on_a_sheet_of_two(capsys, monkeypatch):
-    monkeypatch.setattr(contact_sheet, "PER_SHEET", 2)
+    monkeypatch.setattr(explain, "PER_SHEET", 2)
     photo("a.png"), photo("b.png")
     good(capsys, "a.png", "b.png", *RANDOM, "--out", "o")
     assert "sheet.png" in files("o") and "sheet-1.png" not in files("o")
@@ -320,7 +322,7 @@ def test_an_empty_folder_is_named(capsys):
 def explained(monkeypatch):
     "What `explain` was asked for."
     asked = []
-    monkeypatch.setattr(contact_sheet, "explain", lambda *args: asked.append(args) or explain(*args))
+    monkeypatch.setattr(cam, "explain", lambda *args: asked.append(args) or explain(*args))
     return asked
 
 

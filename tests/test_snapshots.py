@@ -10,14 +10,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import TensorDataset
 
-from metaformer_edu.interpret import contact_sheet
-from metaformer_edu.data.transforms import ImageDataset
-from metaformer_edu.data.folders import DataError, load_folder
+from metaformer_edu.core.errors import DataError
 from metaformer_edu.data.datasets import load_digits, load_shapes
+from metaformer_edu.data.folders import load_folder
+from metaformer_edu.data.transforms import ImageDataset
+from metaformer_edu.interpret import contact_sheet
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.contact_sheet import choose_examples, in_turns, read_snapshots, take_snapshot
-from metaformer_edu.train import main
 from metaformer_edu.models.registry import create_model
+from metaformer_edu.train import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ["--model", "tiny_poolformerv2", "--img-size", "32", "-b", "64", "--epochs", "2"]

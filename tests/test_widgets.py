@@ -21,16 +21,16 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 import run
-from metaformer_edu.widgets.base import base
-from metaformer_edu.data.folders import DataError
+from metaformer_edu.core.errors import DataError, WeightsError
+from metaformer_edu.core.files import read_log
 from metaformer_edu.data.datasets import load_shapes
 from metaformer_edu.models.layers import StarReLU
-from metaformer_edu.training.run_folder import read_log
+from metaformer_edu.models.registry import create_model, save_weights
+from metaformer_edu.widgets import base
 from metaformer_edu.widgets.base import (
-    ACTIVATIONS, DRAWING, FAINT, INK, ON_PAGE, PALE, SERIES, Drawing, Explorer, ImagePicker, Latest, Shown,
+    ACTIVATIONS, DRAWING, Drawing, Explorer, FAINT, INK, ImagePicker, Latest, ON_PAGE, PALE, SERIES, Shown,
     draw_activation, dropdown, example_images, example_models, example_runs, explore_activation, moments,
     named_images, near, new_figure, open_run, slider, to_pil, to_svg, uploaded, view_activation)
-from metaformer_edu.models.registry import WeightsError, create_model, save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LONG = 120  # seconds, after which something hangs

@@ -6,10 +6,10 @@ from torch import nn
 
 from metaformer_edu.interpret import local_influence as lesson
 from metaformer_edu.interpret.influence import closed_form, influence
-from metaformer_edu.models.layers import StarReLU
-from metaformer_edu.models.mixers import Attention, Identity, Pooling, SepConv
 from metaformer_edu.interpret.local_influence import (
     WINDOWS, grouped, pooling_windows, sepconv_windows, show_windows, spread, windows_of)
+from metaformer_edu.models.layers import StarReLU
+from metaformer_edu.models.mixers import Attention, Identity, Pooling, SepConv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GRIDS = [(4, 4), (3, 7), (6, 2), (1, 5), (1, 1)]

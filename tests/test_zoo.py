@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 import golden
+from metaformer_edu.core.basics import count_macs, count_params
+from metaformer_edu.core.files import Table, human
 from metaformer_edu.models import registry
 from metaformer_edu.models.block import MetaFormerBlock
-from metaformer_edu.core.basics import Table, count_macs, count_params, human
 from metaformer_edu.models.layers import LayerNormGeneral, MlpHead
-from metaformer_edu.models.mixers import MIXERS, Attention, Identity, Pooling, RandomMixing, SepConv, get_mixer
 from metaformer_edu.models.metaformer import MetaFormer
+from metaformer_edu.models.mixers import Attention, Identity, MIXERS, Pooling, RandomMixing, SepConv, get_mixer
 from metaformer_edu.models.registry import MODELS, ModelSpec, create_model, list_models, model_table
 
 each_row = pytest.mark.parametrize("row", golden.ROWS, ids=[r["name"] for r in golden.ROWS])

@@ -26,6 +26,26 @@ def dead_share(model, x, name):
         3: {"def relu_of(y, s, b): return ((y - b) / s).clamp_min(0)": "it is not relu(x)",
             "def relu_of(y, s, b): return (y / s).sqrt()": "not a number"},
     },
+    "00b_errors": {
+        1: {"answer = 1": "not in the same order", "answer = 0.5": "it is more than 0.500"},
+        2: {"answer = ['a', 'a', 'b']": "is the second, or equal to the first", "answer = ['a', 'b', 'c']": "0 names change",
+            "answer = ['a', 'b', 'a']": "equal to the first"},
+        3: {"def look_up(name, table): return table[name]": "names nothing that is near",
+            "def look_up(name, table): return table.get(name)": "it gives None",
+            """
+def look_up(name, table):
+    if name not in table: raise ValueError('no such key')
+    return table[name]""": "does not name the nearest"},
+    },
+    "00c_files": {
+        1: {"answer = 0": "would be empty", "answer = 4": "after the last byte"},
+        2: {"answer = 0.5": "half of the number", "answer = 0.01": "it is more than 0.010"},
+        3: {"def append(path, row): write_atomically(path, lambda file: file.write(as_csv([row], list(row)).encode()))": "two rows were added",
+            """
+def append(path, row):
+    new = not path.exists()
+    with open(path, 'a') as file: file.write(('epoch,top1\n' if new else '') + f"{row['epoch']},{row['top1']}\n")""": "the old file itself"},
+    },
     "models/layers": {
         1: {"answer = 2 / 3": "the second moment is 0.6", "answer = 0.8944": "the second moment is 1.2"},
         2: {"def fold(star, fc): return star.scale * fc.weight, star.bias.expand(3)": "the bias is off",
@@ -214,12 +234,30 @@ def ring(values):
         rounds.append(sums)
     return rounds""": "process 1 should have added"},
     },
-    "commands/validate": {
+    "07a_cli": {
+        1: {"answer = 1": "was the command understood", "answer = 0": "was the command understood"},
+        2: {"answer = '-inf'": "takes -inf", "answer = '1e999'": "takes 1e999"},
+        3: {"def power_of_two(text): return int(text)": "0 gives 0",
+            """
+def power_of_two(text):
+    if int(text) & (int(text) - 1): raise argparse.ArgumentTypeError(f'{text} is none.')
+    return int(text)""": "0 gives 0",
+            """
+def power_of_two(text):
+    if int(text) not in (1, 2, 64): raise argparse.ArgumentTypeError('It is none.')
+    return int(text)""": "does not name it"},
+    },
+    "07b_evaluate": {
         1: {"answer = 1000": "too few", "answer = 10_000": "more than it takes"},
         2: {"def from_batches(accuracies, sizes): return sum(accuracies) / len(accuracies)": "not 0.5",
             "def from_batches(accuracies, sizes): return sum(a * n for a, n in zip(accuracies, sizes)) / (sizes[0] * len(sizes))": "are 3 of 4"},
         3: {"def balanced(said): return sum(row['top1'] for row in by_class(said, range(10))) / 10": "not between 0 and 1",
             "def balanced(said): return (said['guess'] == said['label']).double().mean()": "the mean of the ten is"},
+    },
+    "commands/validate": {
+        1: {"answer = 452": "not the same number", "answer = 448": "fewer than there are", "answer = 464": "fewer than 464"},
+        2: {"answer = 0": "one begins at", "answer = -1": "not negative"},
+        3: {"def measure(model, img_size): return '10 %'": "and no number", "def measure(model, img_size): return 99.": "and yours 99"},
     },
     "training/trainer": {
         1: {"answer = 0.1": "with 0.1 it is 0.50", "answer = 0.9": "with 0.9 it is"},
@@ -233,7 +271,7 @@ def stop_below(low):
     return on_update""": "it stopped at a rate of",
             "def stop_below(low): return lambda trainer: trainer.rate < low": "it went on to the end"},
     },
-    "training/settings": {
+    "08b_settings": {
         1: {"answer = (16, 8e-3)": "8,192 images a step", "answer = (8, 1e-3)": "the rate is not 0.001"},
         2: {"def rate_for(r, k): return r": "2 steps of 0.1", "def rate_for(r, k): return r * k**0.5": "2 steps of 0.1"},
         3: {"def commands(): return {name: f'torchrun -m metaformer_edu.train DATA --recipe {name}' for name in list_recipes('*_train')}": "does not begin with",
@@ -283,6 +321,12 @@ class Mine(gc.GradCAM):
             "def only_evidence(shown): return shown.pictures * (shown.maps < 0.5)[..., None]": "it is not black",
             "def only_evidence(shown): return torch.zeros_like(shown.pictures)": "the picture has changed",
             "def only_evidence(shown): return shown.pictures[shown.maps >= 0.5]": "the pictures have the shape"},
+    },
+    "10c_explain_command": {
+        1: {"answer = 100 / 24": "a part of a sheet", "answer = 4": "not 4"},
+        2: {"answer = ['a.jpg', 'b.jpg', 'c.jpg']": "as it would be alone", "answer = ['cat.jpg', 'cat.png']": "these are 2 files"},
+        3: {"def best_class(line): return line.split(': ')[1].split(' ')[0], 0.61": "'tabby cat'",
+            "def best_class(line): return line.split(': ')[-1].split(', ')[0].rpartition(' ')[0], 61.": "not 61"},
     },
     "interpret/faithfulness": {
         1: {"best = min((1, 2, 3, 4), key=lambda s: pointing(maps_of(models['convformer'], 'gradcam', s), masks).mean())": "of the others hit more",
@@ -404,7 +448,7 @@ def verdict(theirs, ours):
     if low <= 1 <= high: return 'undecided'
     return 'ours' if middle > 1 else 'theirs'""": "it should be 'ours', and is 'theirs'"},
     },
-    "commands/benchmark": {
+    "12d_bench_command": {
         1: {"model, contender = 'convformer_s18', 'fast'": "it comes to 78%", "model, contender = 'caformer_s18', 'timm compiled float32'": "it comes to",
             "model, contender = 'ConvFormer', 'timm'": "has no"},
         2: {"""
@@ -487,6 +531,12 @@ def paired(a, b):
         2: {"answer = (0.8944, 0.4472)": "up to 0.89 apart", "answer = (1, 0)": "apart"},
         3: {"def window_arms(): return [Arm('shape', k, dict(token_mixers=partial(SepConv, kernel_size=k))) for k in (3, 5, 7, 9)]": "the names are [3, 5, 7, 9]",
             "def window_arms(): return [Arm('shape', str(k), dict(token_mixers=SepConv)) for k in (3, 5, 7, 9)]": "the windows are [7, 7, 7, 7]"},
+    },
+    "14b_experiment_command": {
+        1: {"answer = 10": "one run of each arm", "answer = 50": "not 50"},
+        2: {"answer = 18": "not 18", "answer = -2": "fewer than none"},
+        3: {"def lines(name, seeds): return [f'metaformer-experiment {name} --seeds {seeds}']": "three lines, not 1",
+            "def lines(name, seeds): return [f'metaformer-experiment {name} --seeds {n} --output {name}.csv' for n in (1, 2, 3)]": "the files are"},
     },
     "tutorials/five_minutes": {
         1: {"mine = create_model('tiny_convformer', token_mixers='Attention')": "its stages mix with Attention, Attention",

@@ -82,11 +82,7 @@ def main():
         print(f"import {what:27} {imports(what):5.2f} s", flush=True)
     import torch
 
-    from metaformer_edu.widgets.base import explore_activation
-    from metaformer_edu.widgets.cam_explorer import explore_cam
-    from metaformer_edu.widgets.mixing_explorer import explore_mixing
-    from metaformer_edu.widgets.model_explorer import explore_model
-    from metaformer_edu.widgets.training_explorer import explore_training
+    from metaformer_edu import explore_activation, explore_cam, explore_mixing, explore_model, explore_training
     from metaformer_edu.widgets.mixing_explorer import save_mixing_page
     from metaformer_edu.models.registry import create_model
     torch.set_num_threads(args.threads)

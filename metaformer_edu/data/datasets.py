@@ -14,7 +14,8 @@ from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 from .shapes import TASKS, Shapes
 from .transforms import DataInfo, ImageDataset, imagenet_transforms
-from .folders import DataError, load_folder, load_split
+from ..core.errors import DataError
+from .folders import load_folder, load_split
 
 # %% ../../nbs/data/datasets.ipynb #bbc3de2b
 def load_digits(img_size:int=64, # height and width in pixels

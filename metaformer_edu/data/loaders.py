@@ -10,7 +10,7 @@ import numpy as np, torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from ..core.basics import close, show_images, to_array
 from .transforms import DataInfo
-from .folders import DataError
+from ..core.errors import DataError
 
 # %% ../../nbs/data/loaders.ipynb #b8a455b1
 class EpochSampler(Sampler):

@@ -11,7 +11,7 @@ from pytorch_grad_cam.metrics.road import ROADCombined
 from scipy.stats import spearmanr
 from torch import nn
 from torchvision.transforms.v2.functional import gaussian_blur
-from ..core.basics import Table
+from ..core.files import Table
 from .cam import Explanation, explain, undisturbed
 
 # %% ../../nbs/interpret/faithfulness.ipynb #e2d38de4

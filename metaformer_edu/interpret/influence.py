@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from ..core.basics import Capture, close, show_matrix, to_array
 from ..models.mixers import Attention, Identity, Pooling, RandomMixing
-from ..models.metaformer import Pyramid, to_tokens
+from ..models.metaformer import MetaFormer, to_tokens
 from .cam import undisturbed
 
 # %% ../../nbs/interpret/influence.ipynb #4164b20f
@@ -187,7 +187,7 @@ def show_mixing(mixers:dict, # name → mixer, or a matrix (H·W, H·W)
 # %% ../../nbs/interpret/influence.ipynb #b26b6c23
 class UpToStage(nn.Module):
     "A model up to the end of a stage, with the pixels as tokens: (B, H, W, in_chans) → (B, H', W', C)."
-    def __init__(self, model:Pyramid,
+    def __init__(self, model:MetaFormer,
                  stage:int=None, # 1 to 4; None: the last
                 ):
         super().__init__()
@@ -231,7 +231,7 @@ def receptive_field(module:nn.Module, # a model, or a module (B, H, W, C) → (B
                     probes:int=None, chunk:int=64, seed:int=0, # as for `influence`
                    )->Field: # mean over the inputs, each with the same weight
     "The effective receptive field of one output token (Luo et al., 2016): its influence by each input, as shares."
-    whole, x = isinstance(module, Pyramid), x[None] if x.ndim == 3 else x
+    whole, x = isinstance(module, MetaFormer), x[None] if x.ndim == 3 else x
     if stage and not whole: raise ValueError('stage is for a whole model: this module is measured as it is.')
     if whole: module, x = UpToStage(module, stage), to_tokens(x, module.in_chans)
     x = torch.stack([one_grid(module, one)[0] for one in x])
@@ -265,7 +265,7 @@ def show_fields(fields:dict, # name → Field; or name of a row → such a dicti
     return close(fig)
 
 # %% ../../nbs/interpret/influence.ipynb #2a913a32
-def mixer_at(model:Pyramid, image, # (in_chans, H, W) or (1, in_chans, H, W), as the model wants it
+def mixer_at(model:MetaFormer, image, # (in_chans, H, W) or (1, in_chans, H, W), as the model wants it
              stage:int, block:int=1, # both counted from 1
             )->tuple: # (the mixer, its tokens (1, H, W, C))
     "A mixer inside a model, and the tokens it gets for this image: what `influence` and `closed_form` take."
@@ -280,7 +280,7 @@ def mixer_at(model:Pyramid, image, # (in_chans, H, W) or (1, in_chans, H, W), as
     return model.get_submodule(f'{path}.token_mixer'), seen[f'{path}.norm1']
 
 # %% ../../nbs/interpret/influence.ipynb #62ec4a2a
-def show_heads(model:Pyramid, image, # as for `mixer_at`
+def show_heads(model:MetaFormer, image, # as for `mixer_at`
                stage:int=3, block:int=1, # both counted from 1
                token:tuple=None, # (row, column); None: the central one
               ):

@@ -11,11 +11,11 @@ import copy, inspect, itertools, math
 import torch
 from timm.utils import unwrap_model
 from torch import nn
-from ..core.basics import Table
+from ..core.files import Table
 from ..models.mixers import get_mixer
-from ..models.metaformer import Pyramid, fit_mixer, grid_sizes
+from ..models.metaformer import MetaFormer, fit_mixer, grid_sizes
 from ..data.transforms import seeded_rng
-from ..validate import predict, wilson
+from ..training.evaluate import predict, wilson
 from .cam import cam_grid, explain
 from .faithfulness import likeness
 
@@ -28,14 +28,14 @@ class Nothing(nn.Module):
     def forward(self, x): return torch.zeros_like(x)
 
 # %% ../../nbs/interpret/swap.ipynb #31a68cb7
-def bare(model)->Pyramid:
+def bare(model)->MetaFormer:
     "The MetaFormer itself, also of a compiled one, or of one in DistributedDataParallel; ValueError if it is none of this library."
     model = unwrap_model(model)
-    if isinstance(model, Pyramid): return model
+    if isinstance(model, MetaFormer): return model
     raise ValueError(f'{type(model).__name__} is not a MetaFormer of this library: build one with create_model, '
                      "which also loads the weights of timm's MetaFormers.")
 
-def stages_of(model:Pyramid, stage)->list: # one number or several
+def stages_of(model:MetaFormer, stage)->list: # one number or several
     "The stages as a list, counted from 1; ValueError if there is no such stage."
     stages, known = list(stage) if hasattr(stage, '__iter__') else [stage], range(1, len(model.stages) + 1)
     wrong = [s for s in stages if s not in known]
@@ -48,10 +48,10 @@ def as_mixer(mixer):
     raise ValueError(f'Give the class {type(mixer).__name__}, not one mixer of it: each block gets its own.')
 
 # %% ../../nbs/interpret/swap.ipynb #f5034fb5
-def swap_mixer(model:Pyramid, # trained, in any mode, on any device
+def swap_mixer(model:MetaFormer, # trained, in any mode, on any device
                stage, # counted from 1; one, or several
                mixer='Identity', # a name in `MIXERS`, or a callable that takes the channels; None: `Nothing`, which removes the branch
-              )->Pyramid: # a copy
+              )->MetaFormer: # a copy
     "A copy with another token mixer in a whole stage and all other weights kept. The mixer's own are as its class makes them: random."
     swapped, make = copy.deepcopy(bare(model)), as_mixer(mixer)
     stages, grids = stages_of(swapped, stage), grid_sizes(swapped.img_size, len(swapped.stages))
@@ -224,12 +224,12 @@ def swap_row(model, loader, trained, at:int)->dict:
     found = same[trained.maps.amax((1, 2)) > 0].mean().item()
     return dict(zip(('top1', 'low', 'high'), percent), likeness=round(found, 2))
 
-def mixer_name(model:Pyramid, stage:int)->str: # counted from 1
+def mixer_name(model:MetaFormer, stage:int)->str: # counted from 1
     "The class of a stage's mixer."
     return type(model.stages[stage - 1][0].token_mixer).__name__
 
 # %% ../../nbs/interpret/swap.ipynb #3b88cf5c
-def swap_table(model:Pyramid, # a trained classifier
+def swap_table(model:MetaFormer, # a trained classifier
                loader, # of (images, labels), in a fixed order
                mixers=('Identity', None), # to put into each stage in turn, as for `swap_mixer`
                maps:int=32, # of so many images of the loader's first batch
@@ -246,7 +246,7 @@ def swap_table(model:Pyramid, # a trained classifier
     return Table(rows)
 
 # %% ../../nbs/interpret/swap.ipynb #e13e0aef
-def swap_grid(model:Pyramid, # a trained classifier
+def swap_grid(model:MetaFormer, # a trained classifier
               images, # (B, 3, H, W) as the model takes them, or PIL images
               mixer='Identity', # as for `swap_mixer`
               at:int=3, # the stage at whose end the maps are made

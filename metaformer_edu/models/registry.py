@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'BASIC', 'LARGE', 'TINY', 'SIZES', 'TOP1', 'TRAINED_ON', 'KINDS', 'MODELS', 'TIMM_NAMES', 'default_cfgs',
-           'Row', 'ModelSpec', 'timm_cfg', 'get_row', 'list_models', 'WeightsError', 'to_published', 'url_of', 'fetch',
-           'read_weights', 'save_weights', 'rows_21k_to_1k', 'pick_1k', 'imagenet_labels', 'adapt', 'misfit',
-           'load_weights', 'create_model', 'register_with_timm', 'model_table']
+           'Row', 'ModelSpec', 'timm_cfg', 'get_row', 'list_models', 'to_published', 'url_of', 'fetch', 'read_weights',
+           'save_weights', 'rows_21k_to_1k', 'pick_1k', 'imagenet_labels', 'adapt', 'misfit', 'load_weights',
+           'create_model', 'register_with_timm', 'model_table']
 
 # %% ../../nbs/models/registry.ipynb #5f6c3acb
 import fnmatch, hashlib, math, os, re, warnings
@@ -17,7 +17,10 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs, is_model, load_state_dict, register_model
-from ..core.basics import Table, count_macs, count_params, did_you_mean, human, write_whole
+from ..core.errors import WeightsError
+from ..core.files import Table, human, write_atomically
+from ..core.basics import count_macs, count_params
+from ..core.errors import did_you_mean
 from .layers import LayerNormGeneral, LayerNormWithoutBias
 from .metaformer import MetaFormer, card
 
@@ -142,9 +145,6 @@ def list_models(filter:str='*', # shell pattern, such as 'caformer*'
     return [n for n, m in MODELS.items() if fnmatch.fnmatch(n, filter) and (m.url or not pretrained)]
 
 # %% ../../nbs/models/registry.ipynb #7e4d6072
-class WeightsError(RuntimeError):
-    "Weights that cannot be found, read or fitted; the message says why and what to do."
-
 TIMM_NAMES = [(r'^stem\.norm', 'downsample_layers.0.post_norm'), (r'^stem\.', 'downsample_layers.0.'),
               (r'^stages\.(\d+)\.downsample\.norm', r'downsample_layers.\1.pre_norm'),
               (r'^stages\.(\d+)\.downsample\.', r'downsample_layers.\1.'),
@@ -204,7 +204,7 @@ def save_weights(model:MetaFormer, path)->Path:
     if path.suffix != '.safetensors': raise ValueError(f'Weights are written as safetensors: {path.name} must end in .safetensors.')
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     # timm and Hugging Face ask for the key 'format'
-    try: write_whole(path, lambda file: file.write(safetensors.torch.save(state, dict(format='pt'))))
+    try: write_atomically(path, lambda file: file.write(safetensors.torch.save(state, dict(format='pt'))))
     except (OSError, SafetensorError) as error:
         lost = None if os.path.isdir(path.parent) else f'there is no folder {path.parent}'
         raise WeightsError(f"Cannot write {path}: {lost or getattr(error, 'strerror', None) or error}.") from error

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from ..core.basics import get_device
-from ..data.folders import DataError
+from ..core.errors import DataError
 from ..data.loaders import EpochSampler
 
 # %% ../../nbs/training/processes.ipynb #df6ca703

@@ -2,22 +2,21 @@
 
 # %% auto #0
 __all__ = ['ELSEWHERE', 'SPEED', 'save_state', 'read_state', 'newest_state', 'differences', 'runs_called', 'new_folder',
-           'read_about', 'read_settings', 'newest_run', 'Folder', 'Run', 'as_csv', 'read_log', 'as_number', 'kept_file',
-           'own_logs']
+           'read_about', 'read_settings', 'newest_run', 'Folder', 'Run', 'own_logs']
 
 # %% ../../nbs/training/run_folder.ipynb #8d573933
-import csv, itertools, os, platform, shlex, sys
+import itertools, os, platform, shlex, sys
 from pathlib import Path
 import timm, torch, yaml
 import metaformer_edu
-from ..core.basics import Table, write_whole
+from ..core.files import Table, as_csv, kept_file, read_log, write_atomically
 from ..models.registry import save_weights
 
 # %% ../../nbs/training/run_folder.ipynb #f194c6d2
 def save_state(state:dict, folder:Path, updates:int)->Path:
     "Write what is needed to go on; the newest two are kept."
     path = folder / f'state-{updates:08}.pt'
-    write_whole(path, lambda file: torch.save(state, file))
+    write_atomically(path, lambda file: torch.save(state, file))
     states = sorted(folder.glob('state-*.pt'))
     here = states.index(path)
     for other in states[:max(0, here - 1)] + states[here + 1:]: other.unlink() # later ones are of a run that was left for this one
@@ -93,7 +92,7 @@ class Folder:
         about = dict(command=shlex.join(command), settings=self.settings, **facts, versions=dict(python=platform.python_version(),
             torch=str(torch.__version__), timm=timm.__version__, metaformer_edu=metaformer_edu.__version__))
         text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
-        write_whole(self.folder / 'args.yaml', lambda file: file.write(text.encode()))
+        write_atomically(self.folder / 'args.yaml', lambda file: file.write(text.encode()))
 
     def left(self)->str:
         "What a run that stops here leaves behind."
@@ -126,35 +125,13 @@ class Run(Folder):
         "Write summary.csv, which the seed decides, and speed.csv, which the machine decides; and TensorBoard's newest row."
         columns = list({k: None for row in log for k in row if k not in SPEED})
         for name, keys in (('summary', columns), ('speed', ['epoch', *SPEED])):
-            write_whole(self.folder / f'{name}.csv', lambda file, keys=keys: file.write(as_csv(log, keys).encode()))
+            write_atomically(self.folder / f'{name}.csv', lambda file, keys=keys: file.write(as_csv(log, keys).encode()))
         if self.writer and log[-1] is not self.shown:
             self.shown = log[-1]
             for key, value in log[-1].items(): self.writer.add_scalar(key.replace('_', '/', 1), value, log[-1]['epoch'])
             self.writer.flush()
 
-def as_csv(rows:list, keys:list)->str:
-    "The columns `keys` of a table as CSV."
-    return ''.join(','.join(str(v) for v in line) + '\n' for line in [keys, *([r.get(k, '') for k in keys] for r in rows)])
-
-# %% ../../nbs/training/run_folder.ipynb #bdd530d6
-def read_log(path)->Table: # a run's folder, or a summary.csv
-    "The log of a run."
-    path = Path(path)
-    with open(path / 'summary.csv' if path.is_dir() else path, newline='', encoding='utf-8') as file:
-        return Table({k: as_number(v) for k, v in row.items()} for row in csv.DictReader(file))
-
-def as_number(text:str):
-    "A whole number, a number, or the text as it is."
-    for kind in (int, float):
-        try: return kind(text)
-        except ValueError: pass
-    return text or None
-
 # %% ../../nbs/training/run_folder.ipynb #d5fb1b5f
-def kept_file(name:str)->Path: # such as 'digits.csv'
-    "A file of results that come along with the library, in metaformer_edu/logs."
-    return Path(metaformer_edu.__file__).parent / 'logs' / name
-
 def own_logs(name:str)->dict: # command -> log
     "The logs of the runs that this project made; `name` is that of a file in metaformer_edu/logs."
     logs = {}

@@ -18,11 +18,12 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
-from ..core.basics import Table, close
+from ..core.files import Table
+from ..core.basics import close
 from ..models.kernels import keep_memory
 from ..data.transforms import seeded_rng
 from .processes import everyone, quiet, rank, world_size, wrap
-from ..validate import evaluate, to_device, unseen
+from .evaluate import evaluate, to_device, hide_progress
 
 # %% ../../nbs/training/trainer.ipynb #df04c56d
 SCHEDULES = ['cosine', 'tanh', 'poly', 'None']
@@ -195,7 +196,7 @@ class Books(Sums):
         "A progress bar in images; rare lines where nobody watches."
         watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
         return tqdm(total=self.epochs * self.steps * size, initial=self.updates * size, unit='img', mininterval=0.1 if watched else 10,
-                    disable=unseen(self.progress))
+                    disable=hide_progress(self.progress))
 
     def row(self, held_out:dict)->dict: # times are those of the training alone, since it began or went on
         "One line of the log, six digits a number."

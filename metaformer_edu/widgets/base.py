@@ -16,11 +16,13 @@ import anywidget, ipywidgets as W, matplotlib as mpl, numpy as np, torch, traitl
 from matplotlib.figure import Figure
 from PIL import Image
 import metaformer_edu
-from ..core.basics import distinct, sample_photo
+from ..core.errors import distinct
+from ..core.basics import sample_photo
 from ..models.layers import SquaredReLU
 from ..models.registry import FAMILIES, create_model
-from ..data.folders import DataError, read_image
+from ..core.errors import DataError
 from ..data.datasets import load_digits, load_shapes
+from ..data.folders import read_image
 from ..training.run_folder import read_about
 from ..interpret.contact_sheet import as_seen
 

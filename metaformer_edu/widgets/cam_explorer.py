@@ -12,7 +12,7 @@ import torch
 from matplotlib.colors import to_rgba
 from timm.utils import unwrap_model
 from torch import nn
-from ..models.metaformer import Pyramid, as_pair
+from ..models.metaformer import MetaFormer, as_pair
 from ..interpret.cam import (
     METHODS, Explanation, blend, class_title, explain, imagenet_classes, stage_modules, to_batch, undisturbed)
 from ..interpret.contact_sheet import good_stage
@@ -29,10 +29,10 @@ class Kept(nn.Module):
 
     def forward(self, x): return self.tokens.expand(len(x), -1, -1, -1)
 
-def from_stage(model:Pyramid,
+def from_stage(model:MetaFormer,
                stage:int, # counted from 1
                tokens, # (1, h, w, C): what this stage puts out
-              )->Pyramid: # shares the weights of `model`
+              )->MetaFormer: # shares the weights of `model`
     "The model as if it had run up to the end of a stage: only what comes after it is computed."
     tail = copy.copy(model)
     tail._modules = dict(model._modules) # so that the model keeps its own
@@ -43,11 +43,11 @@ def from_stage(model:Pyramid,
 # %% ../../nbs/widgets/cam_explorer.ipynb #cacad038
 def can_begin_later(model, method:str)->bool:
     "Whether the tokens that are kept are enough: Score-CAM shows the model changed images."
-    return isinstance(model, Pyramid) and method != 'scorecam'
+    return isinstance(model, MetaFormer) and method != 'scorecam'
 
 def stage_tokens(model, batch)->list: # None for a model that cannot begin in the middle
     "The tokens after each stage."
-    if not isinstance(model, Pyramid): return None
+    if not isinstance(model, MetaFormer): return None
     with undisturbed(model), torch.no_grad():
         return model.forward_intermediates(batch, output_fmt='NHWC', intermediates_only=True)
 
@@ -136,7 +136,7 @@ def class_options(n:int, class_names=None)->list: # (what is shown, label)
 # %% ../../nbs/widgets/cam_explorer.ipynb #13a668e1
 def first_stage(memory:Memory)->int:
     "What to open with: the last stage with 4×4 tokens or more of a model of this library, else the last."
-    return min(memory.stages, good_stage(as_pair(memory.model.img_size))) if isinstance(memory.model, Pyramid) else memory.stages
+    return min(memory.stages, good_stage(as_pair(memory.model.img_size))) if isinstance(memory.model, MetaFormer) else memory.stages
 
 def cam_controls(models:dict, picker)->dict: # models: name → (Memory, names of the classes)
     "The controls of `explore_cam`; classes and stages follow the model."

@@ -13,9 +13,10 @@ from pathlib import Path
 import anywidget, ipywidgets as W, numpy as np, torch, traitlets as T
 from matplotlib import colormaps, patches
 from torch import nn
-from ..core.basics import Capture, write_whole
+from ..core.basics import Capture
+from ..core.files import write_atomically
 from ..models.mixers import MIXERS, Attention, SepConv
-from ..models.metaformer import Pyramid, fit_mixer, init_weights
+from ..models.metaformer import MetaFormer, fit_mixer, init_weights
 from ..interpret.cam import to_batch, to_pictures, with_names
 from ..interpret.influence import (
     CLOSED_FORMS, closed_form, influence, measuring, on_grid, one_grid, plain)
@@ -132,7 +133,7 @@ class Place:
         return b''.join(p.numbers.tobytes() for p in self.panels)
 
 # %% ../../nbs/widgets/mixing_explorer.ipynb #24d721f2
-def tokens_of(model:Pyramid, x, # (1, in_chans, H, W), as the model wants it
+def tokens_of(model:MetaFormer, x, # (1, in_chans, H, W), as the model wants it
              )->dict: # (stage, block), both counted from 1 → tokens (1, H, W, C)
     "What each mixer of a model gets to hear, in one forward pass; as `mixer_at` for all places."
     names = {(s + 1, b + 1): f'stages.{s}.{b}.norm1' for s, stage in enumerate(model.stages) for b in range(len(stage))}
@@ -148,7 +149,7 @@ def new_mixer(name:str, x)->nn.Module: # x: the tokens it is for
 # %% ../../nbs/widgets/mixing_explorer.ipynb #6ff1f764
 class Listeners:
     "One or several models and an image; who hears whom at each place, computed once each. Raises ValueError."
-    def __init__(self, models=None, # a `Pyramid`; several, in a list or by name; None: five small examples
+    def __init__(self, models=None, # a `MetaFormer`; several, in a list or by name; None: five small examples
                  image=None): # as for `see`; None: a photograph
         self.alone = isinstance(models, nn.Module)
         if models is None: models = example_models()
@@ -304,7 +305,7 @@ def images_of(image=None)->dict: # name → PIL image; None for a tensor
     own = {} if image is None else named_images(image if isinstance(image, (str, Path)) else {'yours': image})
     return {**own, **example_images(), **own}
 
-def explore_mixing(model=None, # a `Pyramid`: its mixers beside new ones; several, in a list or by name: a panel each; None: five small ones
+def explore_mixing(model=None, # a `MetaFormer`: its mixers beside new ones; several, in a list or by name: a panel each; None: five small ones
                    image=None)->MixingExplorer: # PIL, a file; several to choose from; a tensor as the model takes it; None: examples
     "Point at a token: whom does it hear, and who hears it, at any stage and block? Raises ValueError."
     images = images_of(image)
@@ -345,5 +346,5 @@ def save_mixing_page(path, # of the HTML file to write
     parts = dict(title=html.escape(title), style=read('hearing.css'), state=json.dumps(state).replace('<', '\\u003c'),
                  script=read('hearing.js').replace('export default', 'const hearing ='))
     page = re.sub(r'\{\{(\w+)\}\}', lambda found: parts[found[1]], read('hearing.html'))
-    write_whole(Path(path), lambda file: file.write(page.encode()))
+    write_atomically(Path(path), lambda file: file.write(page.encode()))
     return Path(path)

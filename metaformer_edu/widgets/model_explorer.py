@@ -16,7 +16,9 @@ import torch
 from ipywidgets import Layout, SelectionSlider
 from matplotlib.collections import PolyCollection
 from torch import nn
-from ..core.basics import count_macs, count_params, did_you_mean, human
+from ..core.basics import count_macs, count_params
+from ..core.errors import did_you_mean
+from ..core.files import human
 from ..models.layers import LayerNormGeneral
 from ..models.mixers import MIXERS, Attention, RandomMixing
 from ..models.metaformer import as_pair, fit_mixer, grid_sizes, per_stage

@@ -15,8 +15,9 @@ from pathlib import Path
 import ipywidgets as W, numpy as np, torch, torch.nn.functional as F
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from ..core.basics import did_you_mean, distinct
-from ..training.run_folder import read_about, read_log
+from ..core.errors import did_you_mean, distinct
+from ..training.run_folder import read_about
+from ..core.files import read_log
 from ..interpret.cam import blend, class_title
 from ..interpret.contact_sheet import Snapshots, read_snapshots
 from .base import (
