@@ -11,7 +11,8 @@ import ipywidgets as W
 from ..core.basics import distinct
 from ..interpret.contact_sheet import find_images
 from ..validate import Parser, number, plainly
-from ..widgets.base import example_images, explore_activation, named_images, open_run
+from ..widgets.sources import example_images, named_images, open_run
+from ..widgets.activation_explorer import explore_activation
 from ..widgets.model_explorer import explore_model
 from ..widgets.mixing_explorer import explore_mixing
 from ..widgets.cam_explorer import explore_cam
