@@ -401,7 +401,7 @@ def explore_mixing(model=None, # a `Pyramid`: its mixers beside new ones; severa
 ALL_BLOCKS, MOST_BYTES = 5_000_000, 25_000_000 # of a page
 
 def choose_places(mixing_models:MixingModels, places=None)->list: # of (stage, block)
-    "The named ones; None: all blocks if that stays under 5 MB, else the first of each stage. ValueError if there are none."
+    "The named ones; None: all blocks if that stays under 5 MB, else the first of each stage. ValueError for none."
     if places is None:
         small = 4 / 3 * sum(len(mixing_models[stage, 1].data()) for stage, _ in mixing_models.places) < ALL_BLOCKS
         return [place for place in mixing_models.places if small or place[1] == 1]

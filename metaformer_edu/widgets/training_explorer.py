@@ -53,7 +53,7 @@ def open_training_run(name:str, run)->OpenedRun: # a run's folder, a summary.csv
 
 # %% ../../nbs/widgets/training_explorer.ipynb #b80127b7
 def open_runs(runs=None)->dict: # name → OpenedRun
-    "A folder or a summary.csv, a list of them, or a dictionary of names and folders or logs; None: examples. ValueError."
+    "A folder or a summary.csv, a list of them, or a dictionary of folders or logs by name; None: examples. ValueError."
     if runs is None: runs = example_runs()
     if isinstance(runs, (str, os.PathLike)): runs = [runs]
     if not isinstance(runs, dict):
