@@ -16,7 +16,7 @@ import metaformer_edu
 
 # %% ../../nbs/widgets/base.ipynb #af39aee6
 INK, FAINT, PALE = '#1a1a1a', '#636363', '#e3e3e3' # text and lines, what is secondary, grids and fills
-SERIES = ['#0072b2', '#d55e00', '#009e73', '#c4629c', '#8f7000', '#7a7a7a'] # after Okabe and Ito; legible on white and black
+SERIES = ['#0072b2', '#d55e00', '#009e73', '#c4629c', '#8f7000', '#7a7a7a'] # after Okabe and Ito, on white and black
 
 # %% ../../nbs/widgets/base.ipynb #91bc7dad
 class Drawing(Figure):
