@@ -20,7 +20,7 @@ _HOME = {
     "create_model": "models.registry", "list_models": "models.registry", "MetaFormer": "models.metaformer",
     "MIXERS": "models.mixers", "load_data": "data.datasets", "Trainer": "training.trainer", "fit": "training.trainer",
     "evaluate": "training.evaluate", "predict": "training.evaluate", "explain": "interpret.cam", "influence": "interpret.influence",
-    "fast": "speed.fast", "explore_activation": "widgets.base", "explore_model": "widgets.model_explorer",
+    "fast": "speed.fast", "explore_activation": "widgets.activation_explorer", "explore_model": "widgets.model_explorer",
     "explore_mixing": "widgets.mixing_explorer", "explore_cam": "widgets.cam_explorer",
     "explore_training": "widgets.training_explorer",
 }

@@ -24,7 +24,7 @@ from .training.processes import (
     BatchShard, Shard, anyone, everyone, join, leave, open_device, rank, world_size)
 from .core.cli import cli_errors
 from .training.evaluate import precision, predict
-from .widgets.mixing_explorer import sentence
+from .core.cli import error_sentence
 from .training.trainer import Trainer, draw_curves, make_schedule
 from .training.settings import parse
 from .training.run_folder import (
@@ -172,7 +172,7 @@ def snap(run:Run, trainer:Trainer, model, n:int):
         run.examples = run.examples or choose_examples(val.dataset, n)
         take_snapshot(model, run.examples, run.folder, trainer.epoch, trainer.amp, val.batch_size)
     except (ValueError, RuntimeError) as error:
-        tqdm.write(f'metaformer-train: There is no snapshot of epoch {trainer.epoch}. {sentence(error)}', file=sys.stderr)
+        tqdm.write(f'metaformer-train: There is no snapshot of epoch {trainer.epoch}. {error_sentence(error)}', file=sys.stderr)
 
 def measure_again(args, run:Run, model, info)->str:
     "The command that measures the best weights of a run."

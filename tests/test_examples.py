@@ -12,7 +12,7 @@ from metaformer_edu.data.datasets import load_shapes
 from metaformer_edu.interpret.contact_sheet import read_snapshots
 from metaformer_edu.models.registry import create_model, save_weights
 from metaformer_edu.training.run_folder import read_about
-from metaformer_edu.widgets.base import example_runs
+from metaformer_edu.widgets.sources import example_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = example_runs()

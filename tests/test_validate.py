@@ -22,7 +22,6 @@ from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.models.registry import create_model, save_weights
 from metaformer_edu.training.evaluate import by_class, evaluate, metrics, predict, wilson
 from metaformer_edu.validate import main, parse
-from metaformer_edu.widgets.mixing_explorer import sentence
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--model", "tiny_poolformerv2", "--img-size", "32", "--threads", "1", "-b", "23"]

@@ -464,8 +464,11 @@ def slow_round(rows, n, times):
             "def cores_to_feed(model_row, loader_row): return round(model_row['images_per_s'] / loader_row['per_core'])": "2 cores of 50"},
     },
     "widgets/base": {
-        1: {"answer_1 = (1 / moments(gelu)[1], 0)": "then the variance is", "answer_1 = (1.701, -0.282)": "the mean is"},
-        2: {"answer_2 = 3": "more than 3", "answer_2 = 39.56": "the deviation is not 1"},
+        1: {"answer_1 = [('b', lambda values, facts: values['b'] == -1)]": "for s = 1.0 and b = -1.0 it gives 3, and it is ticked",
+            "answer_1 = [('always', lambda values, facts: True)]": "for s = 0.25 and b = -1.0 it gives 0, and it is not ticked"},
+        2: {"def possible(asked, done): return done[-1:] == asked[-1:]": "done [1, 3, 2, 4]: that cannot be",
+            "def possible(asked, done): return done == sorted(done) and set(done) <= set(asked)": "done [1, 3]: that cannot be",
+            "def possible(asked, done): return done[:1] == asked[:1] and done[-1:] == asked[-1:]": "done [4]: that can be"},
         3: {"""
 def answer_3():
     def same(n):
@@ -474,6 +477,20 @@ def answer_3():
         return Shown(fig, 'a line')
     return Explorer(same, dict(n=W.IntSlider(3, min=1, max=9, description='terms')))""": "the picture stayed the same",
             "def answer_3(): return W.IntSlider(3, min=1, max=9)": "not an Explorer"},
+    },
+    "widgets/activation_explorer": {
+        1: {"answer_1 = (1 / moments(gelu)[1], 0)": "then the variance is", "answer_1 = (1.701, -0.282)": "the mean is"},
+        2: {"answer_2 = 3": "more than 3", "answer_2 = 39.56": "the deviation is not 1"},
+        3: {"def tuned(sigma): return 0.8944, -0.4472": "for sigma = 0.5 the variance is 0.06",
+            "def tuned(sigma): return 0.8944 / sigma**2, -0.4472 / sigma**2": "for sigma = 0.5 the mean is"},
+    },
+    "widgets/sources": {
+        1: {"answer_1 = [images['china'], images['china']]": "the names are",
+            "answer_1 = dict(left=images['china'], right=images['china'])": "left has the size",
+            "answer_1 = dict.fromkeys(('left', 'right'), images['china'].crop((0, 0, images['china'].width // 2, images['china'].height)))":
+            "they are not the photograph"},
+        2: {"answer_2 = 0": "of 30,000 values one is", "answer_2 = 1 / 255": "that is never reached"},
+        3: {"def surest(model, images): return next(iter(images))": "gives", "def surest(model, images): return 0": "not the name of an image"},
     },
     "widgets/model_explorer": {
         1: {"answer_1 = 9": "it sees the rows from 2 to 223", "answer_1 = 11": "10 are enough", "answer_1 = 9.04": "a whole number"},

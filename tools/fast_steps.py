@@ -7,7 +7,6 @@ import json
 from datetime import date
 from pathlib import Path
 
-import timm
 import torch
 
 import metaformer_edu
