@@ -15,7 +15,7 @@ from metaformer_edu.data.loading import (
     SOURCES, EpochSampler, Pictures, imagenet_transforms, load_data, load_digits, load_folder, load_shapes,
     load_val, make_loaders)
 from metaformer_edu.core.errors import DataError
-from metaformer_edu.models.registry import imagenet_labels
+from metaformer_edu.models.weights import imagenet_labels
 from metaformer_edu.data.shapes import TASKS, draw
 
 
@@ -108,7 +108,7 @@ def test_the_dice_are_put_back_after_an_error():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    with pytest.raises(ZeroDivisionError), loading.dice(0, 0, 0):
+    with pytest.raises(ZeroDivisionError), loading.seeded_rng(0, 0, 0):
         torch.rand(3), 1 / 0
     assert torch.equal(torch.rand(1), expected)
 
@@ -317,7 +317,7 @@ def test_in_training_the_next_image_stands_in(root, workers, capfd):
             seen[i] = x, int(y)
         assert {i: y for i, (_, y) in seen.items()} == {0: 0, 1: 1, 2: 1, 3: 1, 4: 1, 5: 0}  # 5 wraps around to 0
         for i, source in {0: 0, 1: 3, 2: 3, 3: 3, 4: 4, 5: 0}.items():  # the dice are those of the place in the list
-            with loading.dice(0, number, i):
+            with loading.seeded_rng(0, number, i):
                 assert torch.equal(seen[i][0], whole.transform(whole.images[source][0]))
     assert train.skipped.tolist() == [False, True, True, False, False, True]
     sentences = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Cannot read")]

@@ -15,15 +15,16 @@ from PIL import Image
 from torch import nn
 
 from metaformer_edu.core.errors import DataError
-from metaformer_edu.data.loading import dice
+from metaformer_edu.data.loading import seeded_rng
 from metaformer_edu.interpret.cam import METHODS, explain, imagenet_classes, to_batch
 from metaformer_edu.widgets.cam_explorer import (
     CAM_TRIES, GUESS, Memory, alike, cam_controls, can_begin_later, class_options, draw_cam, explore_cam,
     first_stage, from_stage, open_models, place, stage_tokens, view_cam)
 from metaformer_edu.models.metaformer import MetaFormer
 from metaformer_edu.widgets.base import INK, SERIES, Explorer, ImagePicker, example_images, to_svg
-from metaformer_edu.models.registry import FAMILIES, create_model, save_weights
 from metaformer_edu.core.errors import WeightsError
+from metaformer_edu.models.weights import save_weights
+from metaformer_edu.models.registry import FAMILIES, create_model
 from shaken import ours, shaken
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,7 +67,7 @@ def test_a_tail_is_the_whole_model_to_the_last_bit(family, stage):
         for target in (None, 7):
             found = []
             for m in (tail, model):
-                with dice(0, 0, 0):
+                with seeded_rng(0, 0, 0):
                     found.append(explain(m, x, target, stage, method))
             assert same(*found), (method, target)
             seen.append(found[0].maps.max().item())

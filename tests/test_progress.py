@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from metaformer_edu.widgets.training_explorer import (
     METRICS, answers_right, draw_progress, epoch_facts, explore_training, farthest_apart, first_all_right,
     forgotten, open_runs, overlays, path_name, strip_pictures, styles, view_progress)
-from metaformer_edu.core.files import as_csv
-from metaformer_edu.interpret.contact_sheet import as_bytes, read_snapshots
+from metaformer_edu.training.run_folder import as_csv
+from metaformer_edu.interpret.snapshots import as_bytes, read_snapshots
 
 CLASSES = ["disc", "ring", "square"]
 

@@ -19,7 +19,8 @@ from metaformer_edu.interpret.cam import METHODS, explain, headline, imagenet_cl
 from metaformer_edu.commands.explain import PER_SHEET, find_images, main, parse
 from metaformer_edu.interpret.contact_sheet import contact_sheet, good_stage, read_photo, sheet_of_run
 from metaformer_edu.training.evaluate import predict
-from metaformer_edu.models.registry import create_model, save_weights
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.models.weights import save_weights
 
 RANDOM = ["--model", "tiny_identityformer", "--img-size", "32", "--threads", "1"]
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]

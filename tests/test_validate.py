@@ -20,7 +20,8 @@ from metaformer_edu.data.loading import load_digits, make_loaders
 from metaformer_edu.core.cli import Parser, number, cli_errors, error_sentence
 from metaformer_edu.training.evaluate import by_class, evaluate, metrics, predict, wilson
 from metaformer_edu.validate import main, parse
-from metaformer_edu.models.registry import create_model, save_weights
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.models.weights import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--model", "tiny_poolformerv2", "--img-size", "32", "--threads", "1", "-b", "23"]

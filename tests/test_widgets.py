@@ -31,7 +31,8 @@ from metaformer_edu.widgets.base import (
     draw_activation, dropdown, example_images, example_models, example_runs, explore_activation, moments,
     named_images, near, new_figure, open_run, slider, to_pil, to_svg, uploaded, view_activation)
 from metaformer_edu.core.errors import WeightsError
-from metaformer_edu.models.registry import create_model, save_weights
+from metaformer_edu.models.weights import save_weights
+from metaformer_edu.models.registry import create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LONG = 120  # seconds, after which something hangs

@@ -13,8 +13,8 @@ import torch
 from metaformer_edu.core.basics import seed_everything
 from metaformer_edu.data.loading import load_data
 from metaformer_edu.interpret.cam import METHODS, explain
-from metaformer_edu.core.files import as_csv, read_log
-from metaformer_edu.training.run_folder import read_about
+from metaformer_edu.training.run_folder import as_csv, read_about
+from metaformer_edu.core.files import read_log
 from metaformer_edu.interpret.faithfulness import (
     area, deletion, insertion, likeness, pointing, random_maps, share_inside, shuffled_copy)
 from metaformer_edu.models.registry import create_model

@@ -14,7 +14,7 @@ from torch import nn
 from ..core.files import Table
 from ..models.mixers import get_mixer
 from ..models.metaformer import MetaFormer, fit_mixer, grid_sizes
-from ..data.loading import dice
+from ..data.loading import seeded_rng
 from ..training.evaluate import predict, wilson
 from .cam import cam_grid, explain
 from .faithfulness import likeness
@@ -98,7 +98,7 @@ def one_line(error)->str:
 
 def new_mixer(make, grid, dim:int, seed:int=0, shaken:bool=False)->nn.Module: # in eval mode
     "A mixer for that grid, as a block gets it."
-    with dice(seed, 0, 0):
+    with seeded_rng(seed, 0, 0):
         make = fit_mixer(make, math.prod(grid))
         try: mixer, other = make(dim), make(dim)
         except Exception as error:
@@ -205,7 +205,7 @@ def check_mixer(mixer, # a name in `MIXERS`, or a callable that takes the channe
     "Three questions that a token mixer must pass before it goes into a model."
     make, rows = as_mixer(mixer), Table()
     grids = grids or grids_for(make)
-    with torch.inference_mode(False), torch.enable_grad(), dice(0, 0, 0):
+    with torch.inference_mode(False), torch.enable_grad(), seeded_rng(0, 0, 0):
         for question, ask in QUESTIONS.items():
             wrong = 'Not asked before the first is right.' if rows and rows[0]['wrong'] else ''
             mark = '○' if wrong else '✓'

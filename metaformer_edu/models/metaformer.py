@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['as_pair', 'grid_sizes', 'fit_mixer', 'downsamplings', 'per_stage', 'drop_path_rates', 'make_head', 'LinearHead',
-           'init_weights', 'MetaFormer', 'to_tokens', 'stage_table', 'card', 'draw_stages']
+           'init_weights', 'MetaFormer', 'to_tokens']
 
 # %% ../../nbs/models/metaformer.ipynb #73a56b2c
 import inspect
 from functools import partial
-import matplotlib.pyplot as plt, torch
+import torch
 from torch import nn
 from timm.models._features import feature_take_indices
-from ..core.files import Table, human
-from ..core.basics import close, count_params, macs_by_module, patch
+from .card import card
+from ..core.basics import patch
 from .layers import LayerNormWithoutBias, Mlp, MlpHead
 from .mixers import Identity, get_mixer
 from .block import Downsampling, Stage
@@ -233,51 +233,7 @@ def no_weight_decay(self:MetaFormer)->set: # names of parameters
     "Parameters that weight decay must leave alone: vectors, and what is frozen."
     return {n for n, p in self.named_parameters() if p.ndim < 2 or not p.requires_grad}
 
-# %% ../../nbs/models/metaformer.ipynb #23e6b542
-def stage_table(model:MetaFormer)->Table:
-    "One row a stage: grid, channels, blocks, mixer, parameters and MACs; then the head and the sum."
-    macs = macs_by_module(model, (1, *model.input_size))
-    def row(part, tokens='', channels='', blocks='', mixer='', modules=()):
-        params = sum(sum(count_params(model.get_submodule(m))) for m in modules)
-        return dict(part=part, tokens=tokens, channels=channels, blocks=blocks, mixer=mixer,
-                    parameters=params, MACs=sum(macs.get(m, 0) for m in modules))
-    grids, mixers = grid_sizes(model.img_size, len(model.dims)), [type(s[0].token_mixer).__name__ for s in model.stages]
-    stages = [row(f'stage {i + 1}', f'{h}×{w}', model.dims[i], model.depths[i], mixers[i], (f'downsample_layers.{i}', f'stages.{i}'))
-              for i, (h, w) in enumerate(grids)]
-    head = row('head', '1', model.dims[-1], modules=('norm', 'head'))
-    return Table([*stages, head, row('all', blocks=sum(model.depths), modules=('',))])
-
 # %% ../../nbs/models/metaformer.ipynb #12b5a527
-def card(model:MetaFormer, title:str='MetaFormer', facts:str='')->dict: # MIME type -> text, as IPython wants it
-    "The stages of a model with a title and a line of facts, as HTML and as text."
-    table = Table(dict(r, parameters=human(r['parameters']), MACs=human(r['MACs'])) for r in stage_table(model))
-    h, w = as_pair(model.img_size)
-    facts = ' · '.join(filter(None, [facts, f'{h}×{w} pixels', f'{model.num_classes} classes']))
-    return {'text/html': f'<b>{title}</b> · {facts}{table._repr_html_()}',
-            'text/plain': f'{title} · {facts}\n{table}'}
-
 @patch
 def _repr_mimebundle_(self:MetaFormer, include=None, exclude=None):
     return card(self, self.pretrained_cfg.get('architecture') or 'MetaFormer', self.notes)
-
-# %% ../../nbs/models/metaformer.ipynb #e67201b7
-def draw_stages(model:MetaFormer):
-    "Draw the stages to scale, with their shares of parameters and MACs, and return the figure."
-    rows, n = stage_table(model)[:-2], len(model.dims)
-    fig, axs = plt.subplots(2, n, figsize=(2.3 * n, 3.6), height_ratios=[3, 1], layout='constrained')
-    tallest, deepest = max(max(g) for g in grid_sizes(model.img_size, n)), max(model.dims)
-    for ax, r, (h, w) in zip(axs[0], rows, grid_sizes(model.img_size, n)):
-        _cuboid(ax, w / tallest, h / tallest, 0.45 * r['channels'] / deepest)
-        ax.set_title(f"{r['tokens']} × {r['channels']}\n{r['blocks']} × {r['mixer']}")
-    for ax, r in zip(axs[1], rows):
-        shares = [r['MACs'] / sum(x['MACs'] for x in rows), r['parameters'] / sum(x['parameters'] for x in rows)]
-        ax.barh([0, 1], shares, color=['#ccbb44', '#4477aa'])
-        for y, name in enumerate(('MACs', 'parameters')): ax.text(shares[y] + 0.03, y, f'{shares[y]:.0%} {name}', va='center')
-        ax.set(xlim=(0, 1.7)), ax.axis('off')
-    return close(fig)
-
-def _cuboid(ax, w, h, d):
-    ax.fill([0, w, w, 0], [0, 0, h, h], color='#4477aa')
-    ax.fill([0, w, w + d, d], [h, h, h + d, h + d], color='#77aadd')
-    ax.fill([w, w + d, w + d, w], [0, d, h + d, h], color='#224466')
-    ax.set(xlim=(0, 1.5), aspect='equal'), ax.axis('off')

@@ -22,7 +22,8 @@ from ..core.files import Table
 from ..models.registry import get_row
 from ..data.loading import load_folder, make_loaders
 from ..training.evaluate import hide_progress
-from ..train import FUSED, deaf
+from ..training.trainer import FUSED
+from ..train import deaf
 from .roofline import spread, wait
 
 # %% ../../nbs/speed/benchmark.ipynb #4cf266ae
