@@ -17,7 +17,8 @@ from .training.settings import add_flags
 def open_weights(args, val, info):
     "The model with its weights, fit for the classes of the data; labels of ImageNet folders become those of the 1,000."
     from timm.data import ImageNetInfo
-    from metaformer_edu.models.registry import get_row, imagenet_labels, load_weights, read_weights
+    from metaformer_edu.models.registry import get_row
+    from metaformer_edu.models.weights import imagenet_labels, load_weights, read_weights
     from metaformer_edu.training.evaluate import classes_of
     row, known = get_row(args.model), len(info.class_names)
     source = args.checkpoint or row.url
@@ -69,15 +70,15 @@ def open_all(args)->tuple: # (model, loader, DataInfo)
     from metaformer_edu.models.registry import get_row
     from metaformer_edu.data.datasets import load_val
     from metaformer_edu.data.loaders import make_loaders
-    from metaformer_edu.training.processes import BatchShard, join, open_device
+    from metaformer_edu.training.processes import EvalSampler, init_distributed, open_device
     device = open_device(args.device)
-    join(device)
+    init_distributed(device)
     options = {} if args.crop_pct is None else dict(crop_pct=args.crop_pct)
     if args.skip_unreadable: options['unreadable'] = 'skip'
     val, info = load_val(args.data, args.img_size or get_row(args.model).resolution, args.split, **options)
     model = open_weights(args, val, info).to(device)
     if args.channels_last: model = model.to(memory_format=torch.channels_last)
-    shards = [BatchShard(len(val), args.batch_size)] * 2
+    shards = [EvalSampler(len(val), args.batch_size)] * 2
     _, loader = make_loaders(val, val, args.batch_size, args.workers, pin_memory=device.type == 'cuda', samplers=shards)
     return model, loader, info
 
@@ -103,7 +104,7 @@ def main(argv=None): # None: what was typed
     "The command `metaformer-validate`."
     args = parse(argv)
     import torch
-    from metaformer_edu.training.processes import leave, rank
+    from metaformer_edu.training.processes import cleanup, rank
     from metaformer_edu.training.evaluate import precision, predict
     if args.threads: torch.set_num_threads(args.threads)
     with cli_errors('metaformer-validate', once=True): model, loader, info = open_all(args)
@@ -111,7 +112,7 @@ def main(argv=None): # None: what was typed
         said = predict(model, loader, precision(args), progress=True)
         if not len(said['label']): raise DataError(f'None of the {len(loader.dataset)} images can be read.')
         if rank() == 0: report(args, said, model, loader.dataset, info)
-        leave()
+        cleanup()
 
 # %% ../nbs/commands/validate.ipynb #6f07647d
 if __name__ == '__main__' and '__file__' in globals(): main() # a notebook has no file

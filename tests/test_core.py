@@ -26,8 +26,8 @@ def no_open_figures():
     assert plt.get_fignums() == before
 
 
-def hooks(metaformer):
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in metaformer.modules())
+def hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 # --- hooks ---
@@ -35,59 +35,59 @@ def hooks(metaformer):
 @torch.inference_mode()
 def test_capture_keeps_what_submodules_put_out():
     model = golden.fill(create_model("tiny_caformer"))
-    with Capture(metaformer, "stages.1", "stages.3", "head") as seen:
+    with Capture(model, "stages.1", "stages.3", "head") as seen:
         logits = model(X)
-    features = metaformer.forward_intermediates(X, [1, 3], output_fmt="NHWC", intermediates_only=True)
+    features = model.forward_intermediates(X, [1, 3], output_fmt="NHWC", intermediates_only=True)
     assert list(seen) == ["stages.1", "stages.3", "head"] and torch.equal(seen["head"], logits)
     assert torch.equal(seen["stages.1"], features[0]) and torch.equal(seen["stages.3"], features[1])
 
 
 def test_capture_releases_its_hooks():
     model = create_model("tiny_caformer")
-    capture = Capture(metaformer, "stages.0", "stages.1")
-    assert hooks(metaformer) == 0  # before the block nothing is watched
+    capture = Capture(model, "stages.0", "stages.1")
+    assert hooks(model) == 0  # before the block nothing is watched
     for _ in range(2):
         with capture:
-            assert hooks(metaformer) == 2
-        assert hooks(metaformer) == 0
+            assert hooks(model) == 2
+        assert hooks(model) == 0
     model(X)
     assert not capture
     with pytest.raises(ZeroDivisionError), capture:
         raise ZeroDivisionError
-    assert hooks(metaformer) == 0
-    with pytest.raises(ValueError, match="Expected images"), Capture(metaformer, "stages.0"):
+    assert hooks(model) == 0
+    with pytest.raises(ValueError, match="Expected images"), Capture(model, "stages.0"):
         model(X[0])
-    assert hooks(metaformer) == 0
+    assert hooks(model) == 0
 
 
 def test_capture_leaves_other_hooks_alone():
     model = create_model("tiny_caformer")
-    mine = metaformer.stages[0].register_forward_hook(lambda *args: None)
-    with Capture(metaformer, "stages.0"):
+    mine = model.stages[0].register_forward_hook(lambda *args: None)
+    with Capture(model, "stages.0"):
         pass
-    assert hooks(metaformer) == 1
+    assert hooks(model) == 1
     mine.remove()
 
 
 def test_captures_can_be_nested():
     model = create_model("tiny_caformer").eval()
-    with Capture(metaformer, "stages.0") as outer:
-        with Capture(metaformer, "stages.0") as inner:
+    with Capture(model, "stages.0") as outer:
+        with Capture(model, "stages.0") as inner:
             model(X)
         first = outer["stages.0"]
         model(X.flip(0))
-    second = metaformer.forward_intermediates(X.flip(0), [0], output_fmt="NHWC")[1][0]
+    second = model.forward_intermediates(X.flip(0), [0], output_fmt="NHWC")[1][0]
     assert torch.equal(inner["stages.0"], first) and torch.equal(outer["stages.0"], second)
-    assert hooks(metaformer) == 0
+    assert hooks(model) == 0
 
 
 def test_capture_works_on_frozen_models_and_passes_gradients():
     model = create_model("tiny_caformer").requires_grad_(False)
-    with Capture(metaformer, "stages.2") as seen:
+    with Capture(model, "stages.2") as seen:
         model(X)
     assert not seen["stages.2"].requires_grad
     x = X.clone().requires_grad_()
-    with Capture(metaformer, "stages.2") as seen:
+    with Capture(model, "stages.2") as seen:
         model(x)
     seen["stages.2"].sum().backward()
     assert x.grad.any()
@@ -96,21 +96,21 @@ def test_capture_works_on_frozen_models_and_passes_gradients():
 def test_capture_of_an_unknown_name_gives_the_nearest():
     model = create_model("tiny_caformer")
     with pytest.raises(ValueError, match="no submodule 'stage.2'.*'stages.2'"):
-        Capture(metaformer, "stages.1", "stage.2")
-    assert hooks(metaformer) == 0
+        Capture(model, "stages.1", "stage.2")
+    assert hooks(model) == 0
 
 
 def test_trace_shapes():
     model = create_model("tiny_caformer")
-    table = trace_shapes(metaformer, X)
+    table = trace_shapes(model, X)
     assert [r["module"] for r in table] == ["norm", "head"] and table[-1]["output"] == "2×10"
-    names = [r["module"] for r in trace_shapes(metaformer, X, depth=2)]
+    names = [r["module"] for r in trace_shapes(model, X, depth=2)]
     assert [n for n in names if re.fullmatch(r"stages\.\d", n)] == [f"stages.{i}" for i in range(4)]
     assert names.index("downsample_layers.1") > names.index("stages.0")  # in the order in which they run
     with pytest.raises(ValueError):
-        trace_shapes(metaformer, X[0])
-    assert hooks(metaformer) == 0
-    for p in metaformer.parameters():
+        trace_shapes(model, X[0])
+    assert hooks(model) == 0
+    for p in model.parameters():
         assert p.grad is None
     assert trace_shapes(nn.Sequential(nn.LSTM(3, 4)), torch.rand(2, 3))[0]["output"] == "tuple"
 
@@ -119,7 +119,7 @@ def test_trace_shapes():
 
 def test_count_params():
     model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2, bias=False).requires_grad_(False))
-    assert count_params(metaformer) == (20, 10) and count_params(nn.Identity()) == (0, 0)
+    assert count_params(model) == (20, 10) and count_params(nn.Identity()) == (0, 0)
     tied = nn.Sequential(model[0], model[0])
     assert count_params(tied) == (20, 0)
 
@@ -152,12 +152,12 @@ def test_macs_are_those_of_the_formulas():
 
 def test_macs_scale_with_the_batch_and_add_up():
     model = create_model("tiny_caformer")
-    macs = macs_by_module(metaformer, (1, 3, 64, 64))
-    assert count_macs(metaformer, (3, 3, 64, 64)) == 3 * macs[""]
+    macs = macs_by_module(model, (1, 3, 64, 64))
+    assert count_macs(model, (3, 3, 64, 64)) == 3 * macs[""]
     parts = [k for k in macs if re.fullmatch(r"(stages|downsample_layers)\.\d|head", k)]
     assert len(parts) == 9 and sum(macs[k] for k in parts) == macs[""]
     # any precision, any mode, frozen or not: counts are shapes
-    assert count_macs(metaformer.double().eval().requires_grad_(False), (1, 3, 64, 64)) == macs[""]
+    assert count_macs(model.double().eval().requires_grad_(False), (1, 3, 64, 64)) == macs[""]
 
 
 # --- seeds and devices ---
@@ -368,8 +368,8 @@ def test_patch_adds_functions_and_properties():
 
 
 def test_the_model_is_one_class_with_its_methods():
-    from metaformer_edu.models import metaformer
-    own = {n for n, f in vars(metaformer.MetaFormer).items() if getattr(f, "__module__", "") == "metaformer_edu.models.metaformer" and n[0] != "_"}
+    from metaformer_edu.models import metaformer as model
+    own = {n for n, f in vars(model.MetaFormer).items() if getattr(f, "__module__", "") == "metaformer_edu.models.metaformer" and n[0] != "_"}
     assert own >= {"forward", "forward_features", "forward_head", "forward_intermediates", "reset_classifier", "set_grad_checkpointing"}
-    assert metaformer.MetaFormer.__mro__[1] is torch.nn.Module and not own & set(metaformer.__all__)
-    assert all(vars(metaformer.MetaFormer)[n].__qualname__ == f"MetaFormer.{n}" for n in own)
+    assert model.MetaFormer.__mro__[1] is torch.nn.Module and not own & set(model.__all__)
+    assert all(vars(model.MetaFormer)[n].__qualname__ == f"MetaFormer.{n}" for n in own)

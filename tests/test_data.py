@@ -17,7 +17,7 @@ from metaformer_edu.data.folders import SkipUnreadable, load_folder
 from metaformer_edu.data.loaders import EpochSampler, make_loaders, show_batch, show_predictions
 from metaformer_edu.data.shapes import TASKS, draw_example
 from metaformer_edu.data.transforms import DataInfo, ImageDataset, imagenet_transforms, seeded_rng
-from metaformer_edu.models.registry import imagenet_labels
+from metaformer_edu.models.weights import imagenet_labels
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from metaformer_edu.core.files import read_log
 from metaformer_edu.data.datasets import load_shapes
-from metaformer_edu.interpret.contact_sheet import read_snapshots
-from metaformer_edu.models.registry import create_model, save_weights
+from metaformer_edu.interpret.snapshots import read_snapshots
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.models.weights import save_weights
 from metaformer_edu.training.run_folder import read_about
 from metaformer_edu.widgets.sources import example_runs
 

@@ -19,7 +19,8 @@ from metaformer_edu import validate
 from metaformer_edu.core.cli import Parser, cli_errors, error_sentence, number
 from metaformer_edu.data.datasets import load_digits
 from metaformer_edu.data.loaders import make_loaders
-from metaformer_edu.models.registry import create_model, save_weights
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.models.weights import save_weights
 from metaformer_edu.training.evaluate import by_class, evaluate, metrics, predict, wilson
 from metaformer_edu.validate import main, parse
 

@@ -24,8 +24,11 @@ import run
 from metaformer_edu.core.errors import DataError, WeightsError
 from metaformer_edu.core.files import read_log
 from metaformer_edu.data.datasets import load_shapes
+from metaformer_edu.experiments.arms import ACTIVATIONS
 from metaformer_edu.models.layers import StarReLU
-from metaformer_edu.models.registry import create_model, save_weights
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.models.weights import save_weights
+from metaformer_edu.training.setup import open_run
 from metaformer_edu.widgets import base, sources
 from metaformer_edu.widgets.activation_explorer import (
     OTHER_ACTIVATIONS, draw_activation, explore_activation, moments, reaches_goal, view_activation)

@@ -109,12 +109,32 @@ class GatedMlp(nn.Module):
         self.fc2, self.act = nn.Linear(2 * dim, dim, bias=False), StarReLU()
     def forward(self, x): return self.fc2(self.act(self.fc1(x)) * self.act(self.gate(x)))""": "it does not compute"},
     },
+    "03a_card": {
+        1: {"answer = 2": "an image has two sides", "answer = 8": "too much"},
+        2: {"def frozen(grids, depths): return sum((h * w)**2 for h, w in grids)": "for (96, 64) pixels",
+            "def frozen(grids, depths): return sum(depth * h * w for (h, w), depth in zip(grids, depths))": "for 64 pixels"},
+        3: {"def where(model, share): return [i for i, row in enumerate(stage_table(model), 1) if row['parameters'] >= 5e6]": "for a share of 0.05",
+            """
+def where(model, share):
+    rows = stage_table(model)
+    return [i for i, row in enumerate(rows, 1) if row['parameters'] >= share * rows[-1]['parameters']]""": "for a share of"},
+    },
     "models/metaformer": {
         1: {"answer = 2": "too little", "answer = 16": "too much"},
         2: {"answer = 9": "do not round down", "answer = 4": "one side", "answer = (100 / 32)**2": "it is not 9.7"},
         3: {"answer = MetaFormer(token_mixers=('Attention', 'Attention', 'Pooling', 'Pooling'), dims=(32, 64, 96, 128), num_classes=10)": "its mixers are",
             "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), num_classes=10)": "parameters",
             "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), depths=(1, 1, 1, 1), dims=(32, 64, 96, 128))": "1000 classes"},
+    },
+    "04b_weights": {
+        1: {"answer = 'stages.2.downsample.conv.bias'": "a name of timm", "answer = 'downsample_layers.3.conv.bias'": "it is not downsample_layers.3",
+            "answer = 'stages.2.0.conv.bias'": "all downsamplings in downsample_layers"},
+        2: {"def kept_probabilities(p, rows): return p[:, rows]": "do not add up to 1", "def kept_probabilities(p, rows): return p[:, rows].softmax(1)":
+            "says something else", "def kept_probabilities(p, rows): return p / p[:, rows].sum(1, keepdim=True)": "4 classes"},
+        3: {"def soup(a, b): return read_weights(a)": "is not the mean", """
+def soup(a, b):
+    a, b = read_weights(a), read_weights(b)
+    return {name: a[name] + b[name] for name in a}""": "is not the mean", "def soup(a, b): return {}": "its names"},
     },
     "models/registry": {
         1: {"answer = 'caformer_s18'": "2 with fewer than 30 million are better", "answer = 'caformer_s36_in21ft1k'": "39.3 million",
@@ -261,15 +281,46 @@ def power_of_two(text):
     },
     "training/trainer": {
         1: {"answer = 0.1": "with 0.1 it is 0.50", "answer = 0.9": "with 0.9 it is"},
+        2: {"def correction(n): return 1 - 0.1**n": "after 1 losses of 1", "def correction(n): return 0.1 * n": "after 2 losses of 1"},
+        3: {"""
+class StopBelow(Callback):
+    def __init__(self, low): self.low = low
+    def after_update(self, trainer):
+        if trainer.rate > self.low: raise TrainingStopped('below')""": "it stopped at a rate of",
+            """
+class StopBelow(Callback):
+    def __init__(self, low): self.low = low
+    def after_update(self, trainer): return trainer.rate < self.low""": "it went on to the end"},
+    },
+    "08d_callbacks": {
+        1: {"answer = 3": "had not been without a new best", "answer = 7": "it has long stopped"},
         2: {"def shares(d): return d**2, d, 1": "together they are 1",
             "def shares(d): return 1 - d, d * (1 - d), d**2": "the average of 1, 2 and 5",
             "def shares(d): return 0.49, 0.21, 0.3": "with d = 0.9"},
         3: {"""
-def stop_below(low):
-    def on_update(trainer):
-        if trainer.rate > low: raise TrainingStopped('below')
-    return on_update""": "it stopped at a rate of",
-            "def stop_below(low): return lambda trainer: trainer.rate < low": "it went on to the end"},
+class Freeze(Callback):
+    def __init__(self, name, until): self.name, self.until = name, until
+    def after_backward(self, trainer):
+        for name, p in trainer.model.named_parameters():
+            if name.startswith(self.name): p.grad = None""": "has not moved",
+            """
+class Freeze(Callback):
+    def __init__(self, name, until): self.name, self.until = name, until
+    def before_update(self, trainer):
+        for name, p in trainer.model.named_parameters():
+            if name.startswith(self.name) and trainer.epoch < self.until: p.grad = None""": "the stem has moved"},
+    },
+    "08e_setup": {
+        1: {"answer = 11": "left out", "answer = 42": "updates of 128 images are"},
+        2: {"answer = '-b 16', '-b 16'": "both have a batch of 16", "answer = '-b 16', '-b 32 --seed 1'": "begin with other weights",
+            "answer = '-b 16', '-b 32 --model tiny_caformer'": "two different models"},
+        3: {"""
+def learned(settings, epochs):
+    with machine_as_found():
+        run = open_run(settings)
+        run.fit()
+    return next((row['epoch'] for row in run.log if row['val_top1'] >= 50), None)""": "and you say",
+            "def learned(settings, epochs): torch.set_num_threads(torch.get_num_threads() + 1); return 1": "the machine should be as it was"},
     },
     "08b_settings": {
         1: {"answer = (16, 8e-3)": "8,192 images a step", "answer = (8, 1e-3)": "the rate is not 0.001"},
@@ -281,9 +332,9 @@ def stop_below(low):
     },
     "training/run_folder": {
         1: {"answer = 8 * 10**6": "2 times four", "answer = 12 * 10**6": "3 times four", "answer = 4 * 10**6": "1 times four"},
-        2: {"def careless_dice(net, optimizer, first, last): return train(net, optimizer, first, last)": "the second half agrees",
+        2: {"def careless_seed(net, optimizer, first, last): return train(net, optimizer, first, last)": "the second half agrees",
             """
-def careless_dice(net, optimizer, first, last):
+def careless_seed(net, optimizer, first, last):
     losses = []
     for step in range(first, last):
         torch.seed()
@@ -322,11 +373,15 @@ class Mine(gc.GradCAM):
             "def only_evidence(shown): return torch.zeros_like(shown.pictures)": "the picture has changed",
             "def only_evidence(shown): return shown.pictures[shown.maps >= 0.5]": "the pictures have the shape"},
     },
-    "10c_explain_command": {
-        1: {"answer = 100 / 24": "a part of a sheet", "answer = 4": "not 4"},
-        2: {"answer = ['a.jpg', 'b.jpg', 'c.jpg']": "as it would be alone", "answer = ['cat.jpg', 'cat.png']": "these are 2 files"},
-        3: {"def best_class(line): return line.split(': ')[1].split(' ')[0], 0.61": "'tabby cat'",
-            "def best_class(line): return line.split(': ')[-1].split(', ')[0].rpartition(' ')[0], 61.": "not 61"},
+    "10c_snapshots": {
+        1: {"answer = 8 * 16 * 16": "that is the maps alone", "answer = 8 * (4 * 5 + 16 * 16)": "is not it"},
+        2: {"answer = 1 / 255": "none is more than", "answer = 0.001": "there is a value that is"},
+        3: {"def first_right(shots): return [1, 1, None]": "was right, wrong and right",
+            """
+def first_right(shots):
+    right = shots.probabilities.argmax(-1) == shots.labels
+    return [next((e for e, r in zip(shots.epochs, picture) if r), None) for picture in right.T]""": "was right, wrong and right",
+            "def first_right(shots): return [5, 1, 1]": "so it is None"},
     },
     "interpret/faithfulness": {
         1: {"best = min((1, 2, 3, 4), key=lambda s: pointing(maps_of(models['convformer'], 'gradcam', s), masks).mean())": "of the others hit more",

@@ -17,7 +17,7 @@ from metaformer_edu.interpret.cam import METHODS, explain
 from metaformer_edu.interpret.faithfulness import (
     area, deletion, insertion, likeness, pointing, random_maps, share_inside, shuffled_copy)
 from metaformer_edu.models.registry import create_model
-from metaformer_edu.training.run_folder import read_about
+from metaformer_edu.training.run_folder import as_csv, read_about
 
 COLUMNS = ["model", "seed", "top1", "method", "stage", "chosen", "pointing", "right", "near", "inside", "other", "shuffled", "deletion", "insertion"]
 

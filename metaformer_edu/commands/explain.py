@@ -45,7 +45,8 @@ def open_model(args)->tuple: # (model, names of the classes or None)
     from metaformer_edu.training.processes import open_device
     from metaformer_edu.training.evaluate import classes_of
     from metaformer_edu.training.run_folder import read_about
-    from metaformer_edu.models.registry import get_row, load_weights, read_weights
+    from metaformer_edu.models.registry import get_row
+    from metaformer_edu.models.weights import load_weights, read_weights
     about = read_about(Path(args.checkpoint).expanduser().parent) if args.checkpoint else {}
     name, size = args.model or about.get('settings', {}).get('model'), about.get('img_size')
     if not isinstance(name, str):
@@ -127,7 +128,7 @@ def explain_files(args, model, names, target, files, out:Path)->list: # sentence
     "A picture and a line for each file, and a sheet for every 24."
     from metaformer_edu.interpret.cam import explain
     from metaformer_edu.models.metaformer import as_pair
-    from metaformer_edu.interpret.contact_sheet import contact_sheet, good_stage, join, read_photo
+    from metaformer_edu.interpret.contact_sheet import contact_sheet, good_stage, concat_explanations, read_photo
     stage = args.stage or good_stage(as_pair(model.img_size))
     note = '' if args.checkpoint or args.pretrained else 'random weights: the maps mean nothing'
     broken, taken = [], set()
@@ -144,7 +145,7 @@ def explain_files(args, model, names, target, files, out:Path)->list: # sentence
         sheet = out / ('sheet.png' if len(files) <= PER_SHEET else f'sheet-{n}.png')
         if not page: continue
         titles = [printable(file.name) for file in page]
-        save_figure(contact_sheet(join(list(page.values())), titles, names, note=note), sheet)
+        save_figure(contact_sheet(concat_explanations(list(page.values())), titles, names, note=note), sheet)
     return broken
 
 def top_line(shown, names=None)->str: # shown: an `Explanation` of one image

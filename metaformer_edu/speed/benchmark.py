@@ -23,7 +23,8 @@ from ..models.registry import get_row
 from ..data.folders import load_folder
 from ..data.loaders import make_loaders
 from ..training.evaluate import hide_progress
-from ..train import FUSED, deaf
+from ..training.trainer import FUSED
+from ..training.processes import ignore_signals
 from .roofline import spread, wait
 
 # %% ../../nbs/speed/benchmark.ipynb #4cf266ae
@@ -285,7 +286,7 @@ def open_loader(side:str, root, workers:int, img_size:int, batch_size:int):
     "Ours or timm's loader of training images, with the paper's augmentation."
     if side == 'ours':
         train, val, _ = load_folder(root, img_size)
-        return make_loaders(train, val, batch_size, workers, on_worker=deaf)[0]
+        return make_loaders(train, val, batch_size, workers, on_worker=ignore_signals)[0]
     how = dict(scale=(0.08, 1), hflip=0.5, color_jitter=None, auto_augment='rand-m9-mstd0.5-inc1',
                interpolation='random', re_prob=0.25, re_mode='pixel')
     images = create_dataset('', root=root, split='train', is_training=True)

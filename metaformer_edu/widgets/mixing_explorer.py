@@ -435,5 +435,5 @@ def save_mixing_page(path, # of the HTML file to write
     parts = dict(title=html.escape(title), style=read('mixing.css'), state=json.dumps(state).replace('<', '\\u003c'),
                  script=read('mixing.js').replace('export default', 'const mixing ='))
     page = re.sub(r'\{\{(\w+)\}\}', lambda found: parts[found[1]], read('mixing.html'))
-    write_whole(Path(path), lambda file: file.write(page.encode()))
+    write_atomically(Path(path), lambda file: file.write(page.encode()))
     return Path(path)

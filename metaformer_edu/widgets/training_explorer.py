@@ -15,7 +15,7 @@ from ..core.errors import did_you_mean, distinct
 from ..training.run_folder import read_about
 from ..core.files import read_log
 from ..interpret.cam import blend, class_title
-from ..interpret.contact_sheet import Snapshots, read_snapshots
+from ..interpret.snapshots import Snapshots, read_snapshots
 from .base import FAINT, INK, PALE, SERIES, Drawing, Explorer, Shown, dropdown, new_figure
 from .sources import example_runs
 
