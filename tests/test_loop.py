@@ -1,4 +1,5 @@
-"""The loop: an update by hand, sums, averages, limits, numbers that are none, schedules, and going on from any update."""
+"""The loop: an update by hand, sums, averages, limits, numbers that are none, schedules, and going on from any
+update."""
 import copy
 import math
 
@@ -39,7 +40,12 @@ class Net(nn.Module):
 
     def __init__(self, drop_path=0.):
         super().__init__()
-        self.stem, self.norm, self.block, self.head = nn.Linear(192, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.stem, self.norm, self.block, self.head = (
+            nn.Linear(192, 8),
+            nn.LayerNorm(8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 4),
+        )
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x):
@@ -76,7 +82,8 @@ each_optimizer = pytest.mark.parametrize("opt", OPTIMIZERS)
 def trainer(model=None, opt="adamw", loaders=None, epochs=2, **kwargs):
     model = model or net()
     options = dict(progress=False, log_interval=1) | kwargs
-    return Trainer(model, loaders or shards(accum=options.get("accum", 1)), OPTIMIZERS[opt](model), epochs=epochs, **options)
+    return Trainer(model, loaders or shards(accum=options.get("accum", 1)), OPTIMIZERS[opt](model), epochs=epochs,
+                   **options)
 
 
 def same(a, b):
@@ -172,7 +179,8 @@ def blend(**kwargs):
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 def test_mixup_is_a_function_of_seed_update_and_batch(mode):
     shown, targets = seen(mixup=blend(mode=mode), seed=7, accum=2, epochs=2)
-    torch.rand(9), np.random.rand(9)  # what happened before must not matter
+    torch.rand(9)  # what happened before must not matter
+    np.random.rand(9)
     again = seen(mixup=blend(mode=mode), seed=7, accum=2, epochs=2)
     assert same(shown, again[0]) and same(targets, again[1]) and len(shown) == 12
     loader, mixup = shards(accum=2)[0], blend(mode=mode)
@@ -411,7 +419,8 @@ def rates(epochs=10, steps=4, total=None, **kwargs):
     for epoch in range(total or epochs):
         for step in range(steps):
             if schedule:
-                schedule.step(epoch), schedule.step_update(epoch * steps + step)
+                schedule.step(epoch)
+                schedule.step_update(epoch * steps + step)
             found.append(optimizer.param_groups[0]["lr"])
     return found
 
@@ -589,7 +598,8 @@ def test_a_state_that_cuts_the_epoch_in_another_way_is_refused(whole):
 
 
 def test_the_end_of_an_epoch_is_not_its_middle(whole):
-    "The message of the refusal says: resume from a state at the end of an epoch. The states that a run leaves are these."
+    """The message of the refusal says: resume from a state at the end of an epoch. The states that a run leaves are
+    these."""
     run = full(accum=1)
     run.load(whole[0][3])
     assert run.epoch + run.step // run.steps == 1
@@ -658,7 +668,8 @@ def test_smoothing_reaches_the_loss():
     for smoothing in (0, 0.9):
         model = net()
         nn.init.normal_(model.head.weight)  # sure of something
-        log = fit(model, make_loaders(data, data, 24), OPTIMIZERS["sgd"](model), 1, 0, smoothing=smoothing, progress=False)
+        log = fit(model, make_loaders(data, data, 24), OPTIMIZERS["sgd"](model), 1, 0, smoothing=smoothing,
+                  progress=False)
         losses.append(log[0]["train_loss"])
     images, labels = next(iter(make_loaders(data, data, 24)[0]))
     model = net()
@@ -704,7 +715,8 @@ def test_curves_show_what_the_log_says():
 
 
 def test_curves_show_the_average_too():
-    log = [dict(epoch=e, train_loss=2 / e, val_loss=1 / e, val_top1=90 + e, ema_top1=80 + e, ema_loss=1.) for e in (1, 2, 3)]
+    log = [dict(epoch=e, train_loss=2 / e, val_loss=1 / e, val_top1=90 + e, ema_top1=80 + e, ema_loss=1.)
+           for e in (1, 2, 3)]
     right = draw_curves({"mine": log}).axes[1]
     assert [list(line.get_ydata()) for line in right.lines] == [[91, 92, 93], [81, 82, 83]]
     assert "mine average 83.00 %" in [t.get_text() for t in right.get_legend().get_texts()]

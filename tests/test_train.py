@@ -31,7 +31,8 @@ from metaformer_edu import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ["identityformer", "randformer", "poolformerv2", "convformer", "caformer"]
-SMALL = ["--img-size", "32", "-b", "64", "--model", "tiny_poolformerv2"]  # quick, for all that does not ask for accuracy
+# quick, for all that does not ask for accuracy
+SMALL = ["--img-size", "32", "-b", "64", "--model", "tiny_poolformerv2"]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,7 +114,9 @@ def test_main_job_leaves_a_run(main_job):
     "explained.png",
     "snapshots"}
     states = {p.name for p in run.glob("state-*.pt")}
-    assert {p.name for p in run.iterdir()} == names | states and all(n in out for n in names | states) and len(states) == 2
+    assert (
+        {p.name for p in run.iterdir()} == names | states and all(n in out for n in names | states) and len(states) == 2
+    )
     about = yaml.safe_load((run / "args.yaml").read_text())
     settings = about["settings"]
     assert about["command"] == "metaformer-train" and about["versions"]["torch"] == torch.__version__
@@ -217,7 +220,8 @@ def test_flags_reach_the_model():
     assert model.stages[3][0].drop_path1.drop_prob == pytest.approx(0.3)
     assert model.head.head_dropout.p == 0.4 and model.num_classes == 12 and model.img_size == info.img_size == 32
     assert isinstance(optimizer, torch.optim.SGD)
-    assert (loaders[0].batch_size, loaders[0].num_workers, loaders[0].sampler.seed, loaders[0].dataset.seed) == (64, 1, 5, 5)
+    assert (loaders[0].batch_size, loaders[0].num_workers, loaders[0].sampler.seed,
+            loaders[0].dataset.seed) == (64, 1, 5, 5)
 
 
 def test_fine_tuning_starts_from_the_weights(two_epochs):
@@ -257,7 +261,8 @@ def shapes(stripes, tmp_path):
 
 
 def test_a_folder_of_images(shapes, tmp_path, capsys):
-    main([str(shapes), "--model", "tiny_caformer", "--epochs", "2", "-b", "16", "-j0", "--output", str(tmp_path / "out")])
+    main([str(shapes), "--model", "tiny_caformer", "--epochs", "2", "-b", "16", "-j0", "--output",
+          str(tmp_path / "out")])
     run = only_run(tmp_path / "out")
     assert run.name == "tiny_caformer-stripes-seed42"
     rows = summary(run)
@@ -360,7 +365,8 @@ def test_unreadable_image(shapes, capsys, tmp_path, workers):
     path = shapes / "train" / "fine" / "5.png"
     path.write_text("not an image")
     with pytest.raises(SystemExit) as caught:
-        main([str(shapes), "--model", "tiny_poolformerv2", "-b", "16", "-j", workers, "--output", str(tmp_path / "out")])
+        main([str(shapes), "--model", "tiny_poolformerv2", "-b", "16", "-j", workers, "--output",
+              str(tmp_path / "out")])
     last = capsys.readouterr().err.strip().split("\n")[-1]
     assert caught.value.code == 2
     assert last.startswith(f"metaformer-train: Cannot read the image {path}: ") and "holds only settings" in last
@@ -378,8 +384,10 @@ def last_words(capsys, status, *args):
 def test_a_rate_that_is_far_too_high(capsys, tmp_path):
     said = last_words(capsys, 1, *SMALL, "--lr", "1e12", "--warmup-epochs", "0", "--epochs", "3", "--output", tmp_path)
     assert re.search(
-    r"The loss (is (nan|inf)|or its gradient was no number for 10 updates in a row,) .*in epoch 1 .*try a tenth of the rate",
-     said)
+        r"The loss (is (nan|inf)|or its gradient was no number for 10 updates in a row,) .*in epoch 1 .*try a tenth of "
+        r"the rate",
+        said,
+    )
     assert "only settings" in said or "of epoch" in said
 
 
@@ -406,7 +414,8 @@ def test_weights_that_break_in_the_last_update(capsys, tmp_path, monkeypatch):
     assert "The validation loss is nan in epoch 1" in said and not list(only_run(tmp_path).glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("message, hint", [("CUDA out of memory. Tried to allocate 2 GiB", "Try a smaller --batch-size"),
+@pytest.mark.parametrize("message, hint",
+                         [("CUDA out of memory. Tried to allocate 2 GiB", "Try a smaller --batch-size"),
                                            ("DataLoader worker (pid 7) exited unexpectedly", "exited unexpectedly.")])
 def test_an_error_of_pytorch_is_one_sentence(message, hint, capsys, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
@@ -466,7 +475,9 @@ def test_a_signal_is_heard_between_two_updates(number, stripes, finished, capsys
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "update", update)
         said = last_words(capsys, 128 + number, stripes, *GO, "--output", tmp_path)
-    assert f"Stopped by {number.name}. " in said and "only settings; the same command with --resume auto goes on." in said
+    assert (
+        f"Stopped by {number.name}. " in said and "only settings; the same command with --resume auto goes on." in said
+    )
     assert signal.getsignal(number) == before
     run = only_run(tmp_path)
     assert [p.name for p in run.glob("state-*.pt")] == ["state-00000004.pt"]
@@ -545,7 +556,8 @@ def half(ended):
 
 
 def files(run):
-    return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.suffix not in (".yaml", ".png")}
+    return {str(p.relative_to(run)): p.read_bytes()
+            for p in run.rglob("*") if p.is_file() and p.suffix not in (".yaml", ".png")}
 
 
 def go(run, *args, resume="auto"):
@@ -614,7 +626,9 @@ def test_other_settings_are_named_and_hold(how, half, capsys):
     said = capsys.readouterr().err
     line = next(x for x in said.splitlines() if "goes on with other settings" in x)
     assert "weight_decay 0.05 → 0.2" in line and "epochs 2 → 3" in line and "resume" not in line
-    assert len(summary(half)) == 3 and yaml.safe_load((half / "args.yaml").read_text())["settings"]["weight_decay"] == 0.2
+    assert (
+        len(summary(half)) == 3 and yaml.safe_load((half / "args.yaml").read_text())["settings"]["weight_decay"] == 0.2
+    )
     state = torch.load(half / "state-00000018.pt", weights_only=True)
     assert {g["weight_decay"] for g in state["optimizer"]["param_groups"]} == {0, 0.2}
 

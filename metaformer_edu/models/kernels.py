@@ -81,7 +81,8 @@ def _star_grads(g, x, s, needs, ours): # gradients of x, s and b, those that are
 _fused = os.environ.get('METAFORMER_FUSED_STAR', '1') != '0'
 
 def set_fused_star(enable:bool=True):
-    "Let layers use the fused operations of this module, or their plain twins; METAFORMER_FUSED_STAR=0 starts with these."
+    """Let layers use the fused operations of this module, or their plain twins; METAFORMER_FUSED_STAR=0 starts with
+    these."""
     global _fused
     _fused = enable
 
@@ -129,7 +130,8 @@ def star_linear(x, # (…, in)
 
 def star_depthwise(x, # (B, H, W, C)
                    s, b, # of StarReLU, one number each: shape (1,)
-                   weight, bias:Optional[Tensor], padding:List[int], # of the convolution: (C, 1, k, k), (C,) and 2 numbers
+                   weight, bias:Optional[Tensor],
+                   padding:List[int], # of the convolution: (C, 1, k, k), (C,) and 2 numbers
                   ):
     "A depthwise convolution, stride 1, of `star_relu(x, s, b)`; training keeps x alone. (B, H, W, C) → (B, H, W, C)."
     if not torch.jit.is_scripting():

@@ -111,7 +111,8 @@ class MetaFormer(nn.Module):
         self.pretrained_cfg, self.notes = {}, '' # what timm wants to know, and a line for the card
         mixers = per_stage('token_mixers', token_mixers, len(dims))
         options = dict(token_mixer=[fit_mixer(m, h * w) for m, (h, w) in zip(mixers, self.grids)],
-                       depth=depths, drop_paths=drop_path_rates(drop_path_rate, depths), norm_layer=norm_layers, mlp=mlps,
+                       depth=depths, drop_paths=drop_path_rates(drop_path_rate, depths), norm_layer=norm_layers,
+                       mlp=mlps,
                        layer_scale_init_value=layer_scale_init_values, res_scale_init_value=res_scale_init_values)
         options = {name: per_stage(f'{name}s', value, len(dims)) for name, value in options.items()}
         self.downsample_layers = downsamplings(in_chans, dims)
@@ -149,7 +150,8 @@ def forward(self:MetaFormer, x): return self.forward_head(self.forward_features(
 # %% ../../nbs/models/metaformer.ipynb #19042a16
 @patch
 def reset_classifier(self:MetaFormer, num_classes:int, global_pool:str=None):
-    "A new classifier for `num_classes`; 0 removes it. `global_pool` None leaves the pooling; ValueError for a wrong one."
+    """A new classifier for `num_classes`; 0 removes it. `global_pool` None leaves the pooling; ValueError for a
+    wrong one."""
     pool = self.global_pool if global_pool is None else global_pool
     if pool not in ('avg', ''): raise ValueError(f"global_pool is 'avg' or '', not {pool!r}.")
     self.num_classes, self.head_hidden_size, self.global_pool = num_classes, self.num_features, pool

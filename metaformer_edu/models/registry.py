@@ -112,7 +112,8 @@ def timm_cfg(row:Row)->dict:
     size, head = (row.resolution,) * 2, 'head.fc2' if FAMILIES[row.family].get('mlp_head') else 'head'
     return dict(architecture=row.name, url=row.url or '', num_classes=row.num_classes,
                 input_size=(3, *size), fixed_input_size=row.family == 'randformer',
-                pool_size=(row.resolution // 32,) * 2, crop_pct=1.0, interpolation='bicubic', mean=IMAGENET_DEFAULT_MEAN,
+                pool_size=(row.resolution // 32,) * 2, crop_pct=1.0, interpolation='bicubic',
+                mean=IMAGENET_DEFAULT_MEAN,
                 std=IMAGENET_DEFAULT_STD, classifier=head, first_conv='downsample_layers.0.conv', license='apache-2.0')
 
 # %% ../../nbs/models/registry.ipynb #39d99c20
@@ -185,7 +186,8 @@ def _entrypoint(row:ModelSpec):
     return entrypoint
 
 def register_with_timm():
-    "Make every row available as `timm.create_model('edu_<name>')`; importing this module does it, and twice is harmless."
+    """Make every row available as `timm.create_model('edu_<name>')`; importing this module does it, and twice is
+    harmless."""
     names = list(globals().get('__all__', []))
     for row in MODELS.values():
         if not is_model(f'edu_{row.name}'): register_model(_entrypoint(row))

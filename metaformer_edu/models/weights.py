@@ -144,8 +144,10 @@ def misfit(state:dict, own:dict, few:int=3)->str: # '' if all fits
     text = '; '.join(f'{len(keys)} {kind}: {first(keys)}' for kind, keys in kinds.items() if keys)
     tokens = max([len(state[k]) for k in shapes if k.endswith('random_matrix')], default=0)
     if tokens:
-        text += ('. RandFormer mixes with fixed random matrices, one row for each token, so its weights fit only the '
-                 f'resolution they were trained at: build it with img_size={16 * math.isqrt(tokens)} and resize the images')
+        text += (
+            '. RandFormer mixes with fixed random matrices, one row for each token, so its weights fit only the '
+            f'resolution they were trained at: build it with img_size={16 * math.isqrt(tokens)} and resize the images'
+        )
     return text
 
 def load_weights(model:MetaFormer, source,

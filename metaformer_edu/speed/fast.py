@@ -24,7 +24,8 @@ from .folding import fold, folds
 
 # %% ../../nbs/speed/fast.ipynb #3bd0d91b
 class ProductAttention(Attention):
-    "Attention as two products of matrices and a softmax: quicker than SDPA on a CPU while a head's matrix fits the cache."
+    """Attention as two products of matrices and a softmax: quicker than SDPA on a CPU while a head's matrix fits the
+    cache."""
     def forward(self, x):
         B, H, W, _ = x.shape
         q, k, v = self.qkv(x).view(B, H * W, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
@@ -69,7 +70,8 @@ def _first_line(error)->str: return (str(error).strip() or type(error).__name__)
 def _compiler(device): # how to compile while it lasts
     import torch._dynamo.config as dynamo, torch._inductor.config as inductor
     limit = 'recompile_limit' if hasattr(dynamo, 'recompile_limit') else 'cache_size_limit' # before PyTorch 2.7
-    with torch.no_grad(), dynamo.patch({limit: 256}), inductor.patch(freezing=device == 'cpu'), warnings.catch_warnings():
+    with torch.no_grad(), dynamo.patch({limit: 256}), inductor.patch(freezing=device
+                                                                     == 'cpu'), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR) # it misses a GPU that nobody asked for
         yield
@@ -92,7 +94,11 @@ def in_bfloat16(candidate:Candidate, example)->Candidate:
     if candidate.dtype != torch.float32: raise ValueError(f'it computes in {str(candidate.dtype)[6:]}')
     cpu = example.device.type == 'cpu'
     onednn = torch.backends.mkldnn.is_available()
-    able = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported() if cpu else example.is_cuda and torch.cuda.is_bf16_supported()
+    able = (
+        onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if cpu
+        else example.is_cuda and torch.cuda.is_bf16_supported()
+    )
     if not able: raise ValueError('the device has no units for it')
     return replace(candidate, net=copy.deepcopy(candidate.net).bfloat16(), dtype=torch.bfloat16)
 
@@ -120,7 +126,8 @@ def folded_and_compiled(candidate:Candidate, example)->Candidate:
 STEPS = {'folded': folded, 'bfloat16': in_bfloat16,
          'attention as products': lambda c, example: replace(c, net=as_products(c.net)),
          'channels last': lambda c, example: replace(c, net=copy.deepcopy(c.net).to(memory_format=torch.channels_last)),
-         'half the batch at a time': halved, 'a quarter at a time': halved, 'compiled': compiled, 'folded and compiled': folded_and_compiled}
+         'half the batch at a time': halved, 'a quarter at a time': halved, 'compiled': compiled,
+         'folded and compiled': folded_and_compiled}
 
 # %% ../../nbs/speed/fast.ipynb #c64db683
 def distance(y, truth)->float:
@@ -144,7 +151,8 @@ class Fast(nn.Module):
         first = self.steps[0]['images/s']
         return Table({'step': s['step'], 'images/s': f"{s['images/s']:.4g}" if s['images/s'] else '',
                       'times': f"{s['images/s'] / first:.2f}" if s['images/s'] else '',
-                      'moved': f"{s['moved']:.0e}" if s['moved'] is not None else '', 'taken': 'yes' if s['taken'] else 'no',
+                      'moved': f"{s['moved']:.0e}" if s['moved'] is not None else '',
+                      'taken': 'yes' if s['taken'] else 'no',
                       'why': s['why']} for s in self.steps)
 
     def _repr_html_(self): return self.report._repr_html_()
@@ -152,9 +160,12 @@ class Fast(nn.Module):
 
 # %% ../../nbs/speed/fast.ipynb #4514cc57
 def _check(model, example):
-    if not isinstance(model, nn.Module): raise ValueError(f'fast wants a module to make quick, and got {type(model).__name__}.')
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'fast wants a module to make quick, and got {type(model).__name__}.')
     if not (isinstance(example, torch.Tensor) and example.is_floating_point() and example.ndim and len(example)):
-        raise ValueError('fast wants an example to measure with: a batch of images such as torch.randn(16, 3, 224, 224).')
+        raise ValueError(
+            'fast wants an example to measure with: a batch of images such as torch.randn(16, 3, 224, 224).'
+        )
     for t in [*model.parameters(), *model.buffers()]:
         if t.device != example.device:
             raise ValueError(f'The model is on {t.device} and the example on {example.device}: move one with .to(…).')
@@ -186,7 +197,8 @@ def fast(model:nn.Module, # a MetaFormer, one of its blocks, or any module that 
         if name not in STEPS: raise ValueError(did_you_mean(name, STEPS, 'step'))
     best = Candidate(copy.deepcopy(unwrap_model(model)).eval().requires_grad_(False), example.dtype)
     try: truth = best(example)
-    except (RuntimeError, TypeError) as error: raise ValueError(f'The model cannot take this example: {_first_line(error)}') from error
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'The model cannot take this example: {_first_line(error)}') from error
     start = clock(lambda: best(example), rounds=rounds, device=example.device)[0]
     steps = [{'step': 'as it is', 'images/s': len(example) / min(start), 'moved': 0., 'taken': True, 'why': ''}]
     for name, change in STEPS.items():
@@ -211,7 +223,8 @@ def _run_torch(path):
 # %% ../../nbs/speed/fast.ipynb #3c1a8da7
 def _to_onnx(model, example, path):
     try: import onnxscript, onnxruntime # noqa: F401
-    except ImportError: raise ExportError("ONNX needs three more packages: pip install 'metaformer_edu[onnx]'.") from None
+    except ImportError:
+        raise ExportError("ONNX needs three more packages: pip install 'metaformer_edu[onnx]'.") from None
     with redirect_stdout(StringIO()): # it reports its progress
         torch.onnx.export(model, (example,), path, dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch', min=1)},),
                           input_names=['images'], output_names=['answers'], external_data=False)
@@ -228,7 +241,8 @@ FORMATS = {'torch.export': (_to_torch, _run_torch, '.pt2'), 'onnx': (_to_onnx, _
 # %% ../../nbs/speed/fast.ipynb #0f0fb812
 def _example(model, example):
     if example is not None: return example.detach().cpu().float()
-    if not hasattr(model, 'img_size'): raise ValueError('Give an example to trace with: a batch of images such as torch.randn(2, 3, 224, 224).')
+    if not hasattr(model, 'img_size'):
+        raise ValueError('Give an example to trace with: a batch of images such as torch.randn(2, 3, 224, 224).')
     return torch.randn(2, model.in_chans, *as_pair(model.img_size), generator=torch.Generator().manual_seed(0))
 
 # %% ../../nbs/speed/fast.ipynb #8690349c
@@ -260,6 +274,9 @@ def export(model:nn.Module, # as from `create_model`; in eval mode, on the CPU a
     example = _example(model, example)
     if len(example) < 2: example = torch.cat([example, example]) # a batch of one would be taken for a constant
     data, apart = _written(model, format, path, example)
-    if not apart <= tolerance: raise ExportError(f'The {format} file answers {apart:.1e} away from the model, more than {tolerance}: nothing was written.')
+    if not apart <= tolerance:
+        raise ExportError(
+            f'The {format} file answers {apart:.1e} away from the model, more than {tolerance}: nothing was written.'
+        )
     write_atomically(path, lambda file: file.write(data))
     return dict(format=format, path=str(path), megabytes=len(data) / 1e6, distance=apart)

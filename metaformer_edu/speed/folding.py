@@ -84,7 +84,8 @@ class BareNorm(nn.Module):
         self.register_buffer('ones', torch.ones(channels), persistent=False)
 
     def forward(self, x):
-        if self.dims == 1: return F.layer_norm(x, self.ones.shape, self.ones, None, self.eps) # without the ones PyTorch is slower
+        if self.dims == 1: # without the ones PyTorch is slower
+            return F.layer_norm(x, self.ones.shape, self.ones, None, self.eps)
         return F.group_norm(x.permute(0, 3, 1, 2), 1, self.ones, None, self.eps).permute(0, 2, 3, 1)
 
 NORMS = {LayerNormWithoutBias: 1, LayerNormGeneral: 3, nn.LayerNorm: 1} # type -> the axes that it normalises over
@@ -117,7 +118,8 @@ def join(x, branch, scale:nn.Module):
 
 class FoldedBlock(MetaFormerBlock):
     "A `MetaFormerBlock` whose residual joins in one pass. (B, H, W, C) → (B, H, W, C)."
-    def mix(self, x): return join(x, self.layer_scale1(self.drop_path1(self.token_mixer(self.norm1(x)))), self.res_scale1)
+    def mix(self, x):
+        return join(x, self.layer_scale1(self.drop_path1(self.token_mixer(self.norm1(x)))), self.res_scale1)
 
     def forward(self, x):
         x = self.mix(x)
@@ -127,12 +129,15 @@ class FoldedBlock(MetaFormerBlock):
 def one_over_sigma(x, eps:float)->torch.Tensor: # (B, 1, 1, 1)
     "What LayerNormGeneral divides by: 1 / σ of all numbers of an image, with `eps` beside the variance."
     B, H, W, C = x.shape
-    if x.device.type != 'cpu' or torch.compiler.is_compiling(): return torch.rsqrt(x.var((1, 2, 3), correction=0, keepdim=True) + eps)
-    stats = torch.native_group_norm(x.permute(0, 3, 1, 2), None, None, B, C, H * W, 1, eps) # in eager mode var is 15 times slower
+    if x.device.type != 'cpu' or torch.compiler.is_compiling():
+        return torch.rsqrt(x.var((1, 2, 3), correction=0, keepdim=True) + eps)
+    # in eager mode var is 15 times slower
+    stats = torch.native_group_norm(x.permute(0, 3, 1, 2), None, None, B, C, H * W, 1, eps)
     return stats[2].view(B, 1, 1, 1)
 
 class PoolingBlock(FoldedBlock):
-    "A `MetaFormerBlock` of LayerNormGeneral and Pooling: x moves towards its neighbourhood by w / σ. (B, H, W, C) → (B, H, W, C)."
+    """A `MetaFormerBlock` of LayerNormGeneral and Pooling: x moves towards its neighbourhood by w / σ. (B, H, W, C)
+    → (B, H, W, C)."""
     def mix(self, x):
         exact, r = torch.promote_types(x.dtype, torch.float32), self.res_scale1
         a = self.norm1.weight.to(exact) * one_over_sigma(x, self.norm1.eps).to(exact)
@@ -163,7 +168,8 @@ def fold_half(block:MetaFormerBlock, half:int)->Counter: # 1: token mixer, 2: ML
     branch = block.token_mixer if half == 1 else block.mlp
     inside = known(branch, *FIRST)
     first, last = (getattr(branch, names[type(branch)]) if inside else None for names in (FIRST, LAST))
-    drops = [getattr(block, f'drop_path{half}'), *(getattr(branch, n) for n in ('drop', 'proj_drop') if hasattr(branch, n))]
+    drops = [getattr(block, f'drop_path{half}'),
+             *(getattr(branch, n) for n in ('drop', 'proj_drop') if hasattr(branch, n))]
     end = norm if known(branch, *PER_CHANNEL) and has_weight(norm) else last
     if known(scale, Scale) and all(known(d, *DROP) for d in drops) and (end is norm or known(end, *LINEARS)):
         setattr(block, f'layer_scale{half}', scale_into(scale, end))
@@ -177,9 +183,12 @@ def fold_half(block:MetaFormerBlock, half:int)->Counter: # 1: token mixer, 2: ML
 def averages(mixer:nn.Module)->bool:
     "Is it our Pooling, with a mean over neighbours that leaves the grid as it is and counts no padding?"
     pool = getattr(mixer, 'pool', None)
-    if not (known(mixer, Pooling) and known(pool, nn.AvgPool2d)) or pool.count_include_pad or pool.ceil_mode: return False
+    if not (known(mixer, Pooling) and known(pool, nn.AvgPool2d)) or pool.count_include_pad or pool.ceil_mode:
+        return False
     same = lambda k, s, p: s == 1 and k == 2 * p + 1
-    return pool.divisor_override is None and all(map(same, *(_pair(v) for v in (pool.kernel_size, pool.stride, pool.padding))))
+    return pool.divisor_override is None and all(
+        map(same, *(_pair(v) for v in (pool.kernel_size, pool.stride, pool.padding)))
+    )
 
 def _pair(v): return tuple(v) if isinstance(v, (tuple, list)) else (v, v)
 

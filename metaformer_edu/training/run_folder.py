@@ -54,7 +54,8 @@ def newest_state(folder:Path)->dict: # None if there is none
 
 # %% ../../nbs/training/run_folder.ipynb #21fab03a
 SAME_RESULT = {'output', 'experiment', 'resume', 'device', 'workers', 'threads', 'log_interval', 'recovery_interval',
-               'snapshots', 'tensorboard', 'batch_size', 'grad_accum_steps', 'validation_batch_size', 'grad_checkpointing',
+               'snapshots', 'tensorboard', 'batch_size', 'grad_accum_steps', 'validation_batch_size',
+               'grad_checkpointing',
                'torchcompile', 'warning', 'usual_lr'} # settings that may differ between two parts of one run
 
 def differences(a:dict, b:dict)->list: # as 'lr 0.002 → 0.004'
@@ -168,7 +169,8 @@ class SaveEpoch(Callback):
         if rank() == 0: self.folder.write_log(trainer.log)
 
 class SaveStates(Callback):
-    "Writes states to go on from: every so many updates, at each epoch's end before it is measured, and at the very end."
+    """Writes states to go on from: every so many updates, at each epoch's end before it is measured, and at the very
+    end."""
     order = 90
 
     def __init__(self, folder:RunFolder, every:int=0): # updates; 0: only at the ends of epochs

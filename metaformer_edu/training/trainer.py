@@ -243,8 +243,10 @@ def state(self:Trainer)->dict: # all processes must ask, since each has its own 
 def load(self:Trainer, state:dict):
     "Go on from a state; ValueError if it is another model's, or cuts the epoch in another way."
     if 0 < state['step'] < state['steps'] != self.steps:
-        raise ValueError(f"The state is from the middle of an epoch of {state['steps']} updates, and here are {self.steps}:"
-                         ' keep the number of images in an update, or resume from a state at the end of an epoch.')
+        raise ValueError(
+            f"The state is from the middle of an epoch of {state['steps']} updates, and here are {self.steps}:"
+            ' keep the number of images in an update, or resume from a state at the end of an epoch.'
+        )
     try:
         self.model.load_state_dict(state['state_dict'])
         for callback in self.callbacks:
