@@ -11,7 +11,8 @@ from torch import nn
 
 from metaformer_edu.models.mixers import MIXERS, Attention, Pooling, RandomMixing, SepConv
 from metaformer_edu.models.metaformer import MetaFormer
-from metaformer_edu.interpret.swap import Nothing, check_mixer
+from metaformer_edu.interpret.swap import Nothing
+from metaformer_edu.models.check_mixer import check_mixer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from metaformer_edu.interpret import contact_sheet
 from metaformer_edu.data.loading import DataError, load_data, worst_first
-from metaformer_edu.interpret.cam import METHODS, explain, headline, imagenet_classes
+from metaformer_edu.interpret.cam import METHODS, explain, map_title, imagenet_classes
 from metaformer_edu.interpret.contact_sheet import (
     PER_SHEET, contact_sheet, find_images, good_stage, main, parse, read_photo, sheet_of_run)
 from metaformer_edu.validate import predict
@@ -534,7 +534,7 @@ def test_a_sheet_shows_image_map_and_five_classes(n, ncols):
     assert fig.get_suptitle() == "a note" and len(parts(fig)) == ncols * -(-n // ncols)
     for i, (left, middle, right) in enumerate(parts(fig)[:n]):
         assert left.get_title() == f"file {i}.png" and np.array_equal(left.images[0].get_array(), shown.pictures[i])
-        assert middle.get_title() == headline(shown, i, names) and middle.images
+        assert middle.get_title() == map_title(shown, i, names) and middle.images
         values, labels = shown.probabilities[i].topk(5)
         assert [t.get_text() for t in right.texts] == [f"{v:4.0%} name {label}" for v, label in zip(values.tolist(), labels.tolist())]
         assert [bar.get_width() for bar in right.patches] == pytest.approx(values.tolist())
@@ -573,7 +573,7 @@ def test_the_sheet_of_a_run(data, monkeypatch):
     for i, (left, middle, _) in zip(chosen, parts(fig)):
         k = chosen.index(i)
         assert left.get_title() == f"is {info.class_names[few[i][1]]}" and np.allclose(left.images[0].get_array(), info.picture(few[i][0]).permute(1, 2, 0), atol=1e-6)
-        assert middle.get_title() == headline(shown, k, info.class_names)
+        assert middle.get_title() == map_title(shown, k, info.class_names)
         outlines = [c for c in middle.collections if to_hex(c.get_edgecolor()) == "#ffffff"]
         assert len(outlines) == (data != "digits")
         if outlines:

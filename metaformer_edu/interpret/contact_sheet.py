@@ -21,7 +21,7 @@ from ..training.processes import open_device
 from ..validate import Parser, classes_of, number, plainly
 from ..training.run_folder import new_folder, read_about
 from .cam import (
-    METHODS, Explanation, class_title, draw_map, draw_scale, explain, find_stage, headline, imagenet_classes)
+    METHODS, Explanation, class_title, draw_map, draw_scale, explain, find_stage, map_title, imagenet_classes)
 
 # %% ../../nbs/interpret/contact_sheet.ipynb #817927df
 def read_photo(path)->Image.Image: # RGB
@@ -71,7 +71,7 @@ def contact_sheet(shown:Explanation, # any number of images; see `explain`
     for ax in axs.flat: ax.axis('off')
     for i, (left, middle, right) in enumerate(axs.reshape(-1, 3)[:len(shown.maps)]):
         left.imshow(shown.pictures[i]), left.set_title(str(titles[i])[:24] if i < len(titles) else '', fontsize='small', parse_math=False)
-        draw_map(middle, shown.pictures[i], shown.maps[i], headline(shown, i, class_names), None if masks is None else masks[i])
+        draw_map(middle, shown.pictures[i], shown.maps[i], map_title(shown, i, class_names), None if masks is None else masks[i])
         draw_top(right, shown.probabilities[i], shown.targets[i], class_names)
     draw_scale(fig, axs)
     fig.suptitle(note)

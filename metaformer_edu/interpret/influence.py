@@ -18,7 +18,7 @@ from torch.func import functional_call
 from ..core.basics import Capture, close, show_matrix, to_array
 from ..models.mixers import Attention, Identity, Pooling, RandomMixing
 from ..models.metaformer import Pyramid, to_tokens
-from .cam import undisturbed
+from .cam import frozen_eval
 
 # %% ../../nbs/interpret/influence.ipynb #4164b20f
 def squared_norms(f, # (B, H, W, C) → (B, H', W', C')
@@ -51,7 +51,7 @@ def directions_of(y, # any tensor with the channels last
 @contextmanager
 def measuring(module:nn.Module):
     "Evaluation mode and gradients inside, whatever stands around; afterwards every submodule has its mode back."
-    with undisturbed(module):
+    with frozen_eval(module):
         tensors = [*module.named_parameters(), *module.named_buffers()]
         usable = {n: t.clone() for n, t in tensors if t.is_inference()}
         yield partial(functional_call, module, usable) if usable else module

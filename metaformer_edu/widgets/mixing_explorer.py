@@ -16,7 +16,7 @@ from torch import nn
 from ..core.basics import Capture, write_whole
 from ..models.mixers import MIXERS, Attention, SepConv
 from ..models.metaformer import Pyramid, fit_mixer, init_weights
-from ..interpret.cam import to_batch, to_pictures, with_names
+from ..interpret.cam import to_batch, to_pictures, name_models
 from ..interpret.influence import (
     CLOSED_FORMS, closed_form, influence, measuring, on_grid, one_grid, plain)
 from ..interpret.swap import bare
@@ -152,7 +152,7 @@ class Listeners:
                  image=None): # as for `see`; None: a photograph
         self.alone = isinstance(models, nn.Module)
         if models is None: models = example_models()
-        elif not isinstance(models, dict): models = with_names(models if isinstance(models, (list, tuple)) else [models])
+        elif not isinstance(models, dict): models = name_models(models if isinstance(models, (list, tuple)) else [models])
         self.models = {str(name): bare(model) for name, model in models.items()}
         if not self.models: raise ValueError('Give at least one model.')
         depths = zip(*([len(stage) for stage in m.stages] for m in self.models.values()))

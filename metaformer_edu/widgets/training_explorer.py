@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from ..core.basics import did_you_mean, distinct
 from ..training.run_folder import read_about, read_log
-from ..interpret.cam import blend, class_title
+from ..interpret.cam import overlay, class_title
 from ..interpret.contact_sheet import Snapshots, read_snapshots
 from .base import (
     FAINT, INK, PALE, SERIES, Drawing, Explorer, Shown, dropdown, example_runs, new_figure)
@@ -150,7 +150,7 @@ def overlays(pictures:torch.Tensor, # (N, H, W, 3), 0 to 1
             )->np.ndarray: # (N, H, W, 3), 0 to 1
     "Pictures under their maps."
     maps = F.interpolate(maps[:, None] / 255, pictures.shape[1:3], mode='bilinear')[:, 0]
-    return blend(pictures.numpy(), maps.numpy())
+    return overlay(pictures.numpy(), maps.numpy())
 
 # %% ../../nbs/widgets/training_explorer.ipynb #76b02bd4
 def side_by_side(pictures, gap:int)->np.ndarray: # (n, H, W, 3), 0 to 1; pixels of nothing after each → (H, n * (W + gap), 4), 0 to 255
