@@ -14,13 +14,13 @@ Where timm is already imported, its `create_model` knows our models as `edu_<nam
 import importlib
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "create_model": "models.registry", "list_models": "models.registry", "MetaFormer": "models.metaformer",
-    "MIXERS": "models.mixers", "load_data": "data.loading", "Trainer": "training.trainer", "fit": "training.trainer",
-    "evaluate": "validate", "predict": "validate", "explain": "interpret.cam", "influence": "interpret.influence",
-    "fast": "speed.fast", "explore_activation": "widgets.base", "explore_model": "widgets.model_explorer",
+    "MIXERS": "models.mixers", "load_data": "data.datasets", "Trainer": "training.trainer", "fit": "training.trainer",
+    "evaluate": "training.evaluate", "predict": "training.evaluate", "explain": "interpret.cam", "influence": "interpret.influence",
+    "fast": "speed.fast", "explore_activation": "widgets.activation_explorer", "explore_model": "widgets.model_explorer",
     "explore_mixing": "widgets.mixing_explorer", "explore_cam": "widgets.cam_explorer",
     "explore_training": "widgets.training_explorer",
 }

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer_edu.commands import benchmark as command
-from metaformer_edu.speed import benchmark
-from metaformer_edu.commands.benchmark import (
-    bench_loader, draw_bench, main, open_loader, parse, rate, read_bench, summary, write_photos)
-from metaformer_edu.speed.benchmark import (
-    Contender, as_row, bench_model, ceiling, contenders, differs, in_timm, peak_memory, peak_of_child, ratios,
-    stored_activations, take_turns, turn, twins, warm_up)
+import metaformer_edu.speed.roofline as roofline
+from metaformer_edu.commands import benchmark
+from metaformer_edu.commands.benchmark import main, parse, read_bench
 from metaformer_edu.models.registry import MODELS, get_row
+from metaformer_edu.speed import benchmark
+from metaformer_edu.speed.benchmark import (
+    Contender, as_row, bench_loader, bench_model, bench_table, ceiling, contenders, differs, draw_bench, in_timm,
+    open_loader, peak_memory, peak_of_child, rate, ratios, stored_activations, take_turns, turn, twins, warm_up,
+    write_photos)
 
 SMALL = ["--img-size", "32", "-b", "2", "--rounds", "2", "--threads", "1", "--device", "cpu"]
 TINY = dict(batch_size=2, img_size=32)
@@ -32,7 +33,7 @@ def here(tmp_path, monkeypatch):
 def quick(monkeypatch):
     "No turn lasts, and ceilings are known: for tests of all but the times."
     monkeypatch.setattr(benchmark, "TURN", 0)
-    monkeypatch.setattr(command, "ceilings", lambda device, dtype: type("C", (), dict(flops=1e11)))
+    monkeypatch.setattr(roofline, "ceilings", lambda device, dtype: type("C", (), dict(flops=1e11)))
 
 
 class FakeClock:
@@ -187,10 +188,10 @@ def test_the_ceiling_is_that_of_the_precision():
 
 
 def test_the_table_says_what_there_is():
-    found = summary(dict(rows=[row("timm", [1.]), row("ours", [0.5], ceiling=40., stored=2.5e6, peak=None, difference=0.)]))
+    found = bench_table(dict(rows=[row("timm", [1.]), row("ours", [0.5], ceiling=40., stored=2.5e6, peak=None, difference=0.)]))
     assert found[1] == {"": "m, inference", "contender": "ours eager float32", "images/s": "20 (20 to 20)", "times timm": "2.00 (2.00 to 2.00)",
                         "of ceiling": "50%", "kept an image": "2.5 MB", "differs": "0e+00"}
-    assert found[0]["times timm"] is None and "peak" not in found[0] and summary(dict(rows=[])) == []
+    assert found[0]["times timm"] is None and "peak" not in found[0] and bench_table(dict(rows=[])) == []
 
 
 @pytest.mark.parametrize("value, text", [(13.72, "13.7"), (0.1234, "0.123"), (1825.4, "1,825"), (100, "100")])
@@ -375,14 +376,14 @@ def test_ctrl_c_keeps_what_is_measured(capsys, quick, monkeypatch):
 
 def test_ctrl_c_before_anything_is_measured(capsys, quick, monkeypatch):
     def stopped(*_, **__): raise KeyboardInterrupt
-    monkeypatch.setattr(command, "bench_model", stopped)
+    monkeypatch.setattr(benchmark, "bench_model", stopped)
     status, _, err = called(capsys, "tiny_caformer", *SMALL)
     assert status == 130 and err[-1] == "metaformer-bench: Stopped by you. Nothing was measured." and not os.listdir(".")
 
 
 def test_what_fails_later_keeps_what_was_measured_before(capsys, quick, monkeypatch):
     def full(*_, **__): raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-    monkeypatch.setattr(command, "bench_loader", full)
+    monkeypatch.setattr(benchmark, "bench_loader", full)
     status, _, err = called(capsys, "tiny_identityformer", "--what", "inference", "loader", *SMALL)
     assert status == 1 and "--batch-size" in err[-1] and err[-1].endswith("bench.json holds what was measured.") and len(read_bench("bench.json")["rows"]) == 2
 
@@ -429,7 +430,7 @@ def test_no_gpu(capsys):
 
 
 def test_no_bfloat16(capsys, quick, monkeypatch):
-    monkeypatch.setattr(command, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(benchmark, "has_bfloat16", lambda device: False)
     assert "cpu does not compute in bfloat16: say --dtype float32." in refused(capsys, "tiny_caformer", *SMALL, "--dtype", "bfloat16")
     status, _, err = called(capsys, "tiny_caformer", "--sides", "ours", *SMALL)
     assert status == 0 and err == ["metaformer-bench: cpu does not compute in bfloat16: only float32 is measured."]
@@ -445,7 +446,7 @@ def test_no_compiler(capsys, quick, monkeypatch):
 
 
 def test_the_device_can_do_what_it_can():
-    assert command.has_bfloat16(torch.device("cpu")) and not command.has_bfloat16(torch.device("meta"))
+    assert benchmark.has_bfloat16(torch.device("cpu")) and not benchmark.has_bfloat16(torch.device("meta"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [], "machine": {}}', '{"rows": [{}], "machine": {}, "ceilings": {}}',
@@ -492,7 +493,7 @@ def many(models=3, whats=("inference", "training")):
             if what == "inference":
                 rows.append(row("fast", [0.01, 0.012, 0.011], "", "", model, what, images=100, ceiling=17000.))
     rows += [row(side, [1., 1.1, 1.3], f"{n} workers", "", "JPEG files", "loader", per_core=9.) for n in (0, 16) for side in ("timm", "ours")]
-    return dict(rows=rows, machine=command.machine(torch.device("cpu")), ceilings={})
+    return dict(rows=rows, machine=benchmark.machine_facts(torch.device("cpu")), ceilings={})
 
 
 @pytest.mark.parametrize("models, whats", [(3, ("inference", "training")), (1, ("inference",)), (0, ())])
@@ -520,7 +521,7 @@ def test_bars_are_as_long_as_the_rates():
 
 
 def test_kept_runs_can_be_drawn():
-    folder = os.path.join(os.path.dirname(command.__file__), "logs")
+    folder = os.path.join(os.path.dirname(benchmark.__file__), "logs")
     kept = [name[:-5] for name in os.listdir(folder) if name.startswith("bench_") and name.endswith(".json")]
     assert kept
     for name in kept:

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaformer_edu.models.mixers import MIXERS, Attention, Pooling, RandomMixing, SepConv
-from metaformer_edu.models.metaformer import MetaFormer
 from metaformer_edu.interpret.swap import Nothing
 from metaformer_edu.models.check_mixer import check_mixer
+from metaformer_edu.models.metaformer import MetaFormer
+from metaformer_edu.models.mixers import Attention, MIXERS, Pooling, RandomMixing, SepConv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

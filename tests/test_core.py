@@ -10,8 +10,10 @@ from torch import nn
 
 import golden
 from metaformer_edu.core.basics import (
-    Capture, Table, check, count_macs, count_params, did_you_mean, get_device, human, macs_by_module, sample_photo,
-    seed_everything, set_style, show_images, show_matrix, to_array, trace_shapes)
+    Capture, check, count_macs, count_params, get_device, macs_by_module, patch, sample_photo, seed_everything,
+    set_style, show_images, show_matrix, to_array, trace_shapes)
+from metaformer_edu.core.errors import did_you_mean
+from metaformer_edu.core.files import Table, human
 from metaformer_edu.models.registry import create_model
 
 X = golden.images(64, dtype=torch.float32)
@@ -337,3 +339,37 @@ def test_check_lets_an_interrupt_through():
 
 def test_no_images_are_an_empty_figure():
     assert not any(ax.images for ax in show_images([]).axes)
+
+
+# --- a class over several cells ---
+
+def test_patch_adds_functions_and_properties():
+    class Square:
+        def __init__(self, side):
+            self.side = side
+
+    class Child(Square):
+        pass
+
+    @patch
+    def scaled(self: Square, k=2):
+        "Documented."
+        return type(self)(k * self.side)
+
+    @patch
+    @property
+    def area(self: Square):
+        return self.side ** 2
+
+    assert scaled is None and area is None
+    assert Child(3).scaled().area == 36 and isinstance(Child(3).scaled(), Child)
+    assert Square.scaled.__doc__ == "Documented." and Square.scaled.__qualname__ == f"{Square.__qualname__}.scaled"
+    assert Square.area.fget.__qualname__ == f"{Square.__qualname__}.area" and Square.scaled.__module__ == __name__
+
+
+def test_the_model_is_one_class_with_its_methods():
+    from metaformer_edu.models import metaformer as model
+    own = {n for n, f in vars(model.MetaFormer).items() if getattr(f, "__module__", "") == "metaformer_edu.models.metaformer" and n[0] != "_"}
+    assert own >= {"forward", "forward_features", "forward_head", "forward_intermediates", "reset_classifier", "set_grad_checkpointing"}
+    assert model.MetaFormer.__mro__[1] is torch.nn.Module and not own & set(model.__all__)
+    assert all(vars(model.MetaFormer)[n].__qualname__ == f"MetaFormer.{n}" for n in own)

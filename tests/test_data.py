@@ -10,12 +10,14 @@ from PIL import Image
 from sklearn import datasets
 from torch.utils.data import TensorDataset
 
-from metaformer_edu.data.loading import loading
-from metaformer_edu.data.loading import (
-    SOURCES, DataError, EpochSampler, Pictures, imagenet_transforms, load_data, load_digits, load_folder,
-    load_shapes, load_val, make_loaders)
-from metaformer_edu.models.registry import imagenet_labels
-from metaformer_edu.data.shapes import TASKS, draw
+from metaformer_edu.core.errors import DataError
+from metaformer_edu.data import folders, transforms
+from metaformer_edu.data.datasets import SOURCES, load_data, load_digits, load_shapes, load_val
+from metaformer_edu.data.folders import SkipUnreadable, load_folder
+from metaformer_edu.data.loaders import EpochSampler, make_loaders, show_batch, show_predictions
+from metaformer_edu.data.shapes import TASKS, draw_example
+from metaformer_edu.data.transforms import DataInfo, ImageDataset, imagenet_transforms, seeded_rng
+from metaformer_edu.models.weights import imagenet_labels
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def first(pictures, n):
     "The same pictures, of the first n images alone."
-    return Pictures([pictures.images[i] for i in range(n)], pictures.transform, pictures.seed)
+    return ImageDataset([pictures.images[i] for i in range(n)], pictures.transform, pictures.seed)
 
 
 # --- digits ---
@@ -78,7 +80,7 @@ def photo(size=80):
 def pictures(request):
     if request.param == "digits":
         return first(load_digits(32)[0], 6)
-    return Pictures([(photo(), i) for i in range(6)], imagenet_transforms(48)[0])
+    return ImageDataset([(photo(), i) for i in range(6)], imagenet_transforms(48)[0])
 
 
 def test_a_picture_does_not_depend_on_what_came_before(pictures):
@@ -89,7 +91,7 @@ def test_a_picture_does_not_depend_on_what_came_before(pictures):
     for k in keys:
         assert torch.equal(there[k], back[k]), k
     assert len({t.numpy().tobytes() for t in there.values()}) == len(keys)  # and no two are alike
-    other = Pictures(pictures.images, pictures.transform, seed=1)
+    other = ImageDataset(pictures.images, pictures.transform, seed=1)
     assert not any(torch.equal(other[k][0], there[k]) for k in keys)
 
 
@@ -107,7 +109,7 @@ def test_the_dice_are_put_back_after_an_error():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    with pytest.raises(ZeroDivisionError), loading.dice(0, 0, 0):
+    with pytest.raises(ZeroDivisionError), seeded_rng(0, 0, 0):
         torch.rand(3), 1 / 0
     assert torch.equal(torch.rand(1), expected)
 
@@ -221,6 +223,12 @@ def test_folder(root):
     assert val[0][0].shape == (3, 32, 32) and abs(red.mean() - 250 / 255) < 0.01
 
 
+def test_a_folder_that_is_not_there_gets_the_names_of_the_data_sets(root):
+    for load in (load_data, load_val):
+        with pytest.raises(DataError, match=f"^There is no folder {root}x: give a folder, or one of digits, shapes, shapes-"):
+            load(f"{root}x", 32)
+
+
 def test_folder_named_validation_and_hidden_folders(root):
     (root / "val").rename(root / "validation")
     (root / "train" / ".ipynb_checkpoints").mkdir()
@@ -252,7 +260,7 @@ def drop(*folders):
 
 
 MISTAKES = {
-    "no folder": (lambda root: root.rename(root.parent / "elsewhere"), "There is no folder .*insects: give .* digits, shapes,"),
+    "no folder": (lambda root: root.rename(root.parent / "elsewhere"), "^There is no folder .*insects.$"),
     "a file": (lambda root: (remove_tree(root), root.write_text("")), "Cannot read the folder .*insects: Not a directory"),
     "images without class folders": (lambda root: (drop("train/ant", "train/bee")(root), write(root / "train" / "0.png")),
                                      "train needs two or more folders.* has 0, and 1 images"),
@@ -316,7 +324,7 @@ def test_in_training_the_next_image_stands_in(root, workers, capfd):
             seen[i] = x, int(y)
         assert {i: y for i, (_, y) in seen.items()} == {0: 0, 1: 1, 2: 1, 3: 1, 4: 1, 5: 0}  # 5 wraps around to 0
         for i, source in {0: 0, 1: 3, 2: 3, 3: 3, 4: 4, 5: 0}.items():  # the dice are those of the place in the list
-            with loading.dice(0, number, i):
+            with seeded_rng(0, number, i):
                 assert torch.equal(seen[i][0], whole.transform(whole.images[source][0]))
     assert train.skipped.tolist() == [False, True, True, False, False, True]
     sentences = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Cannot read")]
@@ -337,7 +345,7 @@ def test_in_validation_it_is_left_out(root, context, capfd):
     text = capfd.readouterr().err
     if context != "forkserver":  # its server was started by an earlier test, with that test's stderr
         assert text.count(f"Cannot read the image {root / 'val/ant/0.png'}: ") == 1 and text.count(" It is left out.") == 2
-    assert loading.show_batch((images, labels), load_val(root, 32)[1], 1).axes[0].get_title() == "unreadable"
+    assert show_batch((images, labels), load_val(root, 32)[1], 1).axes[0].get_title() == "unreadable"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -354,7 +362,7 @@ def test_stop_keeps_no_marks_and_an_unknown_choice_is_an_error(root):
     with pytest.raises(ValueError, match="'skp'. Did you mean 'skip'"):
         load_folder(root, 32, unreadable="skp")
     with pytest.raises(ValueError, match="'nxt'. Did you mean 'next'"):
-        Pictures([], None, unreadable="nxt")
+        SkipUnreadable([], "nxt")
 
 
 class Many:
@@ -369,7 +377,7 @@ class Many:
 
 
 def test_marks_stay_cheap_for_a_million_images():
-    pictures = Pictures(Many(), torch.abs, unreadable="next")
+    pictures = ImageDataset(SkipUnreadable(Many(), "next"), torch.abs)
     assert len(pickle.dumps(pictures)) < 2_000_000
     assert pictures[1_299_997][1] == 5 and pictures.skipped.sum() == 2
 
@@ -423,13 +431,13 @@ def test_mistakes_with_a_split_get_a_sentence(root, what):
 
 @pytest.mark.parametrize("place", ["", "val", "val/bee"])
 def test_a_folder_that_may_not_be_read(root, place, monkeypatch):
-    real = loading.os.scandir
+    real = folders.os.scandir
 
     def scandir(folder="."):  # tests may run as root, for whom every folder is open
         if str(folder) == str(root / place):
             raise PermissionError(13, "Permission denied", str(folder))
         return real(folder)
-    monkeypatch.setattr(loading.os, "scandir", scandir)
+    monkeypatch.setattr(folders.os, "scandir", scandir)
     for load in (load_val, load_folder):
         with pytest.raises(DataError, match=f"^Cannot read the folder {root / place}: Permission denied.$"):
             load(root, 32)
@@ -438,7 +446,7 @@ def test_a_folder_that_may_not_be_read(root, place, monkeypatch):
 def test_a_file_that_may_not_be_read(root, monkeypatch):
     def forbidden(path):
         raise PermissionError(13, "Permission denied", str(path))
-    monkeypatch.setattr(loading.Image, "open", forbidden)
+    monkeypatch.setattr(folders.Image, "open", forbidden)
     with pytest.raises(DataError, match="^Cannot read the image .*0.png: Permission denied.$"):
         load_val(root, 32)[0][0]
 
@@ -492,7 +500,7 @@ def test_shapes_behind_the_door(task):
     assert (len(train), len(held_out), info.name) == (2000, 500, f"shapes-{task}")
     assert info.class_names == TASKS[task].class_names and info.img_size == 32
     for i in (0, 3, 499):
-        image, _, label = draw(task, i, "val", 32)
+        image, _, label = draw_example(task, i, "val", 32)
         x, y = held_out[5, i]
         torch.testing.assert_close(info.picture(x), torch.from_numpy(image).permute(2, 0, 1) / 255, atol=1e-5, rtol=0)
         assert y == label
@@ -558,32 +566,32 @@ def titles(fig):
 
 def test_show_batch():
     train, held_out, info = load_digits(16)
-    fig = loading.show_batch(next(iter(make_loaders(train, held_out, 16)[1])), info, n=3)
+    fig = show_batch(next(iter(make_loaders(train, held_out, 16)[1])), info, n=3)
     assert titles(fig) == [str(int(held_out[i][1])) for i in range(3)]
 
 
 def test_show_predictions_has_every_mistake_first():
-    images, info = TensorDataset(torch.zeros(6, 3, 4, 4), torch.zeros(6)), loading.DataInfo("x", list("abc"), 4)
+    images, info = TensorDataset(torch.zeros(6, 3, 4, 4), torch.zeros(6)), DataInfo("x", list("abc"), 4)
     said = dict(label=torch.tensor([0, 1, 2, 0, 1, 2]), guess=torch.tensor([0, 2, 2, 0, 0, 2]),
                 probability=torch.tensor([0.9, 0.5, 0.6, 0.7, 0.8, 0.4]))
-    fig = loading.show_predictions(said, images, info, n=4, ncols=2)
+    fig = show_predictions(said, images, info, n=4, ncols=2)
     assert titles(fig) == ["a (80%)\nis b", "c (50%)\nis b", "c (40%)", "c (60%)"]
     assert fig.get_suptitle().startswith("Wrong answers: 2 of 6 images (red), then")
     red = [ax.title.get_color() != "black" for ax in fig.axes]
     assert red == [True, True, False, False]
-    assert loading.show_predictions(said, images, info, n=1).get_suptitle().startswith("1 of 2 wrong answers in 6")
+    assert show_predictions(said, images, info, n=1).get_suptitle().startswith("1 of 2 wrong answers in 6")
     beyond = dict(said, guess=torch.tensor([0, 7, 2, 0, 0, 2]))  # a model may know more classes than the data
-    assert "class 7 (50%)\nis b" in titles(loading.show_predictions(beyond, images, info))
+    assert "class 7 (50%)\nis b" in titles(show_predictions(beyond, images, info))
     right = dict(said, guess=said["label"])
-    assert loading.show_predictions(right, images, info).get_suptitle().startswith("No wrong answer in 6 images")
+    assert show_predictions(right, images, info).get_suptitle().startswith("No wrong answer in 6 images")
 
 
 def test_the_strongest_posterize_is_black():
     "timm asks for 0 bits at its highest level; newer Pillow refuses, in about one image of 500."
     image = Image.fromarray(datasets.load_sample_image("china.jpg")).resize((40, 40))
-    assert loading.posterize(image, 0).getextrema() == ((0, 0),) * 3
+    assert transforms._posterize(image, 0).getextrema() == ((0, 0),) * 3
     learn, _ = imagenet_transforms(32)
-    op = next(o for step in learn.transforms for o in getattr(step, "ops", []) if o.aug_fn is loading.posterize)
+    op = next(o for step in learn.transforms for o in getattr(step, "ops", []) if o.aug_fn is transforms._posterize)
     op.prob = 1
     for magnitude in range(11):
         op.magnitude, op.magnitude_std = magnitude, 0

@@ -6,17 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from metaformer_edu.core.errors import DataError
+from metaformer_edu.data.loaders import EpochSampler
 from metaformer_edu.training import processes
-from metaformer_edu.data.loading import DataError, EpochSampler
 from metaformer_edu.training.processes import (
-    BatchShard, Shard, anyone, everyone, gather, launch, open_device, quiet, wrap)
+    EvalSampler, TrainSampler, all_gather_objects, any_rank, gather, launch, no_sync, open_device, wrap_ddp)
 
 
 def parts_of(n, batch, accum, parts, epoch=3, start=0):
     "The keys of each part, as a list of updates."
     found = []
     for part in range(parts):
-        shard = Shard(n, batch, accum, seed=5, part=part, parts=parts)
+        shard = TrainSampler(n, batch, accum, seed=5, part=part, parts=parts)
         shard.set_epoch(epoch, start)
         keys = list(shard)
         assert len(keys) == len(shard)
@@ -49,12 +50,12 @@ def test_a_start_leaves_out_just_what_is_done(start):
 
 
 def test_the_next_epoch_is_whole_and_other():
-    shard = Shard(100, 10, part=0, parts=2)
+    shard = TrainSampler(100, 10, part=0, parts=2)
     shard.set_epoch(0, 3)
     first = list(shard)
     shard.set_epoch(1)
     assert len(first) == 20 and len(list(shard)) == len(shard) == 50 and {epoch for epoch, _ in shard} == {1}
-    other = Shard(100, 10, seed=1, part=0, parts=2)
+    other = TrainSampler(100, 10, seed=1, part=0, parts=2)
     other.set_epoch(1)
     assert [i for _, i in shard] != [i for _, i in other]
 
@@ -62,8 +63,8 @@ def test_the_next_epoch_is_whole_and_other():
 @pytest.mark.parametrize("batch, accum, parts", [(11, 1, 1), (6, 2, 1), (6, 1, 2), (2, 3, 2)])
 def test_an_update_larger_than_the_data(batch, accum, parts):
     with pytest.raises(DataError, match=f"batch of {batch * accum * parts} is larger .* 10 images"):
-        Shard(10, batch, accum, part=0, parts=parts)
-    Shard(12, batch, accum, part=0, parts=parts)
+        TrainSampler(10, batch, accum, part=0, parts=parts)
+    TrainSampler(12, batch, accum, part=0, parts=parts)
 
 
 # --- validation: every image once, in the batches of one process ---
@@ -71,7 +72,7 @@ def test_an_update_larger_than_the_data(batch, accum, parts):
 @pytest.mark.parametrize("n, batch, parts", [(450, 32, 2), (450, 32, 3), (450, 256, 4), (5, 2, 3), (7, 7, 2),
                                              (1, 1, 3), (12, 4, 3)])
 def test_every_held_out_image_once(n, batch, parts):
-    shards = [BatchShard(n, batch, part, parts) for part in range(parts)]
+    shards = [EvalSampler(n, batch, part, parts) for part in range(parts)]
     keys = [list(s) for s in shards]
     assert sorted(sum(keys, [])) == list(range(n)) and [len(s) for s in shards] == [len(k) for k in keys]
     batches = [k[i:i + batch] for k in keys for i in range(0, len(k), batch)]
@@ -92,10 +93,10 @@ def test_gather_puts_all_in_order(parts, monkeypatch):
 
 def test_alone_nothing_is_asked_of_others():
     assert gather(rows(1, 0))["label"].tolist() == [0, 10]
-    assert everyone("me") == ["me"] and anyone(True) and not anyone(False)
+    assert all_gather_objects("me") == ["me"] and any_rank(True) and not any_rank(False)
     model = nn.Linear(1, 1)
-    assert wrap(model) is model
-    with quiet(model, last=False):
+    assert wrap_ddp(model) is model
+    with no_sync(model, last=False):
         model(torch.ones(1)).sum().backward()
     assert model.bias.grad is not None
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from metaformer_edu.data.loading import load_shapes
-from metaformer_edu.training.run_folder import read_about, read_log
-from metaformer_edu.interpret.contact_sheet import read_snapshots
-from metaformer_edu.widgets.base import example_runs
-from metaformer_edu.models.registry import create_model, save_weights
+from metaformer_edu.core.files import read_log
+from metaformer_edu.data.datasets import load_shapes
+from metaformer_edu.interpret.snapshots import read_snapshots
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.models.weights import save_weights
+from metaformer_edu.training.run_folder import read_about
+from metaformer_edu.widgets.sources import example_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = example_runs()

@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
-from metaformer_edu.experiments.arms import compare as co
-from metaformer_edu.experiments.arms import arms as ex
-from metaformer_edu.experiments.compare import chance, own_results, read_results
-from metaformer_edu.experiments.arms import Arm, Budget, Experiment, get_experiment, run
+from metaformer_edu.commands import experiment
 from metaformer_edu.data.shapes import TASKS
+from metaformer_edu.experiments import arms as ex, compare as co
+from metaformer_edu.experiments.arms import Arm, Budget, Experiment, get_experiment, run
+from metaformer_edu.experiments.compare import chance, own_results, read_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = Budget(pictures=64, looks=2)
@@ -127,7 +127,7 @@ def test_kept_results_are_whole(name):
         row = next(r for r in rows if ex.key(r)[:2] == (arm.task, arm.name))
         model = arm.build(dict(digits=10, far=2).get(arm.task) or len(TASKS[arm.task].class_names))
         assert ex.count_params(model) == (row["trainable"], row["frozen"])
-    assert ex.draw(rows, name) and co.draw_arms(rows) and co.draw_arms(rows, "way")
+    assert experiment.draw_experiment(rows, name) and co.draw_arms(rows) and co.draw_arms(rows, "way")
 
 
 def test_summary_tells_the_spread():
@@ -142,7 +142,7 @@ def test_summary_tells_the_spread():
 def test_bad_input_is_a_sentence(args, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
-        ex.main(args)
+        experiment.main(args)
     err = capsys.readouterr().err
     assert end.value.code == 2 and said in err and "Traceback" not in err
     assert not list(tmp_path.iterdir())
@@ -152,16 +152,16 @@ def test_the_command_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(ex.EXPERIMENTS, "two", two())
     args = ["two", "--pictures", "320", "--jobs", "1", "--seeds", "1"]
-    ex.main(args)
+    experiment.main(args)
     first = capsys.readouterr().out
     assert (tmp_path / "experiment_two.png").stat().st_size > 5000 and "Pooling" in first
     rows = read_results(tmp_path / "experiment_two.csv")
     assert {r["command"] for r in rows} == {"metaformer-experiment two --pictures 320 --jobs 1 --seeds 1"}
     monkeypatch.setattr(ex, "measure", None)  # nothing is left to do
-    ex.main(args)
+    experiment.main(args)
     assert capsys.readouterr().out == first
     with pytest.raises(SystemExit) as end:
-        ex.main([*args, "--lr", "0.01"])
+        experiment.main([*args, "--lr", "0.01"])
     assert end.value.code == 2 and "holds runs of 320 pictures" in capsys.readouterr().err
 
 

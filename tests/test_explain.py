@@ -21,7 +21,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import metaformer, resnet
 from torch import nn
 
-from metaformer_edu.data.loading import dice, imagenet_transforms
+from metaformer_edu.data.transforms import imagenet_transforms, seeded_rng
 from metaformer_edu.interpret.cam import (
     METHODS, overlay, cam_grid, class_title, draw_map, explain, find_stage, map_title, imagenet_classes, stage_modules,
     to_batch, frozen_eval)
@@ -173,10 +173,10 @@ def test_the_maps_are_those_of_grad_cam(name, method):
             p.requires_grad_(True)
         last = end_of(name, model, 4)
         cam = getattr(pytorch_grad_cam, kind)(model, [last], reshape_transform=lambda v: second(name, v, None))
-        with dice(0, 0, 0):
+        with seeded_rng(0, 0, 0):
             expected = torch.from_numpy(cam(x.double(), [ClassifierOutputTarget(label) for label in labels]))
         cam.activations_and_grads.release()
-    with dice(0, 0, 0):
+    with seeded_rng(0, 0, 0):
         close(explain(model, x, labels, 4, method).maps, expected)
     for p in model.parameters():
         p.grad = None
@@ -226,7 +226,7 @@ def test_score_cam_is_the_answer_to_the_image_behind_each_channel():
 
 def test_random_maps_follow_the_dice():
     def drawn(seed):
-        with dice(seed, 0, 0):
+        with seeded_rng(seed, 0, 0):
             return explain(model_of("convformer"), images(), method="random").maps
     assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
 
@@ -235,9 +235,9 @@ def test_random_maps_follow_the_dice():
 def test_none_is_the_guess_by_every_method(method):
     model, x = model_of("caformer"), images(seed=1)
     guess = model(x).argmax(1).tolist()
-    with dice(0, 0, 0):
+    with seeded_rng(0, 0, 0):
         free = explain(model, x, None, 4, method)
-    with dice(0, 0, 0):
+    with seeded_rng(0, 0, 0):
         asked = explain(model, x, guess, 4, method)
     assert free.targets == asked.targets == guess and torch.equal(free.logits, asked.logits)
     close(free.maps, asked.maps, 1e-5)

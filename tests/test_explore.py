@@ -14,7 +14,7 @@ from PIL import Image
 from browser import ALL_DRAWN, PATIENCE, ROOT, browser, changes, environment, explore, jupyterlab, listen, move_everything
 from metaformer_edu.commands import explore as app
 from metaformer_edu.core.basics import sample_photo
-from metaformer_edu.widgets.base import example_runs, to_pil
+from metaformer_edu.widgets.sources import example_runs, to_pil
 
 NAMES = list(app.SECTIONS)
 CONTROLS = dict(model={"family", "size", "resolution, px", "stage 1", "stage 2", "stage 3", "stage 4"}, cam={"model", "image", "class", "stage", "method", "strength"},
@@ -82,7 +82,7 @@ CELLS = dict(model="explore_model('tiny_caformer', 64)", mixing="explore_mixing(
 
 def notebook(folder, cells):
     kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
-    cells = ["import sys\nsys.path.insert(0, %r)\nfrom metaformer_edu.commands.explore import *" % str(ROOT), *cells]
+    cells = ["import sys\nsys.path.insert(0, %r)\nfrom metaformer_edu import *" % str(ROOT), *cells]
     nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(o) for o in cells]), folder / "explore.ipynb")
 
 
@@ -183,7 +183,7 @@ def test_in_voila(tmp_path, width, theme):
 
 def test_the_last_change_wins_while_a_model_works(tmp_path):
     "Twenty keys in a row on a slow view: it says that it works, and it is asked a few times only."
-    slow = ("import time\nfrom metaformer_edu.widgets.base import Explorer, view_activation\nasked = []\n"
+    slow = ("import time\nfrom metaformer_edu.widgets.base import Explorer\nfrom metaformer_edu.widgets.activation_explorer import view_activation\nasked = []\n"
             "def view(**values):\n    asked.append(values['s']); time.sleep(1 if len(asked) > 1 else 0)\n    shown = view_activation(**values)\n"
             "    shown.words = f'asked {len(asked)} times, s = {values[\"s\"]:.2f}'\n    return shown\nExplorer(view, explore_activation().controls)")
     notebook(tmp_path, [slow])

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer_edu.speed import fast as module
-from metaformer_edu.speed.fast import (
-    STEPS, Candidate, ExportError, Fast, ProductAttention, as_products, compiled, distance, export, fast, halved)
 from metaformer_edu.models.mixers import Attention
 from metaformer_edu.models.registry import create_model
+from metaformer_edu.speed import fast as module
+from metaformer_edu.speed.fast import (
+    Candidate, ExportError, Fast, ProductAttention, STEPS, as_products, compiled, distance, export, fast, halved)
 
 EAGER = ["compiled", "folded and compiled"]
 

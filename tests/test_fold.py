@@ -10,14 +10,14 @@ from timm.layers import DropPath
 from torch import nn
 from torch.nn.utils import prune
 
-from metaformer_edu.models.block import Downsampling, MetaFormerBlock
 from metaformer_edu.interpret.cam import explain
-from metaformer_edu.speed.folding import (
-    BareNorm, FoldedBlock, PoolingBlock, Squared, border_map, fold, folds, join, norm_into, one_over_sigma,
-    scale_into, star_into_depthwise, star_into_linear)
+from metaformer_edu.models.block import Downsampling, MetaFormerBlock
 from metaformer_edu.models.layers import LayerNormGeneral, LayerNormWithoutBias, Mlp, MlpHead, Scale, StarReLU
 from metaformer_edu.models.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
 from metaformer_edu.models.registry import FAMILIES
+from metaformer_edu.speed.folding import (
+    BareNorm, FoldedBlock, PoolingBlock, Squared, border_map, fold, folds, join, norm_into, one_over_sigma,
+    scale_into, star_into_depthwise, star_into_linear)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GRIDS = [(5, 7), (1, 1), (8, 8), (2, 9)]

@@ -14,16 +14,22 @@ from pathlib import Path
 
 import pytest
 
+import course
 import nbcells
+import website
 
-MODULE_LINES = 250           # lines of code in a module, without blanks, comments and docstrings
+MODULE_LINES = 400           # lines of code in a module, without blanks, comments and docstrings
+WIDTH = 120                  # columns, in the package and in the notebooks' code
+# a part and those that it may import from
+IMPORTS_FROM = {"core": set(), "models": {"core"}, "data": {"models", "core"}, "training": {"data", "models", "core"}}
+IMPORTS_FROM["interpret"] = IMPORTS_FROM["speed"] = {"training", *IMPORTS_FROM["training"]}
+IMPORTS_FROM["widgets"] = IMPORTS_FROM["experiments"] = {"interpret", *IMPORTS_FROM["interpret"]}
+IMPORTS_FROM["commands"] = {*IMPORTS_FROM, "train", "validate"}  # train and validate stand at the root, for what people type
+AT_ROOT = {"train", "validate"}
 NOTEBOOK_BYTES = 500_000     # one notebook
 MEAN_NOTEBOOK_BYTES = 300_000
 MEDIAN_CELL_LINES = 5        # code cells of a lesson or tutorial, apart from exported ones, which have their own limit, and exercises
 MARKDOWN_SHARE = (0.30, 0.50)  # of its cells
-EXPORTED_CELL_LINES = 30
-LONG_CELLS_ALLOWED = {}      # {("models/mixers", "cell id"): "why this cell has to be long"}
-FORWARD = {("train", "sheet"): "a training ends with a sheet of explanations"}  # imports of a later lesson, inside a function
 FLAGS_READ_ELSEWHERE = {}    # {"dest": "who reads it, if not metaformer_edu"}
 GUARD_WITHIN = 3             # the Colab guard stands in one of the first code cells
 NEVER_IMPORTED = {"nbdev", "fastcore", "execnb", "ghapi"}
@@ -34,9 +40,9 @@ DIRECTIVES = {"default_exp", "export", "exporti", "exports", "hide", "filter_str
 ROOT = Path(__file__).resolve().parent.parent
 NBS, LIB = ROOT / "nbs", ROOT / "metaformer_edu"
 NOTEBOOKS = nbcells.visible(NBS, "*.ipynb")
-LESSONS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d[a-z]?_", p.name)]
-STORIES = [p for p in NOTEBOOKS if p.parent != NBS]
-NUMBER = {p.stem.partition("_")[2]: p.stem.partition("_")[0] for p in LESSONS}  # module name -> number, as '08' or '08a'
+CHAPTERS = course.read()
+STORIES = [p for p in NOTEBOOKS if p.parent.name == "tutorials"]
+LESSONS = [c.path for c in CHAPTERS if c.path not in STORIES]
 MODULES = sorted(p for p in LIB.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 config = configparser.ConfigParser()
 config.read(ROOT / "settings.ini", encoding="utf-8")
@@ -45,7 +51,7 @@ FLAGS = set(SETTINGS.get("tst_flags", "notest").split())
 
 
 def each(paths):
-    return pytest.mark.parametrize("path", paths, ids=[p.stem for p in paths])
+    return pytest.mark.parametrize("path", paths, ids=[p.relative_to(ROOT).with_suffix("").as_posix() for p in paths])
 
 
 def code_cells(path):
@@ -65,7 +71,7 @@ def where(path, cell):
 @pytest.fixture
 def copy(tmp_path):
     "What nbdev reads and writes, away from the working tree."
-    hidden = shutil.ignore_patterns(".*", "__pycache__", "runs", "data")
+    hidden = shutil.ignore_patterns(".*", "__pycache__", "runs")
     shutil.copytree(NBS, tmp_path / "nbs", ignore=hidden)
     shutil.copytree(LIB, tmp_path / "metaformer_edu", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "settings.ini", tmp_path)
@@ -84,7 +90,7 @@ def differing(a, b, pattern):
 
 
 def test_there_are_lessons():
-    assert LESSONS, f"There are no numbered notebooks in {NBS}."
+    assert LESSONS, f"nbs/course.yml names no lessons."
 
 
 def test_modules_are_what_the_notebooks_export(copy):
@@ -107,66 +113,90 @@ def test_readme_is_made_from_index():
     assert done.returncode == 0, done.stderr
 
 
-# --- rooms ---
+def test_the_course_is_written_into_the_notebooks():
+    done = subprocess.run([sys.executable, ROOT / "tools/course.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
-@each(LESSONS)
-def test_notebook_writes_its_one_module(path):
+
+# --- parts ---
+
+def written_by(path):
+    "The modules that a notebook says it writes."
     found = [nbcells.directives(c) for c in code_cells(path)]
-    names = [d["default_exp"] for d in found if "default_exp" in d]
-    own = path.stem.partition("_")[2]
-    assert names == [own], f"{path.name} must say `#| default_exp {own}` exactly once; it says {names}."
     elsewhere = [d[k] for d in found for k in ("export", "exporti", "exports") if d.get(k)]
     assert not elsewhere, f"{path.name} exports into other modules: {elsewhere}."
+    return [d["default_exp"] for d in found if "default_exp" in d]
+
+
+@each(LESSONS)
+def test_notebook_writes_its_one_module_at_the_same_place(path):
+    own = path.relative_to(NBS).with_suffix("").as_posix().replace("/", ".")
+    own = own.removeprefix("commands.") if own.removeprefix("commands.") in AT_ROOT else own
+    assert written_by(path) == [own], f"{path.name} must say `#| default_exp {own}` exactly once; it says {written_by(path)}."
 
 
 def test_every_module_has_its_notebook():
-    orphans = [p.name for p in MODULES if p.parent != LIB or p.stem not in NUMBER]
-    assert not orphans, f"Modules that no numbered notebook writes: {orphans}."
-    numbers = list(NUMBER.values())
-    assert len(numbers) == len(set(numbers)) == len(LESSONS), "Two notebooks share a number or a name."
+    written = {LIB / f"{name.replace('.', '/')}.py" for p in LESSONS for name in written_by(p)}
+    orphans = sorted(p.relative_to(LIB).as_posix() for p in {*MODULES} ^ written)
+    assert not orphans, f"Modules without a chapter in nbs/course.yml, or chapters without a module: {orphans}."
 
 
-def test_only_numbered_notebooks_export():
-    wrong = [where(p, c) for p in NOTEBOOKS if p not in LESSONS for c in code_cells(p)
-             if nbcells.directives(c).keys() & {"default_exp", "export", "exporti", "exports"}]
-    assert not wrong, f"Only numbered notebooks export; these do too: {wrong}."
+def test_the_course_names_every_notebook_that_teaches():
+    missing = [p.relative_to(NBS).as_posix() for p in NOTEBOOKS if p not in [c.path for c in CHAPTERS] and p.stem not in ("index", "solutions")]
+    assert not missing, f"nbs/course.yml does not name {missing}."
+    old = [c.was for c in CHAPTERS if c.was]
+    assert len(old) == len(set(old)) and len({c.path for c in CHAPTERS}) == len(CHAPTERS), "nbs/course.yml names a chapter twice."
 
 
-def imported(node):
-    "(absolute module names) that an import statement names, relative ones resolved: the package is flat."
+def test_minutes_are_those_that_reading_takes():
+    counted = {c.notebook: website.Lesson(c.path).reading_time for c in CHAPTERS}
+    wrong = {c.notebook: (c.minutes, counted[c.notebook]) for c in CHAPTERS if abs(c.minutes - counted[c.notebook]) > max(2, 0.2 * c.minutes)}
+    assert not wrong, f"nbs/course.yml says these minutes, and reading takes those: {wrong}."
+
+
+def test_stories_export_nothing():
+    wrong = [where(p, c) for p in STORIES for c in code_cells(p) if nbcells.directives(c).keys() & {"default_exp", "export", "exporti", "exports"}]
+    assert not wrong, f"Tutorials export nothing; these do: {wrong}."
+
+
+def imported(node, path=LIB / "__init__.py"):
+    "The absolute module names that an import statement in the file at `path` names, relative ones resolved."
     if isinstance(node, ast.Import):
         return [a.name for a in node.names]
-    base = ".".join(filter(None, [LIB.name if node.level else None, node.module]))
-    return [f"{base}.{a.name}" for a in node.names] if base == LIB.name else [base]
+    folder = path.parents[node.level - 1].relative_to(ROOT).as_posix().replace("/", ".") if node.level else None
+    base = ".".join(filter(None, [folder, node.module]))
+    inner = [f"{base}.{a.name}" for a in node.names]
+    return inner if (ROOT / base.replace(".", "/")).is_dir() else [base]
 
 
 def imports(path):
     return [(node.lineno, name) for node in ast.walk(tree(path)) if isinstance(node, (ast.Import, ast.ImportFrom))
-            for name in imported(node)]
+            for name in imported(node, path)]
 
 
 def inside(path):
-    "(line, module) of imports from the package."
-    return [(n, name.split(".")[1]) for n, name in imports(path) if name.startswith(LIB.name + ".")]
+    "(line, dotted name without the package) of imports from the package."
+    names = {name_of(p) for p in MODULES}
+    return [(n, o) for n, name in imports(path) if (o := name.removeprefix(f"{LIB.name}.")) in names]
+
+
+def name_of(path):
+    return path.relative_to(LIB).with_suffix("").as_posix().replace("/", ".")
 
 
 @each(MODULES)
-def test_imports_point_to_lower_numbers(path):
-    wrong = [f"line {n}: {name}" for n, name in inside(path)
-             if name in NUMBER and NUMBER[name] >= NUMBER.get(path.stem, "") and (path.stem, name) not in FORWARD]
-    assert not wrong, f"{path.name} may import lower-numbered modules only: {wrong}."
+def test_imports_run_down_the_table_of_parts(path):
+    part = name_of(path).partition(".")[0]
+    allowed = {part, *IMPORTS_FROM.get(part, IMPORTS_FROM["commands"] | {"commands"})}
+    wrong = [f"line {n}: {name}" for n, name in inside(path) if name.partition(".")[0] not in allowed]
+    assert not wrong, f"{name_of(path)} may import from {sorted(allowed)} alone: {wrong}."
 
 
-def test_imports_of_later_lessons_are_used_close_no_circle_and_wait_for_their_call():
-    needs = {p.stem: {name for _, name in inside(p) if name in NUMBER} for p in MODULES}
-    assert all(later in needs[early] for early, later in FORWARD), f"Not needed any more: {FORWARD}."
-    graphlib.TopologicalSorter(needs).prepare()  # CycleError
-    for early, later in FORWARD:
-        top = [a for node in tree(LIB / f"{early}.py").body if isinstance(node, (ast.Import, ast.ImportFrom)) for a in imported(node)]
-        assert f"{LIB.name}.{later}" not in top, f"{early}.py imports {later} at its top: do it where it is used."
+def test_imports_close_no_circle():
+    graphlib.TopologicalSorter({name_of(p): {name for _, name in inside(p)} - {name_of(p)} for p in MODULES}).prepare()  # CycleError
 
 
-@each(sorted(LIB.glob("*.py")))
+@each([LIB / "__init__.py", *MODULES])
 def test_package_never_imports_the_tools_it_is_made_with(path):
     wrong = [f"line {n}: {name}" for n, name in imports(path) if name.split(".")[0] in NEVER_IMPORTED]
     assert not wrong, f"{path.name} imports what users need not have: {wrong}."
@@ -187,11 +217,11 @@ def at_import_time(node):
             yield from at_import_time(child)
 
 
-@each(sorted(LIB.glob("*.py")))
+@each([LIB / "__init__.py", *MODULES])
 def test_package_imports_without_a_notebook(path):
     nodes = list(at_import_time(tree(path)))
     wrong = [f"line {o.lineno}: {name}" for o in nodes if isinstance(o, (ast.Import, ast.ImportFrom))
-             for name in imported(o) if name.split(".")[0] in NOT_AT_IMPORT_TIME]
+             for name in imported(o, path) if name.split(".")[0] in NOT_AT_IMPORT_TIME]
     wrong += [f"line {o.lineno}: get_ipython" for o in nodes if isinstance(o, ast.Name) and o.id == "get_ipython"]
     assert not wrong, f"{path.name} needs a notebook to be imported; move this into the function that uses it: {wrong}."
 
@@ -217,6 +247,28 @@ def code_lines(path):
 def test_module_is_short(path):
     n = code_lines(path)
     assert n <= MODULE_LINES, f"{path.name} has {n} lines of code; {MODULE_LINES} is the most."
+
+
+@each(MODULES)
+def test_module_says_what_it_is(path):
+    assert ast.get_docstring(tree(path)), f"{name_of(path)} has no docstring: write it as `> …` under the title of its notebook."
+
+
+@each(MODULES)
+def test_one_statement_a_line(path):
+    wrong = [o.lineno for o in ast.walk(tree(path)) if isinstance(o, ast.Expr) and isinstance(o.value, (ast.Tuple, ast.BoolOp))]
+    assert not wrong, f"{name_of(path)}: tuples, or `and` and `or`, as statements in lines {wrong}."
+
+
+@each(NOTEBOOKS)
+def test_lines_are_narrow(path):
+    wide = [f"{where(path, c)}: {line[:60]}…" for c in code_cells(path) for line in c["source"].splitlines() if len(line) > WIDTH]
+    assert not wide, f"More than {WIDTH} columns: {wide}."
+
+
+def test_ruff_finds_nothing():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", LIB, ROOT / "tools", ROOT / "tests"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @each(NOTEBOOKS)
@@ -268,14 +320,6 @@ def test_prose_and_code_are_balanced(path):
     kinds = [c["cell_type"] for c in nbcells.read(path)["cells"] if c["cell_type"] != "raw"]
     share, (low, high) = kinds.count("markdown") / len(kinds), MARKDOWN_SHARE
     assert low <= share <= high, f"{path.name}: {share:.0%} of the cells are markdown; {low:.0%} to {high:.0%} is the range."
-
-
-@each(LESSONS)
-def test_exported_cells_are_short(path):
-    long = [f"{c.get('id')}: {len(nbcells.code(c))}" for c in code_cells(path)
-            if nbcells.directives(c).keys() & {"export", "exporti", "exports"}
-            and len(nbcells.code(c)) > EXPORTED_CELL_LINES and (path.stem, c.get("id")) not in LONG_CELLS_ALLOWED]
-    assert not long, f"{path.name}: exported cells longer than {EXPORTED_CELL_LINES} lines: {long}."
 
 
 @each(MODULES)
@@ -354,10 +398,10 @@ def test_command_line_arguments_are_read(path):
 
 def test_commands_exist():
     for entry in SETTINGS["console_scripts"].split():
-        command, module, function = re.fullmatch(rf"([\w-]+)={LIB.name}\.(\w+):(\w+)", entry).groups()
-        path = LIB / f"{module}.py"
+        command, module, function = re.fullmatch(rf"([\w-]+)={LIB.name}\.([\w.]+):(\w+)", entry).groups()
+        path = LIB / f"{module.replace('.', '/')}.py"
         assert path.exists() and any(isinstance(o, ast.FunctionDef) and o.name == function for o in tree(path).body), \
-            f"settings.ini promises {command}, but metaformer_edu/{module}.py has no function {function}."
+            f"settings.ini promises {command}, but {LIB.name}.{module} has no function {function}."
 
 
 # --- requirements ---

@@ -22,10 +22,12 @@ import golden
 import loopback
 from metaformer_edu.models import registry
 from metaformer_edu.models.block import MetaFormerBlock, Stage
+from metaformer_edu.models.card import draw_stages
 from metaformer_edu.models.layers import Mlp, StarReLU
+from metaformer_edu.models.metaformer import MetaFormer, drop_path_rates, grid_sizes
 from metaformer_edu.models.mixers import Attention, Pooling, RandomMixing
-from metaformer_edu.models.metaformer import MetaFormer, draw_stages, drop_path_rates, grid_sizes
 from metaformer_edu.models.registry import MODELS, create_model, list_models
+from metaformer_edu.models.weights import save_weights
 
 TINY = [f"tiny_{f}" for f in golden.FAMILIES]
 each_tiny = pytest.mark.parametrize("name", TINY)
@@ -357,7 +359,7 @@ def test_checkpoint_path_of_timm(tmp_path):
     model, path = model_of("tiny_caformer"), tmp_path / "w.pth"
     torch.save(model.state_dict(), path)
     assert torch.equal(timm.create_model("edu_tiny_caformer", checkpoint_path=str(path)).eval()(X), model(X))
-    registry.save_weights(model, tmp_path / "w.safetensors")
+    save_weights(model, tmp_path / "w.safetensors")
     assert torch.equal(timm.create_model("edu_tiny_caformer", checkpoint_path=str(tmp_path / "w.safetensors")).eval()(X), model(X))
 
 

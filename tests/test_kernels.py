@@ -1,16 +1,18 @@
-"""star_relu and the layers after it against their plain twins: values, gradients, what is kept, and who looks into them."""
+"""star_relu, star_linear and star_depthwise against their plain twins: values, gradients, what is kept, and who looks into them."""
 import copy
 import itertools
 import platform
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaformer_edu.models.kernels import DepthwiseConv, Linear, channels_first, recipe_of, star_formula, star_relu
+from metaformer_edu.models import kernels
+from metaformer_edu.models.kernels import DepthwiseConv, Linear, star_depthwise, star_formula, star_linear, star_relu
 from metaformer_edu.models.layers import Mlp, StarReLU
 from metaformer_edu.models.mixers import SepConv
 from metaformer_edu.models.registry import create_model
@@ -116,17 +118,99 @@ def test_gradients_of_whatever_wants_one(flags):
         assert not star_relu(*args).requires_grad
 
 
-@pytest.mark.parametrize("layer", [Linear(4, 3), Linear(4, 3, bias=False), DepthwiseConv(4, 3, 1), DepthwiseConv(4, 5, 0, bias=True)])
+def fused(layer):
+    "StarReLU and the layer as one operation, on tensors in place of the layer's own."
+    if isinstance(layer, nn.Conv2d):
+        return lambda x, s, b, weight, bias=None: star_depthwise(x, s, b, weight, bias, layer.padding)
+    return star_linear
+
+
+def twin(layer):
+    "The same from PyTorch's own functions."
+    def f(x, s, b, weight, bias=None):
+        y = star_formula(x, s, b)
+        if not isinstance(layer, nn.Conv2d):
+            return F.linear(y, weight, bias)
+        return F.conv2d(y.permute(0, 3, 1, 2), weight, bias, padding=layer.padding, groups=layer.groups).permute(0, 2, 3, 1)
+    return f
+
+
+LAYERS = [Linear(4, 3), Linear(4, 3, bias=False), DepthwiseConv(4, 3, 1), DepthwiseConv(4, 5, 0, bias=True)]
+each_layer = pytest.mark.parametrize("layer", LAYERS, ids=["linear", "linear without bias", "depthwise", "depthwise with bias"])
+
+
+def arguments(layer, dtype=torch.float64):
+    tensors = (torch.randn(2, 5, 6, 4), torch.tensor([0.9]), torch.tensor([-0.4]), *layer.parameters())
+    return [t.detach().to(dtype).requires_grad_() for t in tensors]
+
+
+@each_layer
 def test_gradients_through_the_layer_after_it(layer):
-    layer = copy.deepcopy(layer).double()
-    names = [n for n, _ in layer.named_parameters()]
+    f, args = fused(layer), arguments(layer)
+    torch.testing.assert_close(f(*args), twin(layer)(*args))
+    assert torch.autograd.gradcheck(f, args, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(f, args, check_fwd_over_rev=True)
 
-    def f(x, s, b, *weights):
-        y = star_relu(x, s, b)
-        return torch.func.functional_call(layer, dict(zip(names, weights)), (channels_first(y) if isinstance(layer, nn.Conv2d) else y,))
 
-    args = [t.detach().double().requires_grad_() for t in (torch.randn(2, 5, 6, 4), torch.tensor([0.9]), torch.tensor([-0.4]), *layer.parameters())]
-    assert torch.autograd.gradcheck(f, args) and torch.autograd.gradgradcheck(f, args)
+@each_layer
+def test_gradients_of_whatever_wants_one_and_no_other(layer):
+    f, args = fused(layer), arguments(layer)
+    truth = torch.autograd.grad(twin(layer)(*args).sin().sum(), args)
+    for wanted in range(1, 2 ** len(args)):
+        chosen = [a.detach().requires_grad_(bool(wanted >> i & 1)) for i, a in enumerate(args)]
+        f(*chosen).sin().sum().backward()
+        for a, t in zip(chosen, truth):
+            assert a.grad is None if not a.requires_grad else torch.allclose(a.grad, t, rtol=1e-8)
+
+
+class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    "The names of what PyTorch computes, and the numbers of float32 elements that come out of conversions."
+    def __init__(self):
+        super().__init__()
+        self.names, self.float32 = [], [0]
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        out = f(*args, **(kwargs or {}))
+        self.names.append(f.overloadpacket.__name__)
+        if torch.is_tensor(out) and out.dtype == torch.float32 and any(torch.is_tensor(a) and a.dtype != out.dtype for a in args):
+            self.float32.append(out.numel())
+        return out
+
+
+def test_a_gradient_that_nobody_needs_is_not_computed():
+    def products(**frozen):
+        x, s, b, weight = torch.randn(6, 4), torch.tensor([0.9]), torch.tensor([-0.4]), torch.randn(3, 4)
+        args = [t.double().requires_grad_(n not in frozen) for n, t in dict(x=x, s=s, b=b, weight=weight).items()]
+        y = star_linear(*args).sum()
+        with Calls() as calls:
+            y.backward()
+        return calls.names.count("mm"), calls.names.count("addcmul"), calls.names.count("dot"), calls.names.count("relu")
+    assert products() == (2, 1, 1, 2)
+    assert products(weight=True) == (1, 0, 1, 1)  # y is not computed again
+    assert products(s=True, b=True) == (2, 1, 0, 2)
+    assert products(x=True, s=True, b=True) == (1, 1, 0, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("f", [star_relu, star_linear], ids=["star_relu", "star_linear"])
+def test_in_16_bits_no_float32_copy_of_a_whole_tensor(f, dtype):
+    x = torch.randn(3 * 2**18, dtype=dtype).view(-1, 256).requires_grad_()
+    s, b = nn.Parameter(torch.tensor([0.9])), nn.Parameter(torch.tensor([-0.4]))
+    weight = [torch.randn(8, 256, dtype=dtype).requires_grad_()] if f is star_linear else []
+    with Calls() as calls:
+        f(x, s, b, *weight).sum().backward()
+    assert 0 < max(calls.float32) <= 2**18 < x.numel() and s.grad.dtype == b.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pair", [False, True], ids=["star_relu", "star_linear"])
+def test_in_16_bits_the_gradients_of_scale_and_bias_are_summed_in_float32(pair, dtype):
+    "4,099 ones: neither format has that number, nor is 3 times it one; a sum in 16 bits, or rounded to them, is another."
+    s, b = nn.Parameter(torch.tensor([0.5])), nn.Parameter(torch.tensor([0.25]))
+    x = torch.ones(4099, 1, dtype=dtype).requires_grad_()
+    y = star_linear(x, s, b, torch.ones(3, 1, dtype=dtype)) if pair else star_relu(x, s, b)
+    y.backward(torch.ones_like(y))
+    assert b.grad.item() == s.grad.item() == 4099 * (3 if pair else 1)
 
 
 def kept(f, *args):
@@ -172,15 +256,147 @@ def test_autocast_without_convolutions(monkeypatch):
         close_in_norm(flat, flat2, 0.05 if dtype else 1e-4)
 
 
-def test_a_recipe_does_not_outlive_a_change():
-    s, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
-    y = star_relu(torch.randn(1, 2, 2, 3), s, b)
-    assert recipe_of(y) and recipe_of(channels_first(y))
-    y.mul_(2)
-    assert recipe_of(y) is None and recipe_of(channels_first(y)) is None
-    assert recipe_of(torch.ones(3)) is None
-    with torch.no_grad():
-        assert recipe_of(star_relu(torch.randn(3), s, b)) is None
+# --- who may stand for whom ---
+
+class Seen(Exception):
+    pass
+
+
+def seen(*args):
+    raise Seen
+
+
+class LoRA(nn.Module):
+    "A frozen linear layer and a small one beside it, as adapters have it."
+    def __init__(self, base, rank=2):
+        super().__init__()
+        self.base, self.down, self.up = base.requires_grad_(False), nn.Linear(base.in_features, rank), nn.Linear(rank, base.out_features)
+
+    @property
+    def weight(self):
+        return self.base.weight
+
+    @property
+    def bias(self):
+        return self.base.bias
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+class Doubled(Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+X4 = torch.randn(2, 3, 5, 8)
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    "Counts what the layers call."
+    calls = []
+    for module, name in (("layers", "star_linear"), ("mixers", "star_depthwise")):
+        f = getattr(kernels, name)
+        monkeypatch.setattr(f"metaformer_edu.{module}.{name}", lambda *a, f=f, name=name: calls.append(name) or f(*a))
+    return calls
+
+
+def step_by_step(part, x):
+    if isinstance(part, Mlp):
+        return part.drop(part.fc2(part.drop(part.act(part.fc1(x)))))
+    y = part.dwconv(part.act1(part.pwconv1(x)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return part.pwconv2(part.act2(y))
+
+
+def test_the_fused_path_is_taken_and_the_switch_turns_it_off(fused_calls):
+    for part in (Mlp(8), SepConv(8), Mlp(8, drop=0.5).eval(), Mlp(8, bias=True)):
+        before = len(fused_calls)
+        torch.testing.assert_close(part(X4), step_by_step(part, X4), atol=1e-5, rtol=1e-4)
+        assert len(fused_calls) == before + 1
+        try:
+            kernels.set_fused_star(False)
+            assert not kernels.use_fused_star()
+            torch.testing.assert_close(part(X4), step_by_step(part, X4), atol=1e-5, rtol=1e-4)
+            assert len(fused_calls) == before + 1
+        finally:
+            kernels.set_fused_star(True)
+    assert fused_calls == ["star_linear", "star_depthwise", "star_linear", "star_linear"] and kernels.use_fused_star()
+
+
+@pytest.mark.parametrize("replace", [lambda fc: nn.Linear(32, 8, bias=False), lambda fc: Doubled(32, 8), LoRA, lambda fc: nn.Identity(),
+                                     lambda fc: nn.Sequential(fc, nn.Tanh()), lambda fc: nn.utils.parametrizations.weight_norm(fc)],
+                         ids=["PyTorch's", "a subclass", "LoRA", "identity", "sequence", "weight norm"])
+def test_another_layer_in_its_place_is_not_passed_over(replace, fused_calls):
+    mlp = Mlp(8)
+    mlp.fc2 = replace(mlp.fc2)
+    ran = mlp.fc2.forward
+    y = mlp(X4)
+    torch.testing.assert_close(y, ran(star_relu(mlp.fc1(X4), mlp.act.scale, mlp.act.bias)))
+    y.sum().backward()
+    assert not fused_calls and all(p.grad is not None for p in mlp.parameters() if p.requires_grad)
+
+
+def test_another_convolution_or_activation_is_not_passed_over(fused_calls):
+    for change in (dict(dwconv=nn.Conv2d(16, 16, 3, padding=1)), dict(act1=nn.GELU()), dict(act1=PlainStar(StarReLU()))):
+        part = SepConv(8)
+        for name, new in change.items():
+            setattr(part, name, new)
+        torch.testing.assert_close(part(X4), step_by_step(part, X4))
+    part = SepConv(8)
+    part.dwconv.stride = (2, 2)
+    assert part(X4).shape == (2, 2, 3, 8)
+    part = SepConv(8)
+    part.dwconv.padding_mode = "circular"
+    part.dwconv._reversed_padding_repeated_twice = [3, 3, 3, 3]
+    torch.testing.assert_close(part(torch.randn(1, 9, 9, 8)).shape, torch.Size([1, 9, 9, 8]))
+    assert not fused_calls
+
+
+@pytest.mark.parametrize("name", ["act", "fc2"])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
+                                      "register_full_backward_pre_hook"])
+def test_a_hook_sees_the_call(name, register, fused_calls):
+    mlp, calls = Mlp(8), []
+    handle = getattr(getattr(mlp, name), register)(lambda *args: calls.append(args[0]))
+    mlp(X4.clone().requires_grad_()).sum().backward()
+    assert calls == [getattr(mlp, name)] and not fused_calls
+    handle.remove()
+    mlp(X4)
+    assert len(calls) == 1 and fused_calls == ["star_linear"]
+
+
+def test_a_hook_for_all_modules_and_a_forward_of_its_own_are_seen(fused_calls):
+    mlp, calls = Mlp(8), []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *args: calls.append(m))
+    mlp(X4), handle.remove()
+    assert mlp.fc2 in calls and mlp.act in calls
+    mlp.fc2.forward = seen
+    with pytest.raises(Seen):
+        mlp(X4)
+    assert not fused_calls
+
+
+def test_a_dropout_at_work_is_not_passed_over(fused_calls):
+    mlp = Mlp(8, drop=0.5).train()
+    torch.manual_seed(0)
+    y = mlp(X4)
+    torch.manual_seed(0)
+    torch.testing.assert_close(y, step_by_step(mlp, X4))
+    assert not fused_calls and (y == 0).any()
+    mlp.drop = nn.AlphaDropout(0.5).eval()  # one that we do not know
+    mlp(X4)
+    assert not fused_calls
+
+
+def test_the_activations_of_a_model_can_be_captured():
+    from metaformer_edu.core.basics import Capture
+    model, x = create_model("tiny_convformer").eval(), torch.randn(1, 3, 64, 64)
+    names = [n for n, m in model.named_modules() if isinstance(m, (StarReLU, Linear, DepthwiseConv))]
+    with Capture(model, *names) as found:
+        y = model(x)
+    assert list(found) == names or set(found) == set(names)
+    torch.testing.assert_close(model(x), y, atol=1e-5, rtol=1e-4)
 
 
 def test_a_changed_activation_is_not_computed_again_from_its_recipe():
@@ -205,13 +421,82 @@ def test_checkpointing_frees_what_a_recipe_holds():
     assert torch.equal(y, y2) and all(torch.equal(grads[n], grads2[n]) for n in grads)
 
 
-def test_torch_func_sees_the_formula():
+def per_sample(f, loss):
+    return torch.func.vmap(torch.func.grad(lambda *a: loss(f(*a)), argnums=tuple(range(5))), in_dims=(0, None, None, None, None))
+
+
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3]], ids=["linear", "depthwise"])
+def test_torch_func(layer):
+    f, plain_f = fused(layer), twin(layer)
+    args = [a.detach() for a in arguments(layer)]
+    loss = lambda *a, f: f(*a).sin().sum()  # noqa: E731
+    close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)  # noqa: E731
+    many = torch.stack([args[0], args[0] - 1, 2 * args[0]])
+    for how in (lambda f: torch.func.jacrev(f, argnums=(0, 1, 2, 3, 4))(*args), lambda f: torch.func.jacfwd(f, argnums=(0, 1, 2, 3, 4))(*args),
+                lambda f: torch.func.hessian(partial(loss, f=f), argnums=(1, 2, 3))(*args), lambda f: per_sample(f, lambda y: y.sin().sum())(many, *args[1:]),
+                lambda f: torch.func.vmap(f, in_dims=(None, 0, 0, None, None))(args[0], args[1] * torch.ones(3, 1), args[2] + torch.ones(3, 1), *args[3:]),
+                lambda f: torch.func.vmap(f, in_dims=(0, None, None, 0, 0))(many, *args[1:3], *(torch.stack([a, -a, 2 * a]) for a in args[3:])),
+                lambda f: torch.func.jvp(f, tuple(args), tuple(torch.ones_like(a) for a in args))):
+        close(how(f), how(plain_f))
+
+
+def test_torch_func_of_star_relu():
     s, b, x = torch.tensor([0.9]), torch.tensor([-0.4]), torch.randn(3, 4)
     f = lambda x, s, b: star_relu(x, s, b).sum()  # noqa: E731
     per_sample = torch.func.vmap(torch.func.grad(f, argnums=1), in_dims=(0, None, None))(x, s, b)
     torch.testing.assert_close(per_sample, F.relu(x).square().sum(1, keepdim=True))
     value, tangent = torch.func.jvp(lambda s: star_relu(x, s, b), (s,), (torch.ones(1),))
     torch.testing.assert_close(tangent, F.relu(x).square())
+    with torch.autograd.forward_ad.dual_level():
+        y = star_relu(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)), s, b)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(y).tangent, 2 * s * F.relu(x))
+
+
+def test_a_whole_model_under_torch_func():
+    model = shaken_stars(create_model("tiny_convformer")).double().eval()
+    params, x = {k: p.detach() for k, p in model.named_parameters()}, torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    def loss(params, x): return torch.func.functional_call(model, params, x[None]).square().sum()
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(params, x)
+    for i in range(3):
+        model.zero_grad()
+        model(x[i:i + 1]).square().sum().backward()
+        for k, p in model.named_parameters():
+            torch.testing.assert_close(each[k][i], p.grad, rtol=1e-8, atol=1e-10)
+    _, moved = torch.func.jvp(partial(loss, params), (x[0],), (torch.ones_like(x[0]),))
+    torch.testing.assert_close(moved, torch.func.grad(loss, argnums=1)(params, x[0]).sum())
+
+
+@pytest.mark.parametrize("part", [Mlp(8), SepConv(8)], ids=["Mlp", "SepConv"])
+def test_for_torch_fx_the_pair_is_one_step_forward_and_backward(part):
+    graph = torch.fx.symbolic_trace(part)
+    called = [n.target.__name__ for n in graph.graph.nodes if n.op == "call_function" and n.target.__module__ == kernels.__name__]
+    assert called == (["_linear", "star_linear"] if isinstance(part, Mlp) else ["_linear", "star_depthwise", "_linear"])
+    x, weights = torch.randn(2, 9, 9, 8, requires_grad=True), sum(p.nbytes for p in part.parameters())
+    assert torch.equal(graph(x), part(x)) and kept(graph, x) == kept(part, x) <= 5 * x.nbytes + weights
+    for a, b in zip(*(torch.autograd.grad(m(x).sin().sum(), [x, *m.parameters()]) for m in (graph, part))):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(torch.jit.script(graph)(x), part(x))
+
+
+@pytest.mark.parametrize("how", ["compile", "export", "trace"])
+def test_compilers_and_exporters_see_linear_layers_and_the_formula(how):
+    model, x = create_model("tiny_convformer").eval().requires_grad_(False), torch.randn(2, 3, 64, 64)
+    linears = sum(type(m) is Linear for m in model.modules()) + 2  # and the head's
+    if how == "trace":
+        kinds = [n.kind() for n in torch.jit.trace(model, x, check_trace=False).inlined_graph.nodes()]
+        linear, convs = kinds.count("aten::linear"), kinds.count("aten::_convolution")
+    elif how == "export":
+        names = [str(n.target) for n in torch.export.export(model, (x,)).graph.nodes]
+        linear, convs = names.count("aten.linear.default"), names.count("aten.conv2d.default")
+        assert not [n for n in names if "addcmul" in n]
+    else:
+        graphs = []
+        torch.compile(model, fullgraph=True, backend=lambda g, example: graphs.append(g) or g.forward)(x)
+        torch.compiler.reset()
+        targets = [n.target for n in graphs[0].graph.nodes]
+        linear, convs = targets.count(torch._C._nn.linear), targets.count(torch.conv2d)
+    depthwise = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    assert (linear, convs) == (linears, depthwise)
 
 
 def test_a_traced_model_knows_nothing_of_kernels():

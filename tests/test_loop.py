@@ -12,17 +12,29 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from metaformer_edu.data.loading import Pictures, dice, load_digits, make_loaders
-from metaformer_edu.training.processes import BatchShard, Shard
-from metaformer_edu.training.trainer import SCHEDULES, Trainer, TrainingStopped, draw_curves, fit, make_schedule
+from metaformer_edu.data.datasets import load_digits
+from metaformer_edu.data.loaders import make_loaders
+from metaformer_edu.data.transforms import ImageDataset, seeded_rng
 from metaformer_edu.models.registry import create_model
+from metaformer_edu.training.callbacks import (
+    AverageWeights, BadSteps, Callback, ClipGradients, EarlyStopping, MixUp, ProgressBar, Recorder, ScheduleLR,
+    TensorBoard, TrainingStopped)
+from metaformer_edu.training.processes import EvalSampler, TrainSampler
+from metaformer_edu.training.trainer import SCHEDULES, Trainer, draw_curves, find_lr, fit, make_schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEED = {"seconds", "images_per_s", "waiting"}  # the columns that no seed fixes
 
 
+class On(Callback):
+    "A callback from functions: On(after_update=f) calls f(trainer) after each update."
+    def __init__(self, **events):
+        assert events.keys() <= vars(Callback).keys(), events
+        vars(self).update(events)
+
+
 class Net(nn.Module):
-    "A small network with all that has dice."
+    "A small network with all that is random."
     num_classes = 4
 
     def __init__(self, drop_path=0.):
@@ -43,13 +55,13 @@ def net(drop_path=0.):
 def pictures(n=24):
     dots = torch.Generator().manual_seed(0)
     images = [(torch.randn(3, 8, 8, generator=dots), i % 4) for i in range(n)]
-    return Pictures(images, lambda x: x + 0.1 * torch.randn_like(x), seed=3)  # disturbed, as digits are
+    return ImageDataset(images, lambda x: x + 0.1 * torch.randn_like(x), seed=3)  # disturbed, as digits are
 
 
 def shards(batch=4, accum=1, n=24):
     "Loaders as the command makes them."
     data = pictures(n)
-    return make_loaders(data, data, batch, samplers=(Shard(n, batch, accum, 5), BatchShard(n, batch)))
+    return make_loaders(data, data, batch, samplers=(TrainSampler(n, batch, accum, 5), EvalSampler(n, batch)))
 
 
 OPTIMIZERS = {
@@ -137,16 +149,17 @@ def test_smoothing_is_the_loss_functions():
     assert whole.fit()[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-# --- dice ---
+# --- random numbers ---
 
 def seen(**kwargs):
     "All that the network is shown in training, and what it should have said."
     shown, model = [], net()
     found = trainer(model, **kwargs)
     model.register_forward_hook(lambda m, i, o: shown.append(i[0].clone()) if m.training else None)
-    said = found.soft_loss.forward
     targets = []
-    found.soft_loss.forward = lambda x, y: (targets.append(y.clone()), said(x, y))[1]
+    for callback in found.callbacks:
+        if isinstance(callback, MixUp):
+            callback.loss_fn.register_forward_hook(lambda module, args, out: targets.append(args[1].clone()))
     found.fit()
     return shown, targets
 
@@ -166,7 +179,7 @@ def test_mixup_is_a_function_of_seed_update_and_batch(mode):
     for epoch in (0, 1):
         loader.sampler.set_epoch(epoch)
         for n, (images, labels) in enumerate(loader):
-            with dice(7 + 2**32, epoch * 3 + n // 2, n % 2):
+            with seeded_rng(7 + 2**32, epoch * 3 + n // 2, n % 2):
                 images, labels = mixup(images, labels)
             assert same(images, shown[epoch * 6 + n]) and same(labels, targets[epoch * 6 + n])
     assert not same(shown, seen(mixup=blend(mode=mode), seed=8, accum=2)[0])  # another seed, other blends
@@ -180,7 +193,7 @@ def test_mixup_ends_where_it_should():
         [0.025, 0.925]).tolist()) for t in targets[12:])  # smooth, unblended
 
 
-def test_dice_of_drop_path_follow_the_seed_alone():
+def test_random_numbers_of_drop_path_follow_the_seed_alone():
     runs = [trainer(net(0.5), seed=seed) for seed in (1, 1, 2)]
     for run in runs:
         run.fit()
@@ -189,7 +202,7 @@ def test_dice_of_drop_path_follow_the_seed_alone():
     assert same(a, b) and not same(a, c)
 
 
-def test_training_leaves_the_dice_of_others_alone():
+def test_training_leaves_the_generators_of_others_alone():
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
@@ -208,7 +221,8 @@ def test_the_average_is_the_one_by_hand():
     def follow(t):
         for key, value in t.model.state_dict().items():
             average[key] = 0.9 * average[key] + 0.1 * value
-    found = trainer(model, ema=ModelEmaV3(model, 0.9), on_update=follow, on_epoch=kept.update)
+    found = trainer(model, ema=ModelEmaV3(model, 0.9),
+                    callbacks=[On(after_update=follow, after_epoch=lambda t: kept.update(t.log[-1]))])
     log = found.fit()
     for key, value in found.ema.module.state_dict().items():
         torch.testing.assert_close(value, average[key], rtol=1e-5, atol=1e-6)
@@ -269,7 +283,7 @@ def test_a_bad_gradient_changes_nothing(opt, bad):
                 assert same(now[1], before["now"][1])
         before["now"] = now
         found.append(now)
-    run = trainer(poison(net(), *bad, value=math.nan if 4 in bad else math.inf), opt, on_update=look)
+    run = trainer(poison(net(), *bad, value=math.nan if 4 in bad else math.inf), opt, callbacks=[On(after_update=look)])
     start = copy.deepcopy(run.model.state_dict())
     log = run.fit()
     assert same(found[0][0], start) == (0 in bad)
@@ -348,11 +362,8 @@ def test_a_bad_loss_is_counted(value):
 def test_a_bad_loss_changes_nothing(value):
     "As a bad gradient: logits far apart have an infinite loss and a finite gradient."
     weights = [copy.deepcopy(net().state_dict())]
-    trainer(
-    loss_fn=Odd(
-        2, value=value), on_update=lambda t: weights.append(
-            copy.deepcopy(
-                t.model.state_dict())), epochs=1).fit()
+    look = On(after_update=lambda t: weights.append(copy.deepcopy(t.model.state_dict())))
+    trainer(loss_fn=Odd(2, value=value), callbacks=[look], epochs=1).fit()
     assert [same(a, b) for a, b in zip(weights, weights[1:])] == [False, False, True, False, False, False]
 
 
@@ -380,7 +391,7 @@ def test_the_scale_of_float16_goes_on():
     run = trainer(opt="sgd", amp=torch.float16, epochs=1)
     run.scaler._init_scale = 1e30  # every gradient overflows
     state = []
-    run.on_update = lambda t: state.append(t.state()) if t.updates == 2 else None
+    run.add(On(after_update=lambda t: state.append(t.state()) if t.updates == 2 else None))
     log = run.fit()
     assert log[0]["bad_steps"] == 6 and run.scaler.get_scale() == pytest.approx(1e30 / 2**6)
     other = trainer(opt="sgd", amp=torch.float16, epochs=1)
@@ -436,7 +447,8 @@ def test_the_loop_follows_its_schedule():
     model, found = net(), []
     optimizer = OPTIMIZERS["sgd"](model)
     schedule = make_schedule(optimizer, 2, 6, 1, 0.001)
-    run = Trainer(model, shards(), optimizer, schedule, epochs=3, progress=False, on_update=lambda t: found.append(t.rate))
+    run = Trainer(model, shards(), optimizer, schedule, epochs=3, progress=False,
+                  callbacks=[On(after_update=lambda t: found.append(t.rate))])
     log = run.fit()
     assert found == rates(2, 6, 3, warmup_epochs=1, min_lr=0.001)
     assert [r["lr"] for r in log] == [float(f"{found[i]:.6g}") for i in (5, 11, 17)]
@@ -447,7 +459,7 @@ def test_the_loop_follows_its_schedule():
 @pytest.fixture(scope="module")
 def few():
     digits = load_digits(32)[0]
-    return Pictures([digits.images[i] for i in range(16)], digits.transform)
+    return ImageDataset([digits.images[i] for i in range(16)], digits.transform)
 
 
 def real(few, prepare=lambda model: None, **kwargs):
@@ -502,7 +514,7 @@ def whole():
     states, run = [], full()
     poison(run.model, 4, 6, 7)
     states.append(copy.deepcopy(run.state()))
-    run.on_update = lambda t: states.append(copy.deepcopy(t.state()))
+    run.add(On(after_update=lambda t: states.append(copy.deepcopy(t.state()))))
     run.fit()
     torch.set_num_threads(threads)
     return states, decided(copy.deepcopy(run.state()))
@@ -529,7 +541,7 @@ def test_a_run_goes_on_from_every_update(whole, update, tmp_path):
 
 def test_bad_updates_in_a_row_are_remembered():
     run, states = trainer(poison(net(), 3, 4), max_bad=4), []
-    run.on_update = lambda t: states.append(copy.deepcopy(t.state())) if t.updates == 5 else None
+    run.add(On(after_update=lambda t: states.append(copy.deepcopy(t.state())) if t.updates == 5 else None))
     run.fit()
     other = trainer(poison(net(), 0, 1), max_bad=4)
     other.load(states[0])
@@ -541,7 +553,7 @@ def test_loading_forgets_what_was_before(whole):
     states, end = whole
     run = full()
     poison(run.model, 0)
-    run.on_update = lambda t: (_ for _ in ()).throw(StopIteration) if t.updates == 2 else None
+    run.add(On(after_update=lambda t: (_ for _ in ()).throw(StopIteration) if t.updates == 2 else None))
     with pytest.raises((StopIteration, RuntimeError)):
         run.fit()
     run.load(states[5])
@@ -602,11 +614,11 @@ def test_settings_of_the_optimizer_are_those_of_the_new_command(whole, schedule)
         return Trainer(model, shards(accum=2), optimizer, make_schedule(
             optimizer, 3, 3) if schedule else None, 3, accum=2, progress=False)
     first, states = make(0.01, 0.1), []
-    first.on_update = lambda t: states.append(copy.deepcopy(t.state()))
+    first.add(On(after_update=lambda t: states.append(copy.deepcopy(t.state()))))
     first.fit()
     other, rates = make(0.001, 0.3), []
     other.load(states[2])
-    other.on_update = lambda t: rates.append(t.rate)
+    other.add(On(after_update=lambda t: rates.append(t.rate)))
     other.fit()
     assert max(rates) <= 0.001
     assert {g["weight_decay"] for g in other.optimizer.param_groups} == {0, 0.3}
@@ -634,7 +646,8 @@ def test_fit_is_the_plain_loop(few):
 
 def test_fit_returns_its_log_and_reports_each_epoch():
     model, rows, data = net(), [], pictures()
-    log = fit(model, make_loaders(data, data, 4), OPTIMIZERS["sgd"](model), 3, 1, on_epoch=rows.append, progress=False)
+    log = fit(model, make_loaders(data, data, 4), OPTIMIZERS["sgd"](model), 3, 1, progress=False,
+              callbacks=[On(after_epoch=lambda t: rows.append(t.log[-1]))])
     assert rows == list(log) and [r["epoch"] for r in log] == [1, 2, 3]
     assert log[0]["lr"] > log[1]["lr"] > log[2]["lr"] and "val_top1" in repr(log)
     assert all(0 <= r["waiting"] <= 1 and r["images_per_s"] > 0 for r in log)

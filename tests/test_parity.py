@@ -9,7 +9,8 @@ import golden
 from metaformer_edu.models.layers import (
     LayerNormGeneral, LayerNormWithoutBias, Mlp, MlpHead, Scale, SquaredReLU, StarReLU)
 from metaformer_edu.models.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
-from metaformer_edu.models.registry import MODELS, create_model, to_published
+from metaformer_edu.models.registry import MODELS, create_model
+from metaformer_edu.models.weights import to_published
 
 IN_TIMM = ("poolformerv2", "convformer", "caformer")
 PUBLISHED_EPS = 1e-5  # of the norm in the MLP head; timm 1.0.31 has 1e-6

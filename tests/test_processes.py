@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as on Linux and macOS")
 SMALL = ["--model", "tiny_poolformerv2", "--img-size", "32", "--threads", "1"]
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["metaformer_edu.train", "metaformer_edu.interpret.contact_sheet"])
+FORK.set_forkserver_preload(["metaformer_edu.train", "metaformer_edu.training.setup", "metaformer_edu.interpret.snapshots"])
 AGENT = dict(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0", TORCHELASTIC_MAX_RESTARTS="0")
 FINAL = ["last.safetensors", "best.safetensors", "summary.csv"]
 SPEED = {"seconds", "images_per_s", "waiting"}
@@ -81,10 +81,12 @@ def job(folder, args, env, changes):
     os.environ.update({"TQDM_DISABLE": "1", **env})
     sys.argv = ["metaformer-train", *args]
     torch.set_num_threads(1)
-    import metaformer_edu.interpret.contact_sheet as sheet
+    import metaformer_edu.training.run_folder as runs
+    import metaformer_edu.interpret.snapshots as snapshots
     import metaformer_edu.train as command
     import matplotlib.pyplot as plt
-    command.draw_curves = command.show_predictions = sheet.sheet_of_run = lambda *_: plt.figure(figsize=(1, 1))  # other tests look at pictures
+    small = lambda *_: plt.figure(figsize=(1, 1))  # other tests look at pictures
+    runs.draw_curves = runs.show_predictions = snapshots.sheet_of_run = small
     for change in changes:
         change()
     command.main(list(args))
@@ -220,10 +222,10 @@ def whole_in_two(args, tmp_path_factory):
 
 # --- SIGKILL ---
 
-UPDATE, EVALUATE = "metaformer_edu.training.trainer:Step.update", "metaformer_edu.validate:answers"
-SAVE, TABLE = "metaformer_edu.training.run_folder:save_weights", "metaformer_edu.training.run_folder:Run.tabulate"
-FINISH = "metaformer_edu.train:finish"
-SNAPSHOT, TENSORS = "metaformer_edu.interpret.contact_sheet:take_snapshot", "metaformer_edu.interpret.contact_sheet:as_bytes"
+UPDATE, EVALUATE = "metaformer_edu.training.trainer:Trainer.update", "metaformer_edu.validate:answers"
+SAVE, TABLE = "metaformer_edu.training.run_folder:save_weights", "metaformer_edu.training.run_folder:RunFolder.write_log"
+FINISH = "metaformer_edu.training.run_folder:SavePictures.after_fit"
+SNAPSHOT, TENSORS = "metaformer_edu.interpret.snapshots:take_snapshot", "metaformer_edu.interpret.snapshots:as_bytes"
 POINTS = {  # states are written after updates 5, 10, 12, 17, 22 and 24; fsync and replace first serve args.yaml
     "before the first state": (UPDATE, 3),
     "in the middle of the first epoch": (UPDATE, 9),
@@ -385,15 +387,16 @@ def test_the_same_helpings_are_blended_and_dropped_alike(tmp_path):
 
 def count_reductions():
     from metaformer_edu.training import trainer
-    from metaformer_edu import train as command
-    real, seen = trainer.wrap, []
+    from metaformer_edu.training import run_folder
+    real, seen = trainer.wrap_ddp, []
 
     def wrap(model):
         found = real(model)
         found.register_comm_hook(None, lambda state, bucket: seen.append(1) or allreduce_hook(state, bucket))
         return found
-    trainer.wrap = wrap
-    command.finish = lambda args, run, trainer, info: print("reductions", len(seen), "updates", trainer.updates)
+    trainer.wrap_ddp = wrap
+    run_folder.SavePictures.after_fit = lambda self, trainer: print("reductions", len(seen), "updates", trainer.updates)
+    run_folder.PrintResult.after_fit = lambda self, trainer: None
 
 
 def test_gradients_are_reduced_once_in_an_update(args, tmp_path):
@@ -455,7 +458,7 @@ DISK = {
     "the first state": ([At(UPDATE, 1, limit, 500_000)], "state-00000005.pt", None),
     "a later state": ([At(UPDATE, 8, limit, 500_000)], "state-00000010.pt", 5),
     "the weights": ([At(SAVE, 1, limit, 500_000)], "last.safetensors", 12),
-    "the weights of the second epoch": ([At("metaformer_edu.training.run_folder:Run.keep", 2, limit, 500_000)], "last.safetensors", 24),
+    "the weights of the second epoch": ([At("metaformer_edu.training.run_folder:RunFolder.save_epoch", 2, limit, 500_000)], "last.safetensors", 24),
     "a snapshot": ([At(SNAPSHOT, 1, limit, 1_000)], "snapshots/pictures.safetensors", 12),
     "the table": ([At(TABLE, 2, full_disk, "runs/*", "summary.csv.unfinished")], "summary.csv", 24),
 }
@@ -482,7 +485,7 @@ def test_an_output_folder_without_permission(tmp_path):
     locked = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
     try:
         locked.chmod(0o555)
-        late = At("metaformer_edu.train:open_run", 1, become_nobody)  # some imports are late, and root's to read
+        late = At("metaformer_edu.training.setup:open_folder", 1, become_nobody)  # some imports are late, and root's to read
         status, out, err = train(tmp_path, *SMALL, "--output", str(locked / "runs"), changes=[late])
         assert (status, out, err) == (2, "", f"metaformer-train: Cannot use {locked / 'runs'}: Permission denied.\n")
         assert list(locked.iterdir()) == []

@@ -8,7 +8,8 @@ import yaml
 
 import golden
 import metaformer_edu
-from metaformer_edu.models.registry import MODELS, url_of
+from metaformer_edu.models.registry import MODELS
+from metaformer_edu.models.weights import url_of
 
 FOLDER = Path(metaformer_edu.__file__).parent / "recipes"
 PUBLISHED = {f"{r['model']}_{r['kind']}": r for r in json.loads((golden.REFERENCE / "recipes.json").read_text(encoding="utf-8"))}

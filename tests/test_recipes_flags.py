@@ -12,13 +12,16 @@ from PIL import Image
 from torchvision import transforms
 
 import golden
-from metaformer_edu.training import settings
-from metaformer_edu import train
-from metaformer_edu.training.trainer import Trainer
+from metaformer_edu.core.cli import GONE
+from metaformer_edu.interpret.snapshots import SaveSnapshots
+from metaformer_edu.train import main
+from metaformer_edu.training import settings, setup
+from metaformer_edu.training.callbacks import TensorBoard
+from metaformer_edu.training.run_folder import SaveEpoch, SaveStates
 from metaformer_edu.training.settings import (
     DEFAULTS, GONE_HERE, SMALL, list_recipes, parse, read_recipe, recipe_table)
-from metaformer_edu.train import main
-from metaformer_edu.validate import GONE
+from metaformer_edu.training.trainer import Trainer
+from metaformer_edu import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PUBLISHED = {f"{r['model']}_{r['kind']}": r for r in json.loads(
@@ -132,7 +135,7 @@ def test_defaults_for_the_small_sets():
 
 
 def test_every_default_belongs_to_a_flag(parser):
-    flags = {a.dest for a in parser._actions} - {"help", "amp_dtype"}  # whose default is the shared parser's
+    flags = {a.dest for a in parser._actions} - {"help"}
     assert flags == DEFAULTS.keys() and SMALL.keys() < DEFAULTS.keys()
 
 
@@ -310,6 +313,7 @@ class Enough(BaseException):
 def built(monkeypatch, argv):
     "All that the command has made when training would begin, or its last words."
     def stop(self):
+        self.threads = torch.get_num_threads()  # the command gives them back
         raise Enough(self)
     monkeypatch.setattr(Trainer, "fit", stop)
     with pytest.raises((Enough, SystemExit)) as caught:
@@ -332,6 +336,11 @@ def inside(thing, depth=6):
     return getattr(thing, "__name__", type(thing).__name__)
 
 
+def callback(t, kind):
+    "The trainer's callback of that class, or None."
+    return next((c for c in t.callbacks if isinstance(c, kind)), None)
+
+
 def courses(t):
     "The rates of a run: at the start of each epoch and in its middle."
     found = []
@@ -345,7 +354,7 @@ def courses(t):
 
 def fingerprint(t):
     "What a run is made of. The settings themselves are left out: they are what the flags should change by more than name."
-    run, loaders, model = t.on_update.run, t.loaders, t.model
+    folder, loaders, model = callback(t, SaveEpoch).folder, t.loaders, t.model
     weight = next(p for p in model.parameters() if p.ndim == 4)
     return dict(
         rates=courses(t), epochs=t.epochs, steps=t.steps, accum=t.accum, amp=t.amp, seed=t.seed, off=t.mixup_off_epoch,
@@ -356,11 +365,11 @@ def fingerprint(t):
                    [g["weight_decay"] for g in t.optimizer.param_groups]),
         model=(repr(model), model.num_classes, model.img_size, sum(p.double().sum().item() for p in model.parameters())),
         checkpointing=[m.grad_checkpointing for m in model.modules() if hasattr(m, "grad_checkpointing")],
-        layout=weight.is_contiguous(memory_format=torch.channels_last), threads=torch.get_num_threads(),
+        layout=weight.is_contiguous(memory_format=torch.channels_last), threads=t.threads,
         loaders=[(x.batch_size, x.num_workers, len(x.dataset)) for x in loaders],
         data=[(type(x.dataset.images).__name__, x.dataset.seed, inside(x.dataset.transform)) for x in loaders],
-        samplers=[inside(x.sampler) for x in loaders], folder=str(run.folder), key=run.key, writer=type(run.writer).__name__,
-        every=t.on_update.every, snapshots=t.on_epoch.keywords)
+        samplers=[inside(x.sampler) for x in loaders], folder=str(folder.path), key=folder.column, writer=type(callback(t, TensorBoard)).__name__,
+        every=callback(t, SaveStates).every, snapshots=inside(callback(t, SaveSnapshots)))
 
 
 EFFECTS = {  # dest: (flags, flags without which they could do nothing)
@@ -419,9 +428,10 @@ def test_a_flag_does_something(dest, stripes, tmp_path, monkeypatch, capsys):
         found.append(capsys.readouterr().err if t is None else fingerprint(t))
         torch.set_num_threads(1)
         if t is not None:
-            for path in t.on_update.run.folder.iterdir():  # so that the second run has the same name
+            made = callback(t, SaveEpoch).folder.path
+            for path in made.iterdir():  # so that the second run has the same name
                 path.unlink()
-            t.on_update.run.folder.rmdir()
+            made.rmdir()
     assert isinstance(found[0], dict), found[0]
     assert found[0] != found[1], f"{flags} does nothing"
     if isinstance(found[1], str):
@@ -461,8 +471,8 @@ def test_flags_of_the_precision_and_the_average(make):
     assert make("--amp").amp == torch.bfloat16 and make("--amp --amp-dtype float16").amp == torch.float16
     ema = make("--model-ema").ema
     assert ema.decay == 0.9998 and make("--model-ema --model-ema-decay 0.9").ema.decay == 0.9
-    assert make("--model-ema").on_update.run.key == "ema_top1"
-    assert make("--model-ema --eval-metric loss").on_update.run.key == "ema_loss"
+    assert callback(make("--model-ema"), SaveEpoch).folder.column == "ema_top1"
+    assert callback(make("--model-ema --eval-metric loss"), SaveEpoch).folder.column == "ema_loss"
 
 
 def test_flags_of_blending(make):
@@ -535,7 +545,7 @@ def test_flags_of_the_run(make):
     train_loader, val_loader = t.loaders
     assert (train_loader.batch_size, val_loader.batch_size, train_loader.num_workers, val_loader.num_workers) == (6, 5, 1, 1)
     assert (train_loader.sampler.seed, train_loader.dataset.seed, t.seed) == (5, 5, 5)
-    assert (t.accum, t.steps, t.log_interval, t.max_bad, t.on_update.every) == (2, 2, 7, 4, 3)
+    assert (t.accum, t.steps, t.log_interval, t.max_bad, callback(t, SaveStates).every) == (2, 2, 7, 4, 3)
     assert sorted(val_loader.sampler) == list(range(8)) and val_loader.sampler.batch_size == 5
     assert any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
                for p in t.model.parameters() if p.ndim == 4)
@@ -562,7 +572,8 @@ def test_flags_of_the_schedule(make):
 
 def test_threads(make, monkeypatch):
     asked = []
-    monkeypatch.setattr(train.torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(setup.torch, "set_num_threads", asked.append)
+    before = torch.get_num_threads()
     make("--threads 3")
     make("")
-    assert asked == [3]
+    assert asked == [3, before, before]  # and given back

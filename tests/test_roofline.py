@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer_edu.speed import roofline as lesson
-from metaformer_edu.models.block import MetaFormerBlock
 from metaformer_edu.core.basics import count_macs
+from metaformer_edu.models.block import MetaFormerBlock
 from metaformer_edu.models.layers import LayerNormGeneral, SquaredReLU
-from metaformer_edu.models.mixers import MIXERS, Attention, Identity, Pooling, RandomMixing, SepConv
+from metaformer_edu.models.mixers import Attention, Identity, MIXERS, Pooling, RandomMixing, SepConv
+from metaformer_edu.speed import roofline as lesson
 from metaformer_edu.speed.roofline import (
     Ceilings, Part, ceilings, clock, draw_roofline, parts, record, roofline_table, size_of, spread)
 

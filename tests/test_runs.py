@@ -10,11 +10,13 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from metaformer_edu.training.trainer import draw_curves
+from metaformer_edu.core.files import read_log, write_atomically
+from metaformer_edu.training.callbacks import TensorBoard
 from metaformer_edu.training.run_folder import (
-    ELSEWHERE, SPEED, Run, differences, new_folder, newest_run, newest_state, read_log, read_settings, read_state,
+    RunFolder, SAME_RESULT, SPEED, differences, new_folder, newest_run, newest_state, read_settings, read_state,
     save_state)
-from metaformer_edu.core.basics import write_whole
+from metaformer_edu.training.setup import Run
+from metaformer_edu.training.trainer import draw_curves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,7 +35,7 @@ def test_a_file_is_written_whole(tmp_path):
         file.write(b"new")
         file.flush()
         seen.append((path.read_text(), len(names(tmp_path))))
-    write_whole(path, write)
+    write_atomically(path, write)
     assert seen == [("old", 2)] and path.read_text() == "new" and names(tmp_path) == ["a.txt"]
 
 
@@ -52,7 +54,7 @@ def test_a_file_that_fails_leaves_nothing(error, tmp_path):
         file.write(b"half a fi")
         raise error
     with pytest.raises(OSError if isinstance(error, (OSError, RuntimeError)) else type(error)):
-        write_whole(path, write)
+        write_atomically(path, write)
     assert names(tmp_path) == ["a.pt"] and path.read_text() == "old"
 
 
@@ -63,10 +65,10 @@ def test_a_file_that_fails_says_which_and_why(tmp_path):
         except OSError:
             raise RuntimeError("PytorchStreamWriter failed")  # as PyTorch hides it
     with pytest.raises(OSError, match="Disk quota exceeded") as caught:
-        write_whole(tmp_path / "a.pt", full)
+        write_atomically(tmp_path / "a.pt", full)
     assert caught.value.errno == errno.EDQUOT and caught.value.filename == str(tmp_path / "a.pt")
     with pytest.raises(OSError) as caught:
-        write_whole(tmp_path / "no" / "folder.pt", lambda file: None)
+        write_atomically(tmp_path / "no" / "folder.pt", lambda file: None)
     assert caught.value.errno == errno.ENOENT
 
 
@@ -74,7 +76,7 @@ def test_an_error_that_has_nothing_to_do_with_the_disk_does_not_blame_it(tmp_pat
     def fail(file):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")  # a RuntimeError
     with pytest.raises(Exception) as caught:
-        write_whole(tmp_path / "a.pt", fail)
+        write_atomically(tmp_path / "a.pt", fail)
     assert "disk" not in str(caught.value) and "out of memory" in str(caught.value)
 
 
@@ -158,7 +160,7 @@ def test_a_folder_in_the_home_directory(tmp_path, monkeypatch):
 
 def test_differences_that_matter():
     a = dict(lr=0.002, scale=[0.08, 1.], workers=2, output="x", model_ema=False)
-    assert differences(a, dict(a)) == [] and differences(a, a | {k: "other" for k in ELSEWHERE}) == []
+    assert differences(a, dict(a)) == [] and differences(a, a | {k: "other" for k in SAME_RESULT}) == []
     assert differences(a, a | dict(lr=0.004, model_ema=True)) == ["lr 0.002 → 0.004", "model_ema False → True"]
     assert differences(a, a | dict(new=1)) == ["new None → 1"] and differences(a | dict(old=1), a) == ["old 1 → None"]
 
@@ -167,7 +169,7 @@ def test_settings_come_back(tmp_path):
     settings = dict(model="tiny_convformer", data="données", lr=1e-6, scale=[0.08, 1.], ratio=[3 / 4, 4 / 3],
                     opt_betas=None, sched="None",
                     aa="none", model_ema=True, epochs=30, experiment="no", threads=None, min_lr=1e-5)
-    Run(tmp_path, settings).describe(["metaformer-train", "--experiment", "two words", "--lr", "1e-6"])
+    RunFolder(tmp_path, settings).write_args(["metaformer-train", "--experiment", "two words", "--lr", "1e-6"])
     assert read_settings(tmp_path) == settings and differences(read_settings(tmp_path), settings) == []
     about = yaml.safe_load((tmp_path / "args.yaml").read_text(encoding="utf-8"))
     assert about["command"] == "metaformer-train --experiment 'two words' --lr 1e-6"
@@ -187,7 +189,7 @@ def test_the_newest_run_with_the_same_settings(tmp_path):
     settings = dict(lr=1, workers=0)
     assert newest_run(tmp_path, "a", settings) is None
     for lr in (1, 2, 1, 2):
-        Run(new_folder(tmp_path, "a"), dict(lr=lr, workers=5)).describe([])
+        RunFolder(new_folder(tmp_path, "a"), dict(lr=lr, workers=5)).write_args([])
     new_folder(tmp_path, "a")  # without settings
     assert newest_run(tmp_path, "a", settings).name == "a-3" and newest_run(tmp_path, "a", dict(lr=2)).name == "a-4"
     assert newest_run(tmp_path, "a", dict(lr=3)) is None and newest_run(tmp_path, "b", settings) is None
@@ -213,17 +215,17 @@ def test_the_best_is_the_first_of_the_best(what, tmp_path):
     metric = column.partition("_")[2]
     others = {k: 60. + e for e, k in enumerate(("val_top1", "val_loss", "ema_top1", "ema_loss"))}
     log = [row(e, **others | {column: v}) for e, v in enumerate(values, 1)]
-    run, model = Run(tmp_path, settings, metric), nn.Linear(1, 1)
+    run, model = RunFolder(tmp_path, settings, metric), nn.Linear(1, 1)
     for r in log:
         nn.init.constant_(model.weight, r["epoch"])
-        run.keep(r, model)
-    assert run.best["epoch"] == best and run.last["epoch"] == 4 and run.key == column
+        run.save_epoch(r, model)
+    assert run.best["epoch"] == best and run.last["epoch"] == 4 and run.column == column
     assert [load_file(tmp_path / f"{n}.safetensors")["weight"].item() for n in ("best", "last")] == [best, 4]
     assert names(tmp_path) == ["best.safetensors", "last.safetensors"]
-    again = Run(tmp_path, settings, metric)
+    again = RunFolder(tmp_path, settings, metric)
     again.restore(log)
     assert (again.best, again.last) == (run.best, run.last)
-    again.keep(row(5, **others | {column: values[best - 1]}), model)  # as good, and later
+    again.save_epoch(row(5, **others | {column: values[best - 1]}), model)  # as good, and later
     assert again.best["epoch"] == best
 
 
@@ -232,17 +234,17 @@ def test_an_average_that_comes_or_goes_in_the_middle(before, tmp_path):
     "A run may go on with other settings: with --model-ema, or without."
     averaged = dict(ema_top1=70., ema_loss=1.)
     log = [row(1, **averaged if before else {}), row(2, **averaged if before else {})]
-    run = Run(tmp_path, dict(model_ema=not before))
+    run = RunFolder(tmp_path, dict(model_ema=not before))
     run.restore(log)
     log.append(row(3, **{} if before else averaged))
-    run.keep(log[-1], nn.Linear(1, 1))
-    run.tabulate(log)
+    run.save_epoch(log[-1], nn.Linear(1, 1))
+    run.write_log(log)
     assert len(read_log(tmp_path)) == 3 and draw_curves(read_log(tmp_path))
 
 
 def test_the_seed_decides_one_table_and_the_machine_the_other(tmp_path):
     log = [row(1), row(2, val_top1=60.25, bad_steps=3, train_loss=math.nan)]
-    Run(tmp_path, {}).tabulate(log)
+    RunFolder(tmp_path, {}).write_log(log)
     assert (tmp_path / "summary.csv").read_text() == ("epoch,lr,train_loss,val_loss,val_top1,bad_steps\n"
                                                       "1,0.1,1.0,1.0,50.0,0\n"
                                                       "2,0.1,nan,1.0,60.25,3\n")
@@ -254,12 +256,12 @@ def test_the_seed_decides_one_table_and_the_machine_the_other(tmp_path):
 
 
 def test_what_a_run_leaves(tmp_path):
-    run = Run(tmp_path, {})
-    assert run.left() == f"{tmp_path} holds only settings."
+    run = RunFolder(tmp_path, {})
+    assert run.contents() == f"{tmp_path} holds only settings."
     save_state(dict(updates=1), tmp_path, 1)
-    assert run.left() == f"{tmp_path} holds only settings; the same command with --resume auto goes on."
+    assert run.contents() == f"{tmp_path} holds only settings; the same command with --resume auto goes on."
     run.restore([row(1), row(2)])
-    assert run.left() == f"{tmp_path} holds last.safetensors of epoch 2; the same command with --resume auto goes on."
+    assert run.contents() == f"{tmp_path} holds last.safetensors of epoch 2; the same command with --resume auto goes on."
 
 
 # --- TensorBoard ---
@@ -267,10 +269,14 @@ def test_what_a_run_leaves(tmp_path):
 def test_tensorboard_gets_what_the_table_gets(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    run, log = Run(tmp_path, {}, tensorboard=True), []
+    class Trained:
+        log = []
+    board = TensorBoard(tmp_path)
     for r in (row(1), row(2, val_top1=75.)):
-        log.append(r)
-        run.tabulate(log)
+        Trained.log.append(r)
+        board.after_epoch(Trained)
+    board.after_fit(Trained)  # what is written is not written again
+    board.cleanup(Trained)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("val/top1")] == [(1, 50.), (2, 75.)]
     assert {"lr", "train/loss", "val/loss", "val/top1"} <= set(events.Tags()["scalars"])
@@ -278,4 +284,8 @@ def test_tensorboard_gets_what_the_table_gets(tmp_path):
 
 def test_without_tensorboard_nothing_is_imported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert Run(tmp_path, {}).writer is None
+    RunFolder(tmp_path, {}).write_log([row(1)])
+    board = TensorBoard(tmp_path)
+    board.cleanup(None)
+    with pytest.raises(ImportError):  # only where there is something to write
+        board.after_epoch(type("Trained", (), dict(log=[row(1)])))

@@ -12,8 +12,9 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
-from metaformer_edu.data.loading import shapes
-from metaformer_edu.data.shapes import SHAPES, TASKS, TEXTURES, Shapes, Thing, arrange, draw, render, show_shapes
+from metaformer_edu.data import shapes
+from metaformer_edu.data.shapes import (
+    SHAPES, Shapes, TASKS, TEXTURES, Thing, arrange, draw_example, render, show_shapes)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 each_task = pytest.mark.parametrize("task", TASKS)
@@ -32,12 +33,12 @@ def test_the_tasks():
 DIGEST = """
 import hashlib
 import itertools
-from metaformer_edu.data.shapes import TASKS, draw
+from metaformer_edu.data.shapes import TASKS, draw_example
 h = hashlib.sha256()
 for task in TASKS:
     for part in ("train", "val"):
         for i in (0, 1, 17):
-            image, mask, label = draw(task, i, part, 48)
+            image, mask, label = draw_example(task, i, part, 48)
             h.update(image.tobytes() + mask.tobytes() + bytes([label]))
 print(h.hexdigest())
 """
@@ -54,7 +55,7 @@ def test_another_process_draws_the_same_bytes():
 
 @each_task
 def test_no_two_pictures_are_alike(task):
-    seen = {hashlib.sha1(draw(task, i, part, 32)[0].tobytes()).digest() for part in ("train", "val") for i in range(300)}
+    seen = {hashlib.sha1(draw_example(task, i, part, 32)[0].tobytes()).digest() for part in ("train", "val") for i in range(300)}
     laid = {str(arrange(task, i, part)) for part in ("train", "val") for i in range(300)}
     assert len(seen) == len(laid) == 600
 
@@ -81,7 +82,7 @@ def test_labels_of_texture_and_shape():
 
 
 def hue(color):
-    return min(shapes.COLORS, key=lambda name: np.abs(np.subtract(shapes.COLORS[name], color)).sum())
+    return min(shapes.SHAPE_COLORS, key=lambda name: np.abs(np.subtract(shapes.SHAPE_COLORS[name], color)).sum())
 
 
 def test_labels_of_same():
@@ -111,7 +112,7 @@ def score(model, x, y):
 
 @each_task
 def test_mean_colour_says_nothing(task):
-    drawn = [draw(task, i, img_size=32) for i in range(2000)]
+    drawn = [draw_example(task, i, img_size=32) for i in range(2000)]
     x = np.array([image.reshape(-1, 3).mean(0) / 255 for image, _, _ in drawn])
     y = np.array([label for *_, label in drawn])
     chance = 1 / len(TASKS[task].class_names)
@@ -196,7 +197,7 @@ def test_everything_of_the_evidence_is_in_the_picture(task, size):
         mask = render(things, size)[1]
         assert abs(mask.sum() - render([replace(t, x=t.x / 2 + 0.25, y=t.y / 2 + 0.25, radius=t.radius / 2) for t in things],
                                        2 * size)[1].sum()) <= 4  # nothing is cut off by the edge
-        image, drawn, _ = draw(task, i, img_size=size)
+        image, drawn, _ = draw_example(task, i, img_size=size)
         assert (drawn == mask).all() and image.shape == (size, size, 3)
 
 
@@ -225,7 +226,7 @@ def test_the_distance_is_kept(task):
 
 
 def test_mistakes_get_a_sentence():
-    for call in (draw, arrange):
+    for call in (draw_example, arrange):
         with pytest.raises(ValueError, match="There is no task 'shapes'. Did you mean 'shape'"):
             call("shapes", 0)
         with pytest.raises(ValueError, match="There is no part 'vall'. Did you mean 'val'"):
@@ -249,7 +250,7 @@ def test_the_data_set_is_what_is_drawn(task):
     pictures = Shapes(task, "val", 7, 32)
     assert len(pictures) == 7 and len(list(itertools.islice(pictures, 20))) == 7 and pictures.class_names == TASKS[task].class_names
     for i in (0, 6, -1):
-        image, mask, label = draw(task, i % 7, "val", 32)
+        image, mask, label = draw_example(task, i % 7, "val", 32)
         x, y = pictures[i]
         assert x.dtype == torch.float32 and 0 <= x.min() < x.max() <= 1 and y == label and isinstance(y, int)
         assert torch.equal((x * 255).round().byte(), torch.from_numpy(image).permute(2, 0, 1))
@@ -280,4 +281,4 @@ def test_show_shapes():
     assert [a.get_ylabel() for a in fig.axes[::5]] == list(TASKS)
     fig = show_shapes("order", n=2, img_size=32, distance=0.4, outline=False)
     assert len(fig.axes) == 2 and not fig.axes[0].collections and fig.axes[0].images[0].get_array().shape == (32, 32, 3)
-    assert (fig.axes[1].images[0].get_array() == draw("order", 1, img_size=32, distance=0.4)[0]).all()
+    assert (fig.axes[1].images[0].get_array() == draw_example("order", 1, img_size=32, distance=0.4)[0]).all()

@@ -10,13 +10,18 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from metaformer_edu.interpret import contact_sheet
-from metaformer_edu.data.loading import DataError, load_data, worst_first
+import metaformer_edu.interpret.cam as cam
+from metaformer_edu.commands import explain as command
+from metaformer_edu.commands.explain import PER_SHEET, find_images, main, parse
+from metaformer_edu.core.errors import DataError
+from metaformer_edu.data.datasets import load_data
+from metaformer_edu.data.loaders import mistakes_first
+from metaformer_edu.interpret import contact_sheet as sheet
 from metaformer_edu.interpret.cam import METHODS, explain, map_title, imagenet_classes
-from metaformer_edu.interpret.contact_sheet import (
-    PER_SHEET, contact_sheet, find_images, good_stage, main, parse, read_photo, sheet_of_run)
-from metaformer_edu.validate import predict
-from metaformer_edu.models.registry import create_model, save_weights
+from metaformer_edu.interpret.contact_sheet import contact_sheet, good_stage, read_photo, sheet_of_run
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.models.weights import save_weights
+from metaformer_edu.training.evaluate import predict
 
 RANDOM = ["--model", "tiny_identityformer", "--img-size", "32", "--threads", "1"]
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
@@ -198,7 +203,7 @@ def test_without_out_each_call_has_a_new_folder(capsys):
 
 def test_random_weights_are_called_random(capsys, monkeypatch):
     notes = []
-    monkeypatch.setattr(contact_sheet, "contact_sheet", lambda *args, **kwargs: notes.append(kwargs["note"]) or contact_sheet(*args, **kwargs))
+    monkeypatch.setattr(sheet, "contact_sheet", lambda *args, **kwargs: notes.append(kwargs["note"]) or contact_sheet(*args, **kwargs))
     photo("a.png")
     (first, *_), err = good(capsys, "a.png", *RANDOM)
     assert len(err) == 1 and "weights of tiny_identityformer are random" in err[0] and "--checkpoint" in err[0] and "random weights" in notes[0]
@@ -207,7 +212,7 @@ def test_random_weights_are_called_random(capsys, monkeypatch):
 
 def test_with_a_checkpoint_nothing_is_called_random(capsys, run, monkeypatch):
     notes = []
-    monkeypatch.setattr(contact_sheet, "contact_sheet", lambda *args, **kwargs: notes.append(kwargs["note"]) or contact_sheet(*args, **kwargs))
+    monkeypatch.setattr(sheet, "contact_sheet", lambda *args, **kwargs: notes.append(kwargs["note"]) or contact_sheet(*args, **kwargs))
     photo("a.png")
     assert good(capsys, "a.png", "--checkpoint", run / "best.safetensors")[1] == [] and notes == [""]
 
@@ -244,9 +249,9 @@ def test_a_file_that_is_named_twice_is_explained_once(capsys):
 
 
 def test_more_files_than_a_sheet_holds(capsys, monkeypatch):
-    monkeypatch.setattr(contact_sheet, "PER_SHEET", 2)
+    monkeypatch.setattr(command, "PER_SHEET", 2)
     titles, draw = [], contact_sheet
-    monkeypatch.setattr(contact_sheet, "contact_sheet", lambda shown, names, *args, **kwargs: titles.append(names) or draw(shown, names, *args, **kwargs))
+    monkeypatch.setattr(sheet, "contact_sheet", lambda shown, names, *args, **kwargs: titles.append(names) or draw(shown, names, *args, **kwargs))
     for i in range(5):
         photo(f"in/{i}.png", seed=i)
     good(capsys, "in", *RANDOM, "--out", "o")
@@ -255,7 +260,7 @@ def test_more_files_than_a_sheet_holds(capsys, monkeypatch):
 
 
 def test_two_files_fit_on_a_sheet_of_two(capsys, monkeypatch):
-    monkeypatch.setattr(contact_sheet, "PER_SHEET", 2)
+    monkeypatch.setattr(command, "PER_SHEET", 2)
     photo("a.png"), photo("b.png")
     good(capsys, "a.png", "b.png", *RANDOM, "--out", "o")
     assert "sheet.png" in files("o") and "sheet-1.png" not in files("o")
@@ -318,7 +323,7 @@ def test_an_empty_folder_is_named(capsys):
 def explained(monkeypatch):
     "What `explain` was asked for."
     asked = []
-    monkeypatch.setattr(contact_sheet, "explain", lambda *args: asked.append(args) or explain(*args))
+    monkeypatch.setattr(cam, "explain", lambda *args: asked.append(args) or explain(*args))
     return asked
 
 
@@ -561,13 +566,13 @@ def test_masks_are_outlined():
 @pytest.mark.parametrize("data", ["digits", "shapes-shape", "shapes-near"])
 def test_the_sheet_of_a_run(data, monkeypatch):
     if data == "shapes-near":
-        data = sorted(name for name in contact_sheet.read_image.__globals__["SOURCES"] if name.startswith("shapes-"))[-1]
+        data = sorted(name for name in sheet.read_image.__globals__["SOURCES"] if name.startswith("shapes-"))[-1]
     _, val, info = load_data(data, 32, augment=False)
     few = Subset(val, range(100, 130))
     model = tiny(num_classes=len(info.class_names)).train()
     said = predict(model, DataLoader(few, 8))
     fig = sheet_of_run(model, said, few, info, n=5)
-    chosen = worst_first(said)[:5]
+    chosen = mistakes_first(said)[:5]
     shown = explain(model, torch.stack([few[i][0] for i in chosen]), stage=2)
     assert info.name in fig.get_suptitle() and model.training and len(parts(fig)) == 6
     for i, (left, middle, _) in zip(chosen, parts(fig)):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from browser import browser, listen
 
+import course
 import docments
 import website
 
@@ -24,7 +25,8 @@ def shown(**data):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    "A folder of notebooks in the place of nbs/; gives a function that writes one."
+    "A folder of notebooks in the place of nbs/, each a chapter of its course; gives a function that writes one."
+    website.module_of.cache_clear()
     monkeypatch.setattr(website, "ROOT", tmp_path)
     monkeypatch.setattr(website, "NBS", tmp_path / "nbs")
 
@@ -33,6 +35,9 @@ def folder(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         cells = [o if isinstance(o, dict) else {"cell_type": "markdown", "id": "m", "metadata": {}, "source": o} for o in cells]
         path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+        if name != "index":
+            with open(tmp_path / "nbs/course.yml", "a") as file:
+                file.write(f"- part: {name}\n  chapters: [{{notebook: {name}, minutes: 3}}]\n")
         return path
     return write
 
@@ -75,9 +80,9 @@ def test_links_stay_on_the_site_or_go_to_github(folder, tmp_path):
     path = folder("models/mixers", "# A")
     (tmp_path / "CONTRIBUTING.md").touch()
     badge = "[![Open in Colab](https://example.org/badge.svg)](https://example.org/a)"
-    text = f"[a](02_mixers.ipynb#x) [b](../CONTRIBUTING.md) `[c](gone.md)` {badge}"
-    assert website.relinked(text, path) == f"[a](02_mixers.ipynb#x) [b]({website.GITHUB}/CONTRIBUTING.md) `[c](gone.md)` [Open in Colab](https://example.org/a)"
-    with pytest.raises(website.SiteError, match=r"nbs/models/mixers.ipynb points to gone.ipynb, but there is no nbs/gone.ipynb"):
+    text = f"[a](mixers.ipynb#x) [b](../../CONTRIBUTING.md) `[c](gone.md)` {badge}"
+    assert website.relinked(text, path) == f"[a](mixers.ipynb#x) [b]({website.GITHUB}/CONTRIBUTING.md) `[c](gone.md)` [Open in Colab](https://example.org/a)"
+    with pytest.raises(website.SiteError, match=r"nbs/models/mixers.ipynb points to gone.ipynb, but there is no nbs/models/gone.ipynb"):
         website.relinked("[a](gone.ipynb)", path)
 
 
@@ -86,34 +91,38 @@ def test_links_stay_on_the_site_or_go_to_github(folder, tmp_path):
 def test_minutes_count_what_is_read(folder):
     path = folder("core/basics", "# 00 · Core: how do we look?\n\n" + "word " * 394, code("#| export\n\n" + "x = 1\n" * 20), code("#| hide\n" + "x\n" * 999))
     lesson = website.Lesson(path)
-    assert (lesson.words, lesson.lines, lesson.minutes) == (400, 20, 3)
+    assert (lesson.words, lesson.lines, lesson.reading_time) == (400, 20, 3)
     assert (lesson.short, lesson.question) == ("00 · Core", "How do we look?")
-    assert website.Lesson(folder("01_a", "# A title\n\nWhat is it? More.")).question == "What is it?"
-    assert website.hours(61) == "1 h 1 min" and website.hours(60) == "1 h" and website.hours(9) == "9 min"
-    with pytest.raises(website.SiteError, match="nbs/02_b.ipynb has no title"):
-        website.Lesson(folder("02_b", "text"))
+    assert website.Lesson(folder("core/a", "# A title\n\nWhat is it? More.")).question == "What is it?"
+    with pytest.raises(website.SiteError, match="nbs/core/b.ipynb has no title"):
+        website.Lesson(folder("core/b", "text"))
 
 
-def test_a_new_lesson_and_tutorial_appear_by_themselves_with_what_they_need(folder):
+def test_a_chapter_appears_with_what_it_needs(folder):
     folder("index", "# I")
-    folder("core/basics", "# 00 · Core: a?")
-    folder("models/layers", "# 01 · Layers: b?", code("from metaformer_edu.core.basics import x"))
-    folder("models/mixers", "# 02 · Mixers: c?", code("from .core import x\nfrom metaformer_edu.models.layers import y"))
-    folder("tutorials/new", "# Something new", code("import metaformer_edu.models.mixers"))
     folder("tutorials/five_minutes", "# Five minutes")
+    folder("core/basics", "# Core: a?", code("#| default_exp core.basics"))
+    folder("models/layers", "# Layers: b?", code("#| default_exp models.layers"), code("from metaformer_edu.core.basics import x"))
+    folder("models/mixers", "# Mixers: c?", code("#| default_exp models.mixers"), code("from metaformer_edu.models.layers import y"))
+    folder("tutorials/new", "# Something new", code("import metaformer_edu.models.mixers"))
     folder("tutorials/.ipynb_checkpoints/old", "# Old")
-    paths = website.notebooks()
-    lessons, order = website.in_order(paths)
-    assert [o.stem for o in order] == ["five_minutes", "core/basics", "models/layers", "models/mixers", "new"]
-    assert [[p.stem for p in website.needs(o, lessons)] for o in order] == [[], [], ["core/basics"], ["models/layers"], ["models/mixers"]]
-    page, trees = website.reading_order(paths), website.toctrees(paths)
-    assert all(f"]({o.page})" in page and o.page.removesuffix(".ipynb") in trees for o in order) and "Old" not in page
-    assert trees.index("models/mixers") < trees.index("tutorials/new") < trees.index("models")
+    (website.NBS / "course.yml").write_text(re.sub("- part: tutorials/..pynb.*\n.*\n", "", (website.NBS / "course.yml").read_text()))
+    lessons = [website.Lesson(c.path) for c in website.chapters()]
+    assert [o.page.removesuffix(".ipynb") for o in lessons] == ["tutorials/five_minutes", "core/basics", "models/layers", "models/mixers", "tutorials/new"]
+    assert [c.number for c in website.chapters()] == ["", "1.1", "2.1", "3.1", ""]
+    assert [[p.path.stem for p in website.needs(o, lessons)] for o in lessons] == [[], [], ["basics"], ["layers"], ["mixers"]]
+    page, trees = website.reading_order(), website.toctrees(website.notebooks())
+    assert all(f"]({o.page})" in page and o.page.removesuffix(".ipynb") in trees for o in lessons) and "Old" not in page
+    assert trees.index("models/mixers") < trees.index("tutorials/new") < trees.index("explorer")
 
 
-def test_the_short_way_leads_through_notebooks_that_exist():
-    here = {p.stem for p in website.notebooks()}
-    assert not {*website.SHORT, *website.TUTORIALS} - here, "tools/website.py names notebooks that are not there."
+def test_numbers_and_the_way_on_follow_the_course(folder):
+    path = folder("core/a", "# 9.9 · A: what?", "See [lesson 7.7](../models/b.ipynb#x) and [3.3 · Old](../models/b.ipynb).\n\nNext: [gone](gone.ipynb)")
+    folder("models/b", "# B: why?", "The end.")
+    written = [c["source"] for c in json.loads(course.written(path, course.read(website.NBS)))["cells"]]
+    assert "".join(written[0]) == "# 1.1 · A: what?"
+    assert "".join(written[1]) == "See [lesson 2.1](../models/b.ipynb#x) and [2.1 · B](../models/b.ipynb).\n\nNext: [2.1 · B: why?](../models/b.ipynb)"
+    assert course.hours(61) == "1 h 1 min" and course.hours(60) == "1 h" and course.hours(9) == "9 min"
 
 
 # --- the reference ---
@@ -241,16 +250,16 @@ def test_every_notebook_is_a_page_without_its_machinery(site):
         html = text(site / path.relative_to(website.NBS).with_suffix(".html"))
         assert "%pip install -q git" not in re.sub("<[^>]+>", "", html), path.name
         assert "#| " not in re.sub("<[^>]+>", "", html), path.name
-    assert text(site / "01_layers.html").count('class="formula"') > 5
+    assert text(site / "models/layers.html").count('class="formula"') > 5
 
 
 def test_every_public_name_has_its_entry(site):
-    for module in filter(None, map(website.module_of, website.notebooks())):
-        anchors = website.Links(text(site / f"api/{module.stem}.html")).anchors
-        items = docments.public(module)
+    for path in filter(website.module_of, website.notebooks()):
+        name, items = website.name_of(path), docments.public(website.module_of(path))
+        anchors = website.Links(text(site / f"api/{name}.html")).anchors
         names = [o.name for o in items] + [f"{o.name}.{m.name}" for o in items for m in o.members]
-        missing = [n for n in names if f"metaformer_edu.{module.stem}.{n}" not in anchors]
-        assert not missing, f"{module.name}: {missing}"
+        missing = [n for n in names if f"metaformer_edu.{name}.{n}" not in anchors]
+        assert not missing, f"{name}: {missing}"
 
 
 def test_the_models_are_all_there_also_without_scripts(site):
@@ -266,7 +275,7 @@ def test_in_a_browser(site):
         said = listen(page)
         address = lambda name: (site / name).as_uri()
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else said.append(r.url))
-        for name in ("index.html", "13b_hearing.html", "reading_order.html", "api/index.html", "genindex.html"):
+        for name in ("index.html", "widgets/mixing_explorer.html", "reading_order.html", "api/index.html", "genindex.html"):
             page.goto(address(name))
         page.goto(address("models.html"))
         column = lambda i: page.locator(f"table.sortable tbody tr:visible td:nth-child({i})").all_inner_texts()

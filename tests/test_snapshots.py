@@ -10,12 +10,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import TensorDataset
 
-from metaformer_edu.interpret import contact_sheet
-from metaformer_edu.data.loading import DataError, Pictures, load_digits, load_folder, load_shapes
+from metaformer_edu.core.errors import DataError
+from metaformer_edu.data.datasets import load_digits, load_shapes
+from metaformer_edu.data.folders import load_folder
+from metaformer_edu.data.transforms import ImageDataset
+from metaformer_edu.interpret import contact_sheet, snapshots
 from metaformer_edu.interpret.cam import explain
-from metaformer_edu.interpret.contact_sheet import choose_examples, in_turns, read_snapshots, take_snapshot
-from metaformer_edu.train import main
+from metaformer_edu.interpret.snapshots import choose_examples, in_turns, read_snapshots, take_snapshot
 from metaformer_edu.models.registry import create_model
+from metaformer_edu.train import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ["--model", "tiny_poolformerv2", "--img-size", "32", "-b", "64", "--epochs", "2"]
@@ -75,8 +78,8 @@ def test_more_pictures_than_there_are(folder):
 
 
 def test_a_picture_that_cannot_be_read_makes_room(folder, monkeypatch, capsys):
-    read = contact_sheet.Pictures.__getitem__
-    monkeypatch.setattr(contact_sheet.Pictures, "__getitem__", lambda self, i: read(self, i) if i not in (0, 5, 6) else (_ for _ in ()).throw(DataError("no")))
+    read = snapshots.ImageDataset.__getitem__
+    monkeypatch.setattr(snapshots.ImageDataset, "__getitem__", lambda self, i: read(self, i) if i not in (0, 5, 6) else (_ for _ in ()).throw(DataError("no")))
     for unreadable in ("stop", "skip"):
         _, held_out, _ = load_folder(folder, 32, unreadable=unreadable)
         assert choose_examples(held_out, 3)[2].tolist() == [1, 10, 11]
@@ -89,7 +92,7 @@ def test_none_can_be_read():
         def __getitem__(self, i):
             raise DataError("no")
     with pytest.raises(DataError, match="None of the pictures"):
-        choose_examples(Pictures(Broken(torch.zeros(9), torch.zeros(9)), lambda x: x), 4)
+        choose_examples(ImageDataset(Broken(torch.zeros(9), torch.zeros(9)), lambda x: x), 4)
 
 
 # --- what is kept ---
@@ -171,7 +174,7 @@ def test_a_run_with_and_one_without_are_the_same(more, tmp_path):
 def test_a_run_does_not_stop_for_a_snapshot(error, monkeypatch, tmp_path, capsys):
     def fail(*args):
         raise error
-    monkeypatch.setattr(contact_sheet, "choose_examples" if isinstance(error, DataError) else "take_snapshot", fail)
+    monkeypatch.setattr(snapshots, "choose_examples" if isinstance(error, DataError) else "take_snapshot", fail)
     main([*TINY, "--epochs", "1", "--output", str(tmp_path)])
     said = [line for line in capsys.readouterr().err.splitlines() if "snapshot" in line]
     assert len(said) == 1 and said[0].startswith("metaformer-train: There is no snapshot of epoch 1. ") and str(error).split("\n")[0].rstrip(".") in said[0]

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from metaformer_edu.interpret import swap as lesson
 from metaformer_edu.interpret.cam import explain
-from metaformer_edu.models.mixers import MIXERS, Identity, Pooling
 from metaformer_edu.interpret.swap import Nothing, swap_grid, swap_mixer, swap_table
+from metaformer_edu.models.mixers import Identity, MIXERS, Pooling
 from metaformer_edu.models.registry import FAMILIES, create_model
 
 matplotlib.use("Agg")

@@ -16,16 +16,18 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from metaformer_edu.training import trainer
-from metaformer_edu.training import run_folder
+from metaformer_edu.data.datasets import load_digits
+from metaformer_edu.data.loaders import make_loaders
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.train import main
+from metaformer_edu.training import run_folder, trainer
+from metaformer_edu.training.evaluate import evaluate
+from metaformer_edu.training.run_folder import SPEED, new_folder
+from metaformer_edu.training.settings import parse
+from metaformer_edu.training.setup import build
+from metaformer_edu import validate
 from metaformer_edu import train
 from metaformer_edu import validate
-from metaformer_edu.data.loading import load_digits, make_loaders
-from metaformer_edu.training.settings import parse
-from metaformer_edu.training.run_folder import SPEED, new_folder
-from metaformer_edu.train import main, prepare
-from metaformer_edu.validate import evaluate
-from metaformer_edu.models.registry import create_model
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ["identityformer", "randformer", "poolformerv2", "convformer", "caformer"]
@@ -202,7 +204,7 @@ def test_every_family_learns(family, tmp_path):
 # --- flags ---
 
 def test_vectors_do_not_decay(tmp_path):
-    model, _, optimizer, _ = prepare(parse(["--weight-decay", "0.3", "--lr", "0.004", *SMALL]))
+    model, _, optimizer, _ = build(parse(["--weight-decay", "0.3", "--lr", "0.004", *SMALL]))
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert {decay[id(p)] for p in model.parameters() if p.requires_grad and p.ndim < 2} == {0}
     assert {decay[id(p)] for p in model.parameters() if p.requires_grad and p.ndim >= 2} == {0.3}
@@ -211,7 +213,7 @@ def test_vectors_do_not_decay(tmp_path):
 
 def test_flags_reach_the_model():
     flags = "--drop-path 0.3 --head-dropout 0.4 --num-classes 12 --opt sgd --seed 5 -j 1".split()
-    model, loaders, optimizer, info = prepare(parse(SMALL + flags))
+    model, loaders, optimizer, info = build(parse(SMALL + flags))
     assert model.stages[3][0].drop_path1.drop_prob == pytest.approx(0.3)
     assert model.head.head_dropout.p == 0.4 and model.num_classes == 12 and model.img_size == info.img_size == 32
     assert isinstance(optimizer, torch.optim.SGD)
@@ -220,7 +222,7 @@ def test_flags_reach_the_model():
 
 def test_fine_tuning_starts_from_the_weights(two_epochs):
     path = str(two_epochs / "last.safetensors")
-    model, loaders, _, _ = prepare(parse([*SMALL, "--initial-checkpoint", path]))
+    model, loaders, _, _ = build(parse([*SMALL, "--initial-checkpoint", path]))
     assert evaluate(model, loaders[1])["top1"] == pytest.approx(float(summary(two_epochs)[-1]["val_top1"]), abs=1e-3)
 
 
@@ -388,9 +390,12 @@ def test_a_rate_above_the_usual_is_warned_of(capsys, tmp_path):
 
 
 def test_bad_steps_are_said(capsys, tmp_path, monkeypatch):
-    calls, plain = [], trainer.Step.loss
-    monkeypatch.setattr(trainer.Step, "loss", lambda self, *a: plain(self, *a) * \
-                        (math.nan if calls.append(1) or len(calls) in (3, 5) else 1))
+    calls, plain = [], trainer.Trainer.batch_loss
+
+    def loss(self, *args):
+        calls.append(1)
+        return plain(self, *args) * (math.nan if len(calls) in (3, 5) else 1)
+    monkeypatch.setattr(trainer.Trainer, "batch_loss", loss)
     main([*SMALL, "--epochs", "1", "--output", str(tmp_path)])
     assert "2 bad steps" in capsys.readouterr().out and summary(only_run(tmp_path))[0]["bad_steps"] == "2"
 
@@ -406,21 +411,21 @@ def test_weights_that_break_in_the_last_update(capsys, tmp_path, monkeypatch):
 def test_an_error_of_pytorch_is_one_sentence(message, hint, capsys, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError(message + "\nand much more")
-    monkeypatch.setattr(trainer.Loop, "train_epoch", fail)
+    monkeypatch.setattr(trainer.Trainer, "train_epoch", fail)
     said = last_words(capsys, 1, *SMALL, "--output", tmp_path)
     assert message in said and hint in said and "and much more" not in said
 
 
 @pytest.mark.parametrize("what", ["save_weights", "save_state"])
 def test_a_disk_that_is_full_at_the_second_epoch(what, capsys, tmp_path, monkeypatch):
-    module, real, calls = (run_folder, run_folder.save_weights, []) if what == "save_weights" else (train, train.save_state, [])
+    real, calls = getattr(run_folder, what), []
 
     def save(thing, path, *args):
         calls.append(path)
         if len(calls) > (2 if what == "save_weights" else 1):  # last and best, or the state, of the first epoch
             raise OSError(28, "No space left on device", str(path))
         return real(thing, path, *args)
-    monkeypatch.setattr(module, what, save)
+    monkeypatch.setattr(run_folder, what, save)
     said = last_words(capsys, 1, *SMALL, "--epochs", "2", "--output", tmp_path)
     assert "No space left on device" in said
     assert "holds last.safetensors of epoch 1; the same command with --resume auto goes on" in said
@@ -451,7 +456,7 @@ def test_ctrl_c(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_heard_between_two_updates(number, stripes, finished, capsys, tmp_path, monkeypatch):
-    plain = trainer.Step.update
+    plain = trainer.Trainer.update
 
     def update(self, batches):
         plain(self, batches)
@@ -459,7 +464,7 @@ def test_a_signal_is_heard_between_two_updates(number, stripes, finished, capsys
             os.kill(os.getpid(), number)
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Step, "update", update)
+        patch.setattr(trainer.Trainer, "update", update)
         said = last_words(capsys, 128 + number, stripes, *GO, "--output", tmp_path)
     assert f"Stopped by {number.name}. " in said and "only settings; the same command with --resume auto goes on." in said
     assert signal.getsignal(number) == before

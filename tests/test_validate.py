@@ -16,10 +16,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from metaformer_edu import validate
-from metaformer_edu.data.loading import load_digits, make_loaders
-from metaformer_edu.validate import (
-    Parser, by_class, evaluate, main, metrics, number, parse, plainly, predict, sentence, wilson)
-from metaformer_edu.models.registry import create_model, save_weights
+from metaformer_edu.core.cli import Parser, cli_errors, error_sentence, number
+from metaformer_edu.data.datasets import load_digits
+from metaformer_edu.data.loaders import make_loaders
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.models.weights import save_weights
+from metaformer_edu.training.evaluate import by_class, evaluate, metrics, predict, wilson
+from metaformer_edu.validate import main, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--model", "tiny_poolformerv2", "--img-size", "32", "--threads", "1", "-b", "23"]
@@ -123,13 +126,13 @@ def test_by_class_counts_each_class(answers):
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "Try a smaller --batch-size"),
     (ValueError("It is so.\nAnd more"), "It is so."), (RuntimeError(), "RuntimeError.")])
 def test_an_error_is_one_sentence(error, words):
-    assert words in sentence(error) and "\n" not in sentence(error) and ".." not in sentence(error)
+    assert words in error_sentence(error) and "\n" not in error_sentence(error) and ".." not in error_sentence(error)
 
 
 @pytest.mark.parametrize("error, status", [(ValueError("bad"), 2), (OSError("bad"), 2), (RuntimeError("bad"), 1),
                                            (MemoryError("bad"), 1), (KeyboardInterrupt(), 130)])
 def test_the_status_says_whose_fault_it_is(error, status, capsys):
-    with pytest.raises(SystemExit) as caught, plainly("me", left=lambda: "All is kept."):
+    with pytest.raises(SystemExit) as caught, cli_errors("me", left=lambda: "All is kept."):
         raise error
     text = capsys.readouterr().err
     assert caught.value.code == status and text.count("\n") == 1
@@ -139,7 +142,7 @@ def test_the_status_says_whose_fault_it_is(error, status, capsys):
 def test_only_the_first_process_speaks(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     for once in (True, False):
-        with pytest.raises(SystemExit), plainly("me", once=once):
+        with pytest.raises(SystemExit), cli_errors("me", once=once):
             raise ValueError("bad")
         assert bool(capsys.readouterr().err) is not once
     with pytest.raises(SystemExit):

@@ -14,8 +14,9 @@ from timm.utils import ModelEmaV3
 
 import golden
 import loopback
-from metaformer_edu.models.registry import (
-    MODELS, WeightsError, create_model, load_weights, pick_1k, read_weights, rows_21k_to_1k, save_weights, url_of)
+from metaformer_edu.core.errors import WeightsError
+from metaformer_edu.models.registry import MODELS, create_model
+from metaformer_edu.models.weights import load_weights, pick_1k, read_weights, rows_21k_to_1k, save_weights, url_of
 
 TINY = [f"tiny_{f}" for f in golden.FAMILIES]
 each_tiny = pytest.mark.parametrize("name", TINY)

@@ -21,15 +21,22 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 import run
-from metaformer_edu.widgets.base import base
-from metaformer_edu.data.loading import DataError, load_shapes
+from metaformer_edu.core.errors import DataError, WeightsError
+from metaformer_edu.core.files import read_log
+from metaformer_edu.data.datasets import load_shapes
+from metaformer_edu.experiments.arms import ACTIVATIONS
 from metaformer_edu.models.layers import StarReLU
-from metaformer_edu.training.run_folder import read_log
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.models.weights import save_weights
+from metaformer_edu.training.setup import open_run
+from metaformer_edu.widgets import base, sources
+from metaformer_edu.widgets.activation_explorer import (
+    OTHER_ACTIVATIONS, draw_activation, explore_activation, moments, reaches_goal, view_activation)
 from metaformer_edu.widgets.base import (
-    ACTIVATIONS, DRAWING, FAINT, INK, ON_PAGE, PALE, SERIES, Drawing, Explorer, ImagePicker, Latest, Shown,
-    draw_activation, dropdown, example_images, example_models, example_runs, explore_activation, moments,
-    named_images, near, new_figure, open_run, slider, to_pil, to_svg, uploaded, view_activation)
-from metaformer_edu.models.registry import WeightsError, create_model, save_weights
+    DRAW_LOCK, Drawing, Explorer, FAINT, INK, Latest, PAGE_COLORS, PALE, SERIES, Shown, dropdown, new_figure,
+    slider, to_svg)
+from metaformer_edu.widgets.sources import (
+    ImagePicker, example_images, example_models, example_runs, named_images, open_run, to_pil, uploaded_files)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LONG = 120  # seconds, after which something hangs
@@ -54,9 +61,9 @@ CLOSED = {
     "square": (lambda x: x**2, lambda s: (s**2, 2 * s**4)),
     "abs": (torch.abs, lambda s: (s * (2 / np.pi) ** 0.5, s**2 * (1 - 2 / np.pi))),
     "relu": (torch.relu, lambda s: (s / (2 * np.pi) ** 0.5, s**2 * (0.5 - 0.5 / np.pi))),
-    "squared relu": (ACTIVATIONS["squared ReLU"], lambda s: (s**2 / 2, 1.25 * s**4)),
+    "squared relu": (OTHER_ACTIVATIONS["squared ReLU"], lambda s: (s**2 / 2, 1.25 * s**4)),
     "exp": (torch.exp, lambda s: (np.exp(s**2 / 2), np.exp(2 * s**2) - np.exp(s**2))),
-    "gelu": (ACTIVATIONS["GELU"], lambda s: (s**2 / (2 * np.pi * (1 + s**2)) ** 0.5, normal(ACTIVATIONS["GELU"], s)[1])),
+    "gelu": (OTHER_ACTIVATIONS["GELU"], lambda s: (s**2 / (2 * np.pi * (1 + s**2)) ** 0.5, normal(OTHER_ACTIVATIONS["GELU"], s)[1])),
 }
 
 
@@ -105,14 +112,14 @@ def test_the_mark_of_starrelu_is_at_its_moments_or_at_the_edge(s, b, sigma, plac
     left, right = draw_activation(s, b, sigma).axes
     np.testing.assert_allclose(mark(right, SERIES[0]), place, atol=1e-4)
     assert right.get_xlim() == (-0.8, 1.6) and right.get_ylim()[1] >= 2.4
-    assert [t.get_text() for t in right.texts] == [*ACTIVATIONS] and [t.get_text() for t in left.get_legend().get_texts()] == [*ACTIVATIONS, "StarReLU"]
+    assert [t.get_text() for t in right.texts] == [*OTHER_ACTIVATIONS] and [t.get_text() for t in left.get_legend().get_texts()] == [*OTHER_ACTIVATIONS, "StarReLU"]
 
 
 def test_the_curves_are_the_functions():
     left, _ = draw_activation(0.5, -0.8, 1.3).axes
     curves = {line.get_label(): line for line in left.lines}
-    assert list(curves) == [*ACTIVATIONS, "StarReLU"] and len({line.get_color() for line in left.lines}) == 4
-    for name, f in {**ACTIVATIONS, "StarReLU": lambda x: 0.5 * torch.relu(x) ** 2 - 0.8}.items():
+    assert list(curves) == [*OTHER_ACTIVATIONS, "StarReLU"] and len({line.get_color() for line in left.lines}) == 4
+    for name, f in {**OTHER_ACTIVATIONS, "StarReLU": lambda x: 0.5 * torch.relu(x) ** 2 - 0.8}.items():
         x = torch.tensor(np.asarray(curves[name].get_xdata()))
         np.testing.assert_allclose(np.asarray(curves[name].get_ydata()), f(x), atol=1e-6)
 
@@ -141,7 +148,7 @@ def test_words_and_facts_of_starrelu(sigma):
 
 @pytest.mark.parametrize("mean, variance, expected", [(0, 1, True), (0.019, 1.059, True), (-0.019, 0.941, True), (0.021, 1, False), (-0.021, 1, False), (0, 1.061, False), (0, 0.939, False)])
 def test_near_is_mean_0_and_variance_1(mean, variance, expected):
-    assert near(mean, variance) is expected
+    assert reaches_goal(mean, variance) is expected
 
 
 # --- figures ---
@@ -229,8 +236,8 @@ def test_svg_is_one_well_formed_picture_of_the_page():
 
 def test_svg_takes_the_colours_of_the_page():
     svg = to_svg(rich())
-    assert not re.search("|".join(ON_PAGE), svg, re.I)
-    assert all(color in svg for color in ON_PAGE.values()) and SERIES[1] in svg and SERIES[2] in svg
+    assert not re.search("|".join(PAGE_COLORS), svg, re.I)
+    assert all(color in svg for color in PAGE_COLORS.values()) and SERIES[1] in svg and SERIES[2] in svg
     plain = to_svg(draw_activation(0.7, -0.2, 1.4))
     assert set(re.findall(r"#[0-9a-f]{6}\b", plain)) == set(SERIES[:4]) and "#fff" not in plain
 
@@ -556,7 +563,7 @@ def test_each_answer_is_of_the_values_that_were_asked():
     assert e.wait(LONG)
     assert seen == [(1, 1), dict(a=1, b=1), (2, 1), dict(a=2, b=1), (2, 7), dict(a=2, b=7)]
     seen.clear()
-    with DRAWING:  # the worker has the request, and waits
+    with DRAW_LOCK:  # the worker has the request, and waits
         e["b"].value = 8
         while e.latest.waiting:
             go.wait(0.001)
@@ -571,7 +578,7 @@ def test_values_that_are_shown_are_not_asked_again():
         asked.append(n)
         return number_view(n)
     e = numbers(view)
-    with DRAWING:  # there and back, before the worker can look
+    with DRAW_LOCK:  # there and back, before the worker can look
         e["n"].value = 2
         while e.latest.waiting:
             threading.Event().wait(0.001)
@@ -694,14 +701,14 @@ def test_explorers_draw_one_at_a_time():
         e["n"].value = 0
         assert e.wait(LONG) and e.words == "This is 0." and ">number 0</text>" in e.value
     assert max(most) == 1
-    with DRAWING:  # free again
+    with DRAW_LOCK:  # free again
         pass
 
 
 def test_while_one_draws_another_waits():
     e, asked = numbers(), threading.Event()
     e.view = lambda n: asked.set() or number_view(n)
-    with DRAWING:
+    with DRAW_LOCK:
         e["n"].value = 4
         assert not e.wait(0.05) and not asked.is_set()
         assert e.figure(n=3) is not None  # the one who draws may
@@ -729,7 +736,7 @@ def test_a_closed_explorer_does_no_harm():
 def test_an_explorer_displays_itself_and_leaves_a_picture(monkeypatch, lab):
     shown = []
     monkeypatch.setattr(IPython.display, "display", lambda data, **kwargs: shown.append((data, kwargs)))
-    monkeypatch.setattr(base, "in_turns", lambda: lab)
+    monkeypatch.setattr(base, "two_outputs", lambda: lab)
     e = numbers()
     e["n"].value = 5
     assert e.wait(LONG)
@@ -745,12 +752,12 @@ def test_an_explorer_displays_itself_and_leaves_a_picture(monkeypatch, lab):
 
 def test_only_jupyterlab_gets_them_in_turns(monkeypatch):
     monkeypatch.delenv("VSCODE_PID", raising=False)
-    assert base.in_turns() is (base.W.__version__ >= "8")
+    assert base.two_outputs() is (base.W.__version__ >= "8")
     monkeypatch.setenv("VSCODE_PID", "1")
-    assert not base.in_turns()
+    assert not base.two_outputs()
     monkeypatch.delenv("VSCODE_PID")
     monkeypatch.setitem(sys.modules, "google.colab", object())
-    assert not base.in_turns()
+    assert not base.two_outputs()
 
 
 def test_controls_have_names_and_ranges():
@@ -764,7 +771,7 @@ def test_controls_have_names_and_ranges():
 
 
 def test_a_notebook_keeps_the_picture_and_no_widget(tmp_path):
-    cells = ["from metaformer_edu.widgets.base import *\nexplore_activation()", "draw_activation(0.5)",
+    cells = ["from metaformer_edu.widgets.activation_explorer import *\nexplore_activation()", "draw_activation(0.5)",
              "e = explore_activation()\ne['s'].value = 0.5\nassert e.wait()\ne", "e['b'].value = 0.25\nassert e.wait()\nprint(e.words, e.busy)\ne.figure(s=0.)"]
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells]), tmp_path / "nb.ipynb")
     nb = run.execute(tmp_path / "nb.ipynb")
@@ -812,9 +819,9 @@ def send(button, counter=[0], **files):
 
 @pytest.mark.parametrize("form", [as_in_7, as_in_8])
 def test_what_an_upload_button_holds(form):
-    found = uploaded(form(**{"a.png": b"one", "ü b.jpg": b"two"}))
+    found = uploaded_files(form(**{"a.png": b"one", "ü b.jpg": b"two"}))
     assert found == {"a.png": b"one", "ü b.jpg": b"two"} and all(type(v) is bytes for v in found.values())
-    assert uploaded(form()) == {}
+    assert uploaded_files(form()) == {}
 
 
 def picker_of(*colors):
@@ -843,7 +850,7 @@ def test_an_uploaded_image_is_shown(form):
     picker, seen = picker_of("red")
     picker.take(dict(new=form(**{"own.png": encoded(flat("lime"))})))
     assert picker.name == "own.png" == picker.names.value and picker.value.getpixel((0, 0)) == (0, 255, 0)
-    assert seen == [("own.png", (0, 255, 0))] and picker.names.options == ("red", "own.png") and picker.said.value == ""
+    assert seen == [("own.png", (0, 255, 0))] and picker.names.options == ("red", "own.png") and picker.message.value == ""
     picker.names.value = "red"
     picker.names.value = "own.png"
     assert [name for name, _ in seen[-2:]] == ["red", "own.png"]
@@ -865,10 +872,10 @@ def test_an_upload_through_the_button_itself():
 def test_a_file_that_is_no_image_is_a_sentence_and_the_image_stays(data):
     picker, seen = picker_of("red")
     send(picker.upload, **{"<script>alert(1)</script> & co.png": data})
-    assert picker.said.value == "&lt;script&gt;alert(1)&lt;/script&gt; &amp; co.png cannot be read as an image."
+    assert picker.message.value == "&lt;script&gt;alert(1)&lt;/script&gt; &amp; co.png cannot be read as an image."
     assert picker.name == "red" and not seen and list(picker.images) == ["red"] == list(picker.names.options)
     send(picker.upload, **{"own.png": encoded(flat("lime"))})
-    assert picker.said.value == "" and picker.name == "own.png"
+    assert picker.message.value == "" and picker.name == "own.png"
 
 
 def deep(values=(0, 20_000, 40_000, 65_535)):
@@ -1039,7 +1046,7 @@ def test_a_run_is_opened(folder, kind, monkeypatch):
     model, names = open_run(kind(folder))
     assert names == ["ant", "bee", "3"] and not model.training and model.num_classes == 3 and model.img_size == 64
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
-    saved = base.create_model("tiny_caformer", checkpoint=folder / "best.safetensors", num_classes=3, img_size=64).state_dict()
+    saved = sources.create_model("tiny_caformer", checkpoint=folder / "best.safetensors", num_classes=3, img_size=64).state_dict()
     assert all(torch.equal(v, saved[k]) for k, v in model.state_dict().items())
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.setenv("USERPROFILE", str(folder.parent))

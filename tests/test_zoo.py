@@ -6,15 +6,17 @@ from functools import partial
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import golden
+from metaformer_edu.core.basics import count_macs, count_params
+from metaformer_edu.core.files import Table, human
 from metaformer_edu.models import registry
 from metaformer_edu.models.block import MetaFormerBlock
-from metaformer_edu.core.basics import Table, count_macs, count_params, human
 from metaformer_edu.models.layers import LayerNormGeneral, MlpHead
-from metaformer_edu.models.mixers import MIXERS, Attention, Identity, Pooling, RandomMixing, SepConv, get_mixer
 from metaformer_edu.models.metaformer import MetaFormer
+from metaformer_edu.models.mixers import Attention, Identity, MIXERS, Pooling, RandomMixing, SepConv, get_mixer
 from metaformer_edu.models.registry import MODELS, ModelSpec, create_model, list_models, model_table
 
 each_row = pytest.mark.parametrize("row", golden.ROWS, ids=[r["name"] for r in golden.ROWS])
@@ -333,7 +335,8 @@ MLP_HEADS = pytest.mark.parametrize("name", ["tiny_convformer", "tiny_caformer"]
 
 def plain(head, x):
     "The head as the published code has it."
-    return head.fc2(head.head_dropout(head.norm(head.act(head.fc1(x)))))
+    hidden = head.act(F.linear(x, head.fc1.weight, head.fc1.bias))
+    return F.linear(head.head_dropout(head.norm(hidden)), head.fc2.weight, head.fc2.bias)
 
 
 @pytest.mark.parametrize("size", [300., 1e4, 1e5])  # the last is infinite as float16

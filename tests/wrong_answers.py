@@ -26,6 +26,26 @@ def dead_share(model, x, name):
         3: {"def relu_of(y, s, b): return ((y - b) / s).clamp_min(0)": "it is not relu(x)",
             "def relu_of(y, s, b): return (y / s).sqrt()": "not a number"},
     },
+    "00b_errors": {
+        1: {"answer = 1": "not in the same order", "answer = 0.5": "it is more than 0.500"},
+        2: {"answer = ['a', 'a', 'b']": "is the second, or equal to the first", "answer = ['a', 'b', 'c']": "0 names change",
+            "answer = ['a', 'b', 'a']": "equal to the first"},
+        3: {"def look_up(name, table): return table[name]": "names nothing that is near",
+            "def look_up(name, table): return table.get(name)": "it gives None",
+            """
+def look_up(name, table):
+    if name not in table: raise ValueError('no such key')
+    return table[name]""": "does not name the nearest"},
+    },
+    "00c_files": {
+        1: {"answer = 0": "would be empty", "answer = 4": "after the last byte"},
+        2: {"answer = 0.5": "half of the number", "answer = 0.01": "it is more than 0.010"},
+        3: {"def append(path, row): write_atomically(path, lambda file: file.write(as_csv([row], list(row)).encode()))": "two rows were added",
+            """
+def append(path, row):
+    new = not path.exists()
+    with open(path, 'a') as file: file.write(('epoch,top1\n' if new else '') + f"{row['epoch']},{row['top1']}\n")""": "the old file itself"},
+    },
     "models/layers": {
         1: {"answer = 2 / 3": "the second moment is 0.6", "answer = 0.8944": "the second moment is 1.2"},
         2: {"def fold(star, fc): return star.scale * fc.weight, star.bias.expand(3)": "the bias is off",
@@ -89,12 +109,32 @@ class GatedMlp(nn.Module):
         self.fc2, self.act = nn.Linear(2 * dim, dim, bias=False), StarReLU()
     def forward(self, x): return self.fc2(self.act(self.fc1(x)) * self.act(self.gate(x)))""": "it does not compute"},
     },
+    "03a_card": {
+        1: {"answer = 2": "an image has two sides", "answer = 8": "too much"},
+        2: {"def frozen(grids, depths): return sum((h * w)**2 for h, w in grids)": "for (96, 64) pixels",
+            "def frozen(grids, depths): return sum(depth * h * w for (h, w), depth in zip(grids, depths))": "for 64 pixels"},
+        3: {"def where(model, share): return [i for i, row in enumerate(stage_table(model), 1) if row['parameters'] >= 5e6]": "for a share of 0.05",
+            """
+def where(model, share):
+    rows = stage_table(model)
+    return [i for i, row in enumerate(rows, 1) if row['parameters'] >= share * rows[-1]['parameters']]""": "for a share of"},
+    },
     "models/metaformer": {
         1: {"answer = 2": "too little", "answer = 16": "too much"},
         2: {"answer = 9": "do not round down", "answer = 4": "one side", "answer = (100 / 32)**2": "it is not 9.7"},
         3: {"answer = MetaFormer(token_mixers=('Attention', 'Attention', 'Pooling', 'Pooling'), dims=(32, 64, 96, 128), num_classes=10)": "its mixers are",
             "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), num_classes=10)": "parameters",
             "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), depths=(1, 1, 1, 1), dims=(32, 64, 96, 128))": "1000 classes"},
+    },
+    "04b_weights": {
+        1: {"answer = 'stages.2.downsample.conv.bias'": "a name of timm", "answer = 'downsample_layers.3.conv.bias'": "it is not downsample_layers.3",
+            "answer = 'stages.2.0.conv.bias'": "all downsamplings in downsample_layers"},
+        2: {"def kept_probabilities(p, rows): return p[:, rows]": "do not add up to 1", "def kept_probabilities(p, rows): return p[:, rows].softmax(1)":
+            "says something else", "def kept_probabilities(p, rows): return p / p[:, rows].sum(1, keepdim=True)": "4 classes"},
+        3: {"def soup(a, b): return read_weights(a)": "is not the mean", """
+def soup(a, b):
+    a, b = read_weights(a), read_weights(b)
+    return {name: a[name] + b[name] for name in a}""": "is not the mean", "def soup(a, b): return {}": "its names"},
     },
     "models/registry": {
         1: {"answer = 'caformer_s18'": "2 with fewer than 30 million are better", "answer = 'caformer_s36_in21ft1k'": "39.3 million",
@@ -111,9 +151,13 @@ class GatedMlp(nn.Module):
             "def diamond(x, y): return (abs(x) + abs(y) - 1) / np.sqrt(2)": "its area is 1.98",
             "def diamond(x, y): return np.maximum(abs(x), abs(y)) - np.sqrt(np.pi) / 2": "it must stand on a corner"},
     },
-    "data/loading": {
-        1: {"answer = 13470": "the last batch", "answer = 42 * 32": "one epoch", "answer = 10 * 43 * 32": "43 batches"},
-        2: {"answer = (1, 1)": "in this val/ their label is not 1", "answer = (0, 0)": "in train/ their label is not 0", "answer = (1, 0)": "is not 1"},
+    "data/transforms": {
+        1: {"answer = dict(auto_augment=None, re_prob=0)": "30 pictures, not two",
+            "answer = dict(auto_augment=None, re_prob=0, scale=(1, 1), ratio=(1, 1), train_interpolation='bicubic', hflip=0)":
+                "the mirror is off, too",
+            "answer = dict(auto_augment=None, re_prob=0, scale=(1, 1), ratio=(1, 1))": "not two"},
+        2: {"answer = 3 / 16": "each is applied half of the time", "answer = 1 / 32": "is too little",
+            "answer = 3 / 8": "it is not 0.375"},
         3: {"""
 class Noise:
     def __init__(self, std): self.std = std
@@ -127,7 +171,66 @@ class Noise:
             """
 class Noise:
     def __init__(self, std): self.std = std
-    def __call__(self, image): return image + self.std * torch.rand_like(image)""": "add noise of that standard deviation"},
+    def __call__(self, image): return image + self.std * torch.rand_like(image)""": "add noise of that standard deviation"}
+    },
+    "data/folders": {
+        1: {"answer = [0, 1, 2, 3, 4, 5]": "in place 4", "answer = [0, 1, 2, 3, 0, 1]": "in place 5",
+            "answer = [0, 1, 2, 3]": "has 4 places"},
+        2: {"answer = (1, 1)": "in this val/ their label is not 1", "answer = (0, 0)": "in train/ their label is not 0",
+            "answer = (1, 0)": "is not 1"},
+        3: {"def class_counts(images): return {name: len(images) // 2 for name in images.classes}": "there are 11 of china",
+            "def class_counts(images): return {y: images.targets.count(y) for y in images.targets}": "names of the classes"},
+    },
+    "data/datasets": {
+        1: {"answer = 64": "it has 2×2, too", "answer = 24": "the last grid has 1×1 tokens", "answer = 128": "has 4×4 tokens"},
+        2: {"answer = {'shape'}": "same keeps its labels", "answer = {'shape', 'same', 'texture'}": "a falling one",
+            "answer = {'shape', 'same', 'order'}": "anticlockwise in a mirror", "answer = {'shape', 'sane'}": "no tasks"},
+        3: {"""
+def load_halves(img_size=64, seed=0, augment=True):
+    images = [(torch.zeros(3, img_size, img_size), i % 2) for i in range(30)]
+    same = lambda x: x
+    return ImageDataset(images[:20], same), ImageDataset(images[20:], same), DataInfo('x', ['left', 'right'], img_size)""":
+                "the white half is not",
+            """
+def load_halves(img_size=64, seed=0, augment=True):
+    images = [(torch.zeros(3, 64, 64), i % 2) for i in range(30)]
+    same = lambda x: x
+    return ImageDataset(images[:20], same), ImageDataset(images[20:], same), DataInfo('x', ['left', 'right'], 64)""":
+                "not (3, 32, 32)",
+            """
+def load_halves(img_size=64, seed=0, augment=True):
+    images = [(torch.zeros(3, img_size, img_size), 0) for i in range(30)]
+    same = lambda x: x
+    return ImageDataset(images[:20], same), ImageDataset(images[20:], same), DataInfo('x', ['left', 'right'], img_size)""":
+                "unequal shares"},
+    },
+    "data/loaders": {
+        1: {"answer = 13470": "the last batch", "answer = 42 * 32": "one epoch", "answer = 10 * 43 * 32": "43 batches"},
+        2: {"answer = 10 * 42 * 32": "every picture comes again", "answer = 1347": "the last batch, which is not full",
+            "answer = 42": "it is not 42"},
+        3: {"""
+class Balanced(Sampler):
+    def __init__(self, labels, seed=0): self.labels, self.seed, self.epoch = np.array(labels), seed, 0
+    def set_epoch(self, epoch): self.epoch = epoch
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.labels))
+        return ((self.epoch, int(i)) for i in order)""": "not four of each",
+            """
+class Balanced(Sampler):
+    def __init__(self, labels, seed=0): self.labels, self.seed, self.epoch = np.array(labels), seed, 0
+    def set_epoch(self, epoch): self.epoch = epoch
+    def __iter__(self):
+        n = np.bincount(self.labels).min()
+        return ((self.epoch, int(i)) for c in np.unique(self.labels) for i in np.flatnonzero(self.labels == c)[:n])""":
+                "chosen anew",
+            """
+class Balanced(Sampler):
+    def __init__(self, labels, seed=0): self.labels, self.seed, self.epoch = np.array(labels), seed, 0
+    def set_epoch(self, epoch): self.epoch = epoch
+    def __iter__(self):
+        rng, n = np.random.default_rng((self.seed, self.epoch)), np.bincount(self.labels).min()
+        return ((self.epoch, int(i)) for c in np.unique(self.labels)
+                for i in rng.choice(np.flatnonzero(self.labels == c), n))""": "twice in an epoch"},
     },
     "training/processes": {
         1: {"answer = (1024, 1251)": "all their micro-batches count", "answer = (4096, 313)": "only whole steps", "answer = (4096, 1251)": "images"},
@@ -151,26 +254,75 @@ def ring(values):
         rounds.append(sums)
     return rounds""": "process 1 should have added"},
     },
-    "commands/validate": {
+    "07a_cli": {
+        1: {"answer = 1": "was the command understood", "answer = 0": "was the command understood"},
+        2: {"answer = '-inf'": "takes -inf", "answer = '1e999'": "takes 1e999"},
+        3: {"def power_of_two(text): return int(text)": "0 gives 0",
+            """
+def power_of_two(text):
+    if int(text) & (int(text) - 1): raise argparse.ArgumentTypeError(f'{text} is none.')
+    return int(text)""": "0 gives 0",
+            """
+def power_of_two(text):
+    if int(text) not in (1, 2, 64): raise argparse.ArgumentTypeError('It is none.')
+    return int(text)""": "does not name it"},
+    },
+    "07b_evaluate": {
         1: {"answer = 1000": "too few", "answer = 10_000": "more than it takes"},
         2: {"def from_batches(accuracies, sizes): return sum(accuracies) / len(accuracies)": "not 0.5",
             "def from_batches(accuracies, sizes): return sum(a * n for a, n in zip(accuracies, sizes)) / (sizes[0] * len(sizes))": "are 3 of 4"},
         3: {"def balanced(said): return sum(row['top1'] for row in by_class(said, range(10))) / 10": "not between 0 and 1",
             "def balanced(said): return (said['guess'] == said['label']).double().mean()": "the mean of the ten is"},
     },
+    "commands/validate": {
+        1: {"answer = 452": "not the same number", "answer = 448": "fewer than there are", "answer = 464": "fewer than 464"},
+        2: {"answer = 0": "one begins at", "answer = -1": "not negative"},
+        3: {"def measure(model, img_size): return '10 %'": "and no number", "def measure(model, img_size): return 99.": "and yours 99"},
+    },
     "training/trainer": {
         1: {"answer = 0.1": "with 0.1 it is 0.50", "answer = 0.9": "with 0.9 it is"},
+        2: {"def correction(n): return 1 - 0.1**n": "after 1 losses of 1", "def correction(n): return 0.1 * n": "after 2 losses of 1"},
+        3: {"""
+class StopBelow(Callback):
+    def __init__(self, low): self.low = low
+    def after_update(self, trainer):
+        if trainer.rate > self.low: raise TrainingStopped('below')""": "it stopped at a rate of",
+            """
+class StopBelow(Callback):
+    def __init__(self, low): self.low = low
+    def after_update(self, trainer): return trainer.rate < self.low""": "it went on to the end"},
+    },
+    "08d_callbacks": {
+        1: {"answer = 3": "had not been without a new best", "answer = 7": "it has long stopped"},
         2: {"def shares(d): return d**2, d, 1": "together they are 1",
             "def shares(d): return 1 - d, d * (1 - d), d**2": "the average of 1, 2 and 5",
             "def shares(d): return 0.49, 0.21, 0.3": "with d = 0.9"},
         3: {"""
-def stop_below(low):
-    def on_update(trainer):
-        if trainer.rate > low: raise TrainingStopped('below')
-    return on_update""": "it stopped at a rate of",
-            "def stop_below(low): return lambda trainer: trainer.rate < low": "it went on to the end"},
+class Freeze(Callback):
+    def __init__(self, name, until): self.name, self.until = name, until
+    def after_backward(self, trainer):
+        for name, p in trainer.model.named_parameters():
+            if name.startswith(self.name): p.grad = None""": "has not moved",
+            """
+class Freeze(Callback):
+    def __init__(self, name, until): self.name, self.until = name, until
+    def before_update(self, trainer):
+        for name, p in trainer.model.named_parameters():
+            if name.startswith(self.name) and trainer.epoch < self.until: p.grad = None""": "the stem has moved"},
     },
-    "training/settings": {
+    "08e_setup": {
+        1: {"answer = 11": "left out", "answer = 42": "updates of 128 images are"},
+        2: {"answer = '-b 16', '-b 16'": "both have a batch of 16", "answer = '-b 16', '-b 32 --seed 1'": "begin with other weights",
+            "answer = '-b 16', '-b 32 --model tiny_caformer'": "two different models"},
+        3: {"""
+def learned(settings, epochs):
+    with machine_as_found():
+        run = open_run(settings)
+        run.fit()
+    return next((row['epoch'] for row in run.log if row['val_top1'] >= 50), None)""": "and you say",
+            "def learned(settings, epochs): torch.set_num_threads(torch.get_num_threads() + 1); return 1": "the machine should be as it was"},
+    },
+    "08b_settings": {
         1: {"answer = (16, 8e-3)": "8,192 images a step", "answer = (8, 1e-3)": "the rate is not 0.001"},
         2: {"def rate_for(r, k): return r": "2 steps of 0.1", "def rate_for(r, k): return r * k**0.5": "2 steps of 0.1"},
         3: {"def commands(): return {name: f'torchrun -m metaformer_edu.train DATA --recipe {name}' for name in list_recipes('*_train')}": "does not begin with",
@@ -180,9 +332,9 @@ def stop_below(low):
     },
     "training/run_folder": {
         1: {"answer = 8 * 10**6": "2 times four", "answer = 12 * 10**6": "3 times four", "answer = 4 * 10**6": "1 times four"},
-        2: {"def careless_dice(net, optimizer, first, last): return train(net, optimizer, first, last)": "the second half agrees",
+        2: {"def careless_seed(net, optimizer, first, last): return train(net, optimizer, first, last)": "the second half agrees",
             """
-def careless_dice(net, optimizer, first, last):
+def careless_seed(net, optimizer, first, last):
     losses = []
     for step in range(first, last):
         torch.seed()
@@ -220,6 +372,16 @@ class Mine(gc.GradCAM):
             "def only_evidence(shown): return shown.pictures * (shown.maps < 0.5)[..., None]": "it is not black",
             "def only_evidence(shown): return torch.zeros_like(shown.pictures)": "the picture has changed",
             "def only_evidence(shown): return shown.pictures[shown.maps >= 0.5]": "the pictures have the shape"},
+    },
+    "10c_snapshots": {
+        1: {"answer = 8 * 16 * 16": "that is the maps alone", "answer = 8 * (4 * 5 + 16 * 16)": "is not it"},
+        2: {"answer = 1 / 255": "none is more than", "answer = 0.001": "there is a value that is"},
+        3: {"def first_right(shots): return [1, 1, None]": "was right, wrong and right",
+            """
+def first_right(shots):
+    right = shots.probabilities.argmax(-1) == shots.labels
+    return [next((e for e, r in zip(shots.epochs, picture) if r), None) for picture in right.T]""": "was right, wrong and right",
+            "def first_right(shots): return [5, 1, 1]": "so it is None"},
     },
     "interpret/faithfulness": {
         1: {"best = min((1, 2, 3, 4), key=lambda s: pointing(maps_of(models['convformer'], 'gradcam', s), masks).mean())": "of the others hit more",
@@ -341,7 +503,7 @@ def verdict(theirs, ours):
     if low <= 1 <= high: return 'undecided'
     return 'ours' if middle > 1 else 'theirs'""": "it should be 'ours', and is 'theirs'"},
     },
-    "commands/benchmark": {
+    "12d_bench_command": {
         1: {"model, contender = 'convformer_s18', 'fast'": "it comes to 78%", "model, contender = 'caformer_s18', 'timm compiled float32'": "it comes to",
             "model, contender = 'ConvFormer', 'timm'": "has no"},
         2: {"""
@@ -357,8 +519,11 @@ def slow_round(rows, n, times):
             "def cores_to_feed(model_row, loader_row): return round(model_row['images_per_s'] / loader_row['per_core'])": "2 cores of 50"},
     },
     "widgets/base": {
-        1: {"answer_1 = (1 / moments(gelu)[1], 0)": "then the variance is", "answer_1 = (1.701, -0.282)": "the mean is"},
-        2: {"answer_2 = 3": "more than 3", "answer_2 = 39.56": "the deviation is not 1"},
+        1: {"answer_1 = [('b', lambda values, facts: values['b'] == -1)]": "for s = 1.0 and b = -1.0 it gives 3, and it is ticked",
+            "answer_1 = [('always', lambda values, facts: True)]": "for s = 0.25 and b = -1.0 it gives 0, and it is not ticked"},
+        2: {"def possible(asked, done): return done[-1:] == asked[-1:]": "done [1, 3, 2, 4]: that cannot be",
+            "def possible(asked, done): return done == sorted(done) and set(done) <= set(asked)": "done [1, 3]: that cannot be",
+            "def possible(asked, done): return done[:1] == asked[:1] and done[-1:] == asked[-1:]": "done [4]: that can be"},
         3: {"""
 def answer_3():
     def same(n):
@@ -367,6 +532,20 @@ def answer_3():
         return Shown(fig, 'a line')
     return Explorer(same, dict(n=W.IntSlider(3, min=1, max=9, description='terms')))""": "the picture stayed the same",
             "def answer_3(): return W.IntSlider(3, min=1, max=9)": "not an Explorer"},
+    },
+    "widgets/activation_explorer": {
+        1: {"answer_1 = (1 / moments(gelu)[1], 0)": "then the variance is", "answer_1 = (1.701, -0.282)": "the mean is"},
+        2: {"answer_2 = 3": "more than 3", "answer_2 = 39.56": "the deviation is not 1"},
+        3: {"def tuned(sigma): return 0.8944, -0.4472": "for sigma = 0.5 the variance is 0.06",
+            "def tuned(sigma): return 0.8944 / sigma**2, -0.4472 / sigma**2": "for sigma = 0.5 the mean is"},
+    },
+    "widgets/sources": {
+        1: {"answer_1 = [images['china'], images['china']]": "the names are",
+            "answer_1 = dict(left=images['china'], right=images['china'])": "left has the size",
+            "answer_1 = dict.fromkeys(('left', 'right'), images['china'].crop((0, 0, images['china'].width // 2, images['china'].height)))":
+            "they are not the photograph"},
+        2: {"answer_2 = 0": "of 30,000 values one is", "answer_2 = 1 / 255": "that is never reached"},
+        3: {"def surest(model, images): return next(iter(images))": "gives", "def surest(model, images): return 0": "not the name of an image"},
     },
     "widgets/model_explorer": {
         1: {"answer_1 = 9": "it sees the rows from 2 to 223", "answer_1 = 11": "10 are enough", "answer_1 = 9.04": "a whole number"},
@@ -424,6 +603,12 @@ def paired(a, b):
         2: {"answer = (0.8944, 0.4472)": "up to 0.89 apart", "answer = (1, 0)": "apart"},
         3: {"def window_arms(): return [Arm('shape', k, dict(token_mixers=partial(SepConv, kernel_size=k))) for k in (3, 5, 7, 9)]": "the names are [3, 5, 7, 9]",
             "def window_arms(): return [Arm('shape', str(k), dict(token_mixers=SepConv)) for k in (3, 5, 7, 9)]": "the windows are [7, 7, 7, 7]"},
+    },
+    "14b_experiment_command": {
+        1: {"answer = 10": "one run of each arm", "answer = 50": "not 50"},
+        2: {"answer = 18": "not 18", "answer = -2": "fewer than none"},
+        3: {"def lines(name, seeds): return [f'metaformer-experiment {name} --seeds {seeds}']": "three lines, not 1",
+            "def lines(name, seeds): return [f'metaformer-experiment {name} --seeds {n} --output {name}.csv' for n in (1, 2, 3)]": "the files are"},
     },
     "tutorials/five_minutes": {
         1: {"mine = create_model('tiny_convformer', token_mixers='Attention')": "its stages mix with Attention, Attention",

@@ -25,8 +25,9 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, NativeScaler, accuracy
 
-from metaformer_edu.train import make_trainer, prepare
+from metaformer_edu.training.callbacks import ProgressBar
 from metaformer_edu.training.settings import parse
+from metaformer_edu.training.setup import build, make_trainer
 
 
 def write_digits(root, size):
@@ -45,14 +46,12 @@ class Ours:
         flags = f"--model {args.model} --img-size {args.size} -b {args.batch_size} -j {args.workers} --epochs 300 --opt adamw " \
                 f"--lr 1e-3 --mixup 0 --cutmix 0 --cooldown-epochs 0 --device {args.device}" + (" --amp" if args.amp else "")
         settings = parse([str(root), *flags.split()])
-        self.trainer = make_trainer(settings, *prepare(settings)[:3])
-        self.trainer.progress = False
+        self.trainer = make_trainer(settings, *build(settings)[:3])
+        self.trainer.callbacks = [c for c in self.trainer.callbacks if not isinstance(c, ProgressBar)]
 
     def epoch(self):
-        t = self.trainer
-        with t.bar(1) as bar:
-            t.train_epoch(bar, 1)
-        t.end_epoch()
+        self.trainer.train_epoch()
+        self.trainer.end_epoch()
 
 
 class Timms:

@@ -7,9 +7,10 @@ from pathlib import Path
 import safetensors.torch
 import torch.nn.functional as F
 
+from metaformer_edu.interpret.snapshots import read_snapshots, read_tensors
+from metaformer_edu.models.registry import get_row
+from metaformer_edu.models.weights import read_weights
 from metaformer_edu.training.run_folder import read_about
-from metaformer_edu.interpret.contact_sheet import read_snapshots, read_tensors
-from metaformer_edu.models.registry import get_row, read_weights
 
 OUT = Path(__file__).resolve().parent.parent / "metaformer_edu" / "examples"
 SIDE = 96  # pixels of a picture

@@ -7,13 +7,12 @@ import json
 from datetime import date
 from pathlib import Path
 
-import timm
 import torch
 
 import metaformer_edu
-from metaformer_edu.commands.benchmark import machine
-from metaformer_edu.speed.fast import fast
+from metaformer_edu.commands.benchmark import machine_facts
 from metaformer_edu.models.registry import create_model
+from metaformer_edu.speed.fast import fast
 
 
 def main():
@@ -32,7 +31,7 @@ def main():
         quick = fast(create_model(name), torch.randn(args.batch_size, 3, args.img_size, args.img_size), rounds=args.rounds)
         print(name, quick.report, sep="\n", flush=True)
         runs[name] = {"steps": quick.steps}
-    kept = {**machine(torch.device("cpu")), "date": date.today().isoformat(), "threads": args.threads, "batch_size": args.batch_size,
+    kept = {**machine_facts(torch.device("cpu")), "date": date.today().isoformat(), "threads": args.threads, "batch_size": args.batch_size,
             "img_size": args.img_size, "rounds": args.rounds, "runs": runs}
     Path(args.output).write_text(json.dumps(kept, indent=1) + "\n")
 

@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from metaformer_edu.core.basics import seed_everything, set_style, show_matrix
+from metaformer_edu.interpret.influence import influence
 from metaformer_edu.models.mixers import MIXERS
 from metaformer_edu.models.registry import MODELS
 
@@ -14,28 +15,29 @@ FAMILIES = {"identityformer": "Identity", "randformer": "RandomMixing", "poolfor
 COLOURS = ["#332288", "#cc6677", "#117733", "#997700", "#4477aa"]  # told apart by the colour-blind, and by marker
 
 
-def influence(name, tokens):
-    "How much each output token of an 8×8 grid changes with each input token: a (64, 64) matrix."
-    mixer = MIXERS[name](16, **({"num_tokens": 64} if name == "RandomMixing" else {}))
-    jacobian = torch.autograd.functional.jacobian(mixer, tokens)[0, :, :, :, 0].flatten(0, 1).flatten(2, 3)
-    return jacobian.norm(dim=(1, 3))
+def matrix_of(name, tokens):
+    "Which output token of the grid changes with which input token: (64, 64)."
+    mixer = MIXERS[name](tokens.shape[-1], **({"num_tokens": 64} if name == "RandomMixing" else {}))
+    return influence(mixer, tokens)
 
 
 def main():
-    seed_everything(0), set_style()
+    seed_everything(0)
+    set_style()
     tokens = torch.randn(1, 8, 8, 16)
     fig = plt.figure(figsize=(9.5, 5.8), layout="constrained")
     grid = fig.add_gridspec(2, 5, height_ratios=[1, 1.7])
     for i, (mixer, colour) in enumerate(zip(FAMILIES.values(), COLOURS)):
         ax = fig.add_subplot(grid[0, i])
-        show_matrix(influence(mixer, tokens), "", ax, fmt="")
+        show_matrix(matrix_of(mixer, tokens), "", ax, fmt="")
         ax.set_title(mixer, color=colour, fontweight="bold")
     ax = fig.add_subplot(grid[1, :])
     for family, colour, marker in zip(FAMILIES, COLOURS, "osD^v"):
         rows = [m for m in MODELS.values() if m.family == family and m.data == "in1k" and m.resolution == 224]
         ax.plot([m.macs / 1e9 for m in rows], [m.top1 for m in rows], marker=marker, color=colour)
         last = rows[-1]
-        ax.annotate(f"{family}, {last.top1} %", (last.macs / 1e9, last.top1), xytext=(8, -4), textcoords="offset points", color=colour)
+        ax.annotate(f"{family}, {last.top1} %", (last.macs / 1e9, last.top1), xytext=(8, -4),
+                    textcoords="offset points", color=colour)
     ax.set(xlabel="GMACs for one image", ylabel="ImageNet-1K top-1, %", xlim=(0, 28), ylim=(74, 86.5))
     ax.grid(alpha=0.25)
     OUT.parent.mkdir(exist_ok=True)

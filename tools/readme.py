@@ -9,11 +9,21 @@ from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
 
+import nbcells
 import translation
 from nbcells import directives, split
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = "<!-- Made from nbs/index.ipynb by tools/readme.py: edit the notebook, not this file. -->\n\n"
+MODELS = """<!-- Made from {name} by tools/readme.py: edit the notebook, not this file. -->
+
+# Models
+
+All published models, counted by [{name}]({name}): parameters and MACs are those of our models for one image of that size
+(frozen parameters after the plus); accuracy is top-1 on ImageNet-1K as published by the paper's authors, whose weights load
+unchanged. Beside them stand five `tiny_*` variants for laptops and Colab, which are ours.
+
+"""
 HEADER_ZH = "<!-- Prose by hand; code, outputs and tables by tools/readme.py. An `en` line names the English section and the prose that is translated. -->"
 FENCED = re.compile(r"(^ {0,3}(`{3,}|~{3,}).*?^ {0,3}\2[`~]*[ \t]*$)", re.M | re.S)
 INLINE = translation.CODE
@@ -100,6 +110,17 @@ def make():
     return HEADER + body.strip() + "\n"
 
 
+def models_page():
+    "The text of nbs/models/README.md: the table of all models, as a notebook there stores it."
+    for path in nbcells.visible(ROOT / "nbs/models", "*.ipynb"):
+        for cell in nbcells.read(path)["cells"]:
+            for output in cell.get("outputs", []):
+                text = "".join(output.get("data", {}).get("text/markdown", ""))
+                if text.startswith("| model "):
+                    return MODELS.format(name=path.name) + text.strip() + "\n"
+    raise ReadmeError("No notebook in nbs/models stores the table of the models.")
+
+
 def read_chinese():
     "The text of README.zh-CN.md; empty if there is none."
     return translation.CHINESE.read_text(encoding="utf-8") if translation.CHINESE.exists() else ""
@@ -118,15 +139,18 @@ def main():
     parser.add_argument("--translated", action="store_true", help="say that the prose of README.zh-CN.md is that of README.md as it is now")
     args = parser.parse_args()
     try:
-        text = make()
+        text, models = make(), models_page()
     except ReadmeError as error:
         sys.exit(str(error))
-    readme, chinese = ROOT / "README.md", translation.CHINESE
+    readme, chinese, table = ROOT / "README.md", translation.CHINESE, ROOT / "nbs/models/README.md"
     if not args.check:
         readme.write_text(text, encoding="utf-8")
+        table.write_text(models, encoding="utf-8")
         chinese.write_text(make_chinese(text, args.translated), encoding="utf-8")
     elif not readme.exists() or readme.read_text(encoding="utf-8") != text:
         sys.exit("README.md is not what nbs/index.ipynb makes: run python tools/readme.py.")
+    elif not table.exists() or table.read_text(encoding="utf-8") != models:
+        sys.exit("nbs/models/README.md is not what the notebook stores: run python tools/readme.py.")
     found = translation.problems(text, read_chinese())
     if args.check and found:
         sys.exit("\n".join(found))

@@ -28,8 +28,10 @@ def prepare(name, page, root):
 
 def take(names, out, theme, width):
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, sync_playwright() as started, explore(Path(folder), "--theme", theme) as url:
-        page = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_page(viewport=dict(width=width, height=2400))
+    with (tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, sync_playwright() as started,
+          explore(Path(folder), "--theme", theme) as url):
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = chromium.new_page(viewport=dict(width=width, height=2400))
         page.goto(url)
         page.wait_for_function(ALL_DRAWN, arg=len(SECTIONS), timeout=PATIENCE)
         roots = dict(zip(SECTIONS, page.locator(".edu-explorer").all()))

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from metaformer_edu.core.basics import seed_everything
-from metaformer_edu.data.loading import load_data
+from metaformer_edu.core.files import as_csv, read_log
+from metaformer_edu.data.datasets import load_data
 from metaformer_edu.interpret.cam import METHODS, explain
-from metaformer_edu.training.run_folder import as_csv, read_about, read_log
 from metaformer_edu.interpret.faithfulness import (
     area, deletion, insertion, rank_correlation, pointing, random_maps, share_inside, shuffled_copy)
 from metaformer_edu.models.registry import create_model
+from metaformer_edu.training.run_folder import as_csv, read_about
 
 COLUMNS = ["model", "seed", "top1", "method", "stage", "chosen", "pointing", "right", "near", "inside", "other", "shuffled", "deletion", "insertion"]
 

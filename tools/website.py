@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import course
 import docments
 import nbcells
 from readme import ELSEWHERE, FENCED, INLINE, TARGET, in_prose, outside
@@ -29,13 +30,9 @@ GITHUB = f"https://github.com/{SETTINGS['user']}/{SETTINGS['repo']}/blob/{SETTIN
 COLAB = GITHUB.replace("https://github.com", "https://colab.research.google.com/github")
 
 WORDS, LINES = 200, 20  # read in a minute
-# tutorial -> the lessons to read before; others find theirs by what they import, and come last
-TUTORIALS = {"five_minutes": (), "does_the_mixer_matter": ("models/mixers", "models/block"), "your_own_mixer": ("models/mixers", "models/block"),
-             "imagenet_for_real": ("data/loading", "commands/train")}
-FIRST = {"five_minutes"}  # before the lessons
-SHORT = ["five_minutes", "models/mixers", "models/block", "does_the_mixer_matter", "your_own_mixer"]  # for who has about an hour
+MADE = {"README.md": "reading_order.md", "models/README.md": "models.md"}  # lists for GitHub -> the site's own pages
 PICTURES = {".png", ".jpg", ".jpeg", ".svg", ".gif"}
-IMPORT = re.compile(rf"^\s*(?:from|import) +(?:{SETTINGS['lib_name']})?\.?(\w+)?", re.M)
+IMPORT = re.compile(rf"^\s*(?:from|import) +{SETTINGS['lib_name']}\.([\w.]+)", re.M)
 
 
 class SiteError(Exception):
@@ -45,12 +42,14 @@ class SiteError(Exception):
 # --- notebooks ---
 
 def notebooks():
-    "index, then lessons, then the rest, by name."
-    return sorted(nbcells.visible(NBS, "*.ipynb"), key=lambda p: (p.stem != "index", not is_lesson(p), p.relative_to(NBS).as_posix()))
+    "index, then the course in its order, then the rest, by name."
+    order = [c.path for c in chapters()]
+    return sorted(nbcells.visible(NBS, "*.ipynb"), key=lambda p: (p.stem != "index", order.index(p) if p in order else len(order), p))
 
 
-def is_lesson(path):
-    return bool(re.match(r"\d\d[a-z]?_", path.name))
+def chapters():
+    "The course as nbs/course.yml has it."
+    return course.read(NBS)
 
 
 def relinked(text, path):
@@ -62,6 +61,8 @@ def relinked(text, path):
         at = Path(os.path.normpath(path.parent / unquote(re.split("[#?]", target)[0])))
         if not at.exists():
             raise SiteError(f"{path.relative_to(ROOT)} points to {target}, but there is no {os.path.relpath(at, ROOT)}.")
+        if page := MADE.get(at.relative_to(NBS).as_posix() if NBS in at.parents else None):
+            return match["before"] + os.path.relpath(NBS / page, path.parent)
         on_site = NBS in at.parents and at.suffix in {".ipynb", ".md", *PICTURES}
         return match[0] if on_site else f"{match['before']}{GITHUB}/{at.relative_to(ROOT).as_posix()}"
 
@@ -128,10 +129,16 @@ def cells_of(path):
     return made
 
 
+@functools.cache
 def module_of(path):
-    "The module that a lesson writes, if it is there."
-    found = LIB / f"{path.stem.partition('_')[2]}.py"
-    return found if is_lesson(path) and found.exists() else None
+    "The module that a notebook writes, if it writes one."
+    names = [found["default_exp"] for c in nbcells.read(path)["cells"] if "default_exp" in (found := nbcells.directives(c))]
+    return LIB / f"{names[0].replace('.', '/')}.py" if names else None
+
+
+def name_of(path):
+    "The dotted name of a notebook's module inside the package: 'models.mixers'."
+    return module_of(path).relative_to(LIB).with_suffix("").as_posix().replace("/", ".")
 
 
 @functools.cache
@@ -139,16 +146,16 @@ def exported_names(path):
     "Cell id -> full names of what the reference says of it."
     found = {}
     for item in docments.public(module_of(path)) if module_of(path) else []:
-        found.setdefault(item.cell, []).append(f"{SETTINGS['lib_name']}.{module_of(path).stem}.{item.name}")
+        found.setdefault(item.cell, []).append(f"{SETTINGS['lib_name']}.{name_of(path)}.{item.name}")
     return found
 
 
 # --- what is read, and how long it takes ---
 
 class Lesson:
-    "What the reading order says of a notebook."
+    "What the pages say of a notebook."
     def __init__(self, path):
-        self.path, self.stem, self.page = path, path.stem, path.relative_to(NBS).as_posix()
+        self.path, self.page = path, path.relative_to(NBS).as_posix()
         cells = [c for c in nbcells.read(path)["cells"] if "hide" not in nbcells.directives(c)]
         texts = [c["source"] for c in cells if c["cell_type"] == "markdown"]
         self.title = next((found[1] for t in texts if (found := re.search(r"^# +(.+)$", t, re.M))), None)
@@ -159,15 +166,16 @@ class Lesson:
         self.words = sum(len(re.findall(r"\w[\w’'-]*", t)) for t in texts)
         codes = [c for c in cells if c["cell_type"] == "code" and not is_guard(c) and nbcells.directives(c).get("echo") != "false"]
         self.lines = sum(len(nbcells.code(c)) for c in codes)
-        self.imports = {name for c in codes for name in IMPORT.findall(c["source"]) if name}
+        self.imports = {name for c in codes for name in IMPORT.findall(c["source"])}
 
     @property
-    def minutes(self):
+    def reading_time(self):
+        "Minutes, counted; nbs/course.yml says them rounded."
         return max(1, round(self.words / WORDS + self.lines / LINES))
 
     @property
     def short(self):
-        "The title before the question: '02 · Mixers'."
+        "The title before the question: '1.3 · Mixers'."
         return self.title.partition(": ")[0]
 
 
@@ -187,23 +195,13 @@ def opening(text):
 
 def needs(lesson, lessons):
     "The lessons whose code this one uses, without those that these use themselves."
-    if lesson.stem in TUTORIALS:
-        return [o for o in lessons if o.stem in TUTORIALS[lesson.stem]]
-    direct = {o.stem: {p.stem for p in lessons if p.stem.partition("_")[2] in o.imports and p.stem < o.stem} for o in lessons if o != lesson}
-    mine = {p.stem for p in lessons if p.stem.partition("_")[2] in lesson.imports and p.stem != lesson.stem and (not is_lesson(lesson.path) or p.stem < lesson.stem)}
+    names = {name_of(o.path): o for o in lessons if module_of(o.path)}
+    direct = {o.page: {names[n].page for n in o.imports & names.keys()} - {o.page} for o in lessons}
 
-    def reach(stem):
-        return set().union(direct[stem], *(reach(o) for o in direct[stem]))
-    return [o for o in lessons if o.stem in mine - set().union(*(reach(o) for o in mine))]
-
-
-def in_order(paths):
-    "(lessons, all to be read in order): five minutes first, then the lessons, then the other tutorials."
-    lessons = [Lesson(p) for p in paths if is_lesson(p)]
-    stories = [Lesson(p) for p in paths if p.parent.name == "tutorials"]
-    known = list(TUTORIALS)
-    stories.sort(key=lambda o: (known.index(o.stem) if o.stem in known else len(known), o.stem))
-    return lessons, [o for o in stories if o.stem in FIRST] + lessons + [o for o in stories if o.stem not in FIRST]
+    def reach(page, seen=frozenset()):
+        return set().union(direct[page], *(reach(o, seen | {page}) for o in direct[page] - seen))
+    mine = direct[lesson.page]
+    return [o for o in lessons if o.page in mine - set().union(*map(reach, mine))]
 
 
 def cell_text(text):
@@ -215,34 +213,30 @@ def table(head, rows, kind=""):
     return "\n".join([f":::{{table}}\n:class: {kind}\n", *lines, ":::"] if kind else lines)
 
 
-def hours(minutes):
-    h, m = divmod(minutes, 60)
-    return " ".join([f"{h} h"] * bool(h) + [f"{m} min"] * bool(m))
-
-
-def reading_order(paths):
-    lessons, order = in_order(paths)
-    short = [next(o for o in order if o.stem == stem) for stem in SHORT if stem in {p.stem for p in order}]
-    needed = lambda o: ", ".join(f"[{p.short.split(' · ')[0]}]({p.page})" for p in needs(o, lessons)) or "nothing"
-    rows = [[f"[{o.short}]({o.page})", o.question, o.minutes, needed(o)] for o in order]
-    quick = [[f"[{o.short}]({o.page})", o.question, o.minutes] for o in short]
+def reading_order():
+    found = chapters()
+    lessons = {c.path: Lesson(c.path) for c in found}
+    needed = lambda o: ", ".join(f"[{p.short.split(' · ')[0]}]({p.page})" for p in needs(o, list(lessons.values()))) or "nothing"
+    parts = []
+    for part in dict.fromkeys(c.part for c in found):
+        rows = [[f"[{o.short}]({o.page})" + " ★" * c.quick + " ⚙" * c.machine_room, o.question, c.minutes, needed(o)]
+                for c in found if c.part == part and (o := lessons[c.path])]
+        parts.append(f"## {part}\n\n{table(['read', 'question', 'minutes', 'needs'], rows)}")
+    quick = [[f"[{o.short}]({o.page})", o.question, c.minutes] for c in found if c.quick and (o := lessons[c.path])]
     return f"""# Reading order
 
-Every lesson and tutorial, first to last, with the question that it opens with. Together they take about {hours(sum(o.minutes for o in order))}.
+Every chapter, first to last, with the question that it opens with. Together they take about {course.hours(sum(c.minutes for c in found))}.
 
 The minutes are for reading alone, at {WORDS} words or {LINES} lines of code a minute. Exercises come on top and take as long as they take.
-*Needs* names the lessons whose code this one uses; theirs are not repeated.
+*Needs* names the chapters whose code this one uses; theirs are not repeated. ★: on the quick path. ⚙: machine room, plumbing that a learner may skip.
 
-## The short way
+## The quick path
 
-The idea, the parts, and a mixer of your own, in about {hours(sum(o.minutes for o in short))}:
+The idea, the parts, and a mixer of your own, in about {course.hours(sum(c.minutes for c in found if c.quick))}:
 
 {table(['read', 'question', 'minutes'], quick)}
 
-## Everything
-
-{table(['read', 'question', 'minutes', 'needs'], rows)}
-"""
+""" + "\n\n".join(parts) + "\n"
 
 
 # --- the reference ---
@@ -261,7 +255,7 @@ def as_code(text):
 def source_links(item, module):
     "To a name's source, and to the cell of the lesson that writes it."
     lesson = f" · [in the lesson](#cell-{item.cell})" if item.cell else ""
-    return f":::{{container}} source-links\n[source]({GITHUB}/{SETTINGS['lib_path']}/{module}.py#L{item.lines[0]}-L{item.lines[1]}){lesson}\n:::\n"
+    return f":::{{container}} source-links\n[source]({GITHUB}/{SETTINGS['lib_path']}/{module.replace('.', '/')}.py#L{item.lines[0]}-L{item.lines[1]}){lesson}\n:::\n"
 
 
 def entry(item, module, depth=0):
@@ -286,14 +280,14 @@ def entry(item, module, depth=0):
 
 def reference(path, items):
     "The page of the module that a lesson writes."
-    module, lesson = module_of(path).stem, Lesson(path)
+    module, lesson = name_of(path), Lesson(path)
     names = [o for o in items if o.kind != "data"]
     constants = [o for o in items if o.kind == "data"]
     rows = [[f"{{py:obj}}`{o.name} <{SETTINGS['lib_name']}.{module}.{o.name}>`", prose(first_sentence(o.doc))] for o in names]
     return "\n".join([
         f"# {module}\n",
         f"```{{py:module}} {SETTINGS['lib_name']}.{module}\n```\n",
-        f"Lesson [{lesson.title}](../{lesson.page}) writes this module. [Source]({GITHUB}/{SETTINGS['lib_path']}/{module}.py).\n",
+        f"Lesson [{lesson.title}](../{lesson.page}) writes this module. [Source]({GITHUB}/{SETTINGS['lib_path']}/{module.replace('.', '/')}.py).\n",
         table(["name", "what it is"], rows) + "\n" if rows else "",
         "## Functions and classes\n" if names else "", *(entry(o, module) for o in names),
         "## Constants\n" if constants else "", *(constant(o, module) for o in constants)])
@@ -306,11 +300,11 @@ def constant(item, module):
 
 
 def reference_index(paths):
-    rows = [[f"[{module_of(p).stem}]({module_of(p).stem}.md)", f"[{Lesson(p).title}](../{p.name})"] for p in paths if module_of(p)]
-    entries = "\n".join(module_of(p).stem for p in paths if module_of(p))
+    rows = [[f"[{name_of(p)}]({name_of(p)}.md)", f"[{Lesson(p).title}](../{Lesson(p).page})"] for p in paths if module_of(p)]
+    entries = "\n".join(name_of(p) for p in paths if module_of(p))
     return f"""# Reference
 
-What the package exports, module by module in the order of the lessons that write them. A comment beside a parameter in the code is its description here.
+What the package exports, module by module in the order of the course. A comment beside a parameter in the code is its description here.
 All names: {{ref}}`genindex`.
 
 {table(['module', 'written by lesson'], rows)}
@@ -325,57 +319,58 @@ All names: {{ref}}`genindex`.
 
 # --- other pages ---
 
-def is_model_table(text):
-    return text.startswith("| model ") and text.count("\n") > 20
-
-
 def models_page():
-    "The table that the front page stores, to be sorted; counting takes a quarter of a minute, and its notebook is run by the tests."
-    found = next((c["source"] for c in cells_of(NBS / "index.ipynb") if is_model_table(c["source"])), None)
+    "The table in nbs/models/README.md, to be sorted."
+    text = (NBS / "models/README.md").read_text(encoding="utf-8")
+    found = re.search(r"^\| model .*?(?=\n\n|\Z)", text, re.M | re.S)
     if not found:
-        raise SiteError("nbs/index.ipynb stores no table of the models: run python tools/run.py nbs/index.ipynb.")
+        raise SiteError("nbs/models/README.md has no table of the models: run python tools/readme.py.")
     return f"""# Models
 
-All {found.strip().count(chr(10)) - 1} published models. A column's head sorts by it; once more, the other way round. The field keeps the rows that hold all your words, such as *caformer 384*.
+All {found[0].strip().count(chr(10)) - 1} published models. A column's head sorts by it; once more, the other way round. The field keeps the rows that hold all your words, such as *caformer 384*.
 
 Parameters and MACs are counted from our models, for one image of that size (frozen parameters after the plus). Accuracy is ImageNet-1K top-1 as published by the paper's authors, whose weights load unchanged; models without it end in ImageNet-21K's classes.
 
 :::{{table}}
 :class: sortable
 
-{found.strip()}
+{found[0].strip()}
 :::
 
-`create_model('caformer_s18')` builds one, and `pretrained=True` loads its weights. Lesson [05 · Zoo](05_zoo.ipynb) makes this table.
+`create_model('caformer_s18')` builds one, and `pretrained=True` loads its weights. Lesson {link_to("models/registry")} writes down what they are made of.
 """
 
 
-EXPLORER_PAGE = """# Who hears whom?
+def link_to(notebook):
+    "A link to a chapter, by its name in nbs/course.yml."
+    chapter = next(c for c in chapters() if c.notebook == notebook)
+    return f"[{chapter.short}]({notebook}.ipynb)"
+
+
+def explorer_page():
+    return f"""# Who hears whom?
 
 Five small models of the five families, trained on drawn shapes. Point at a token: in colour, whom it hears (above) and who hears it (below), in the stage and block that you choose.
 Everything is in the page: it asks no network and no kernel.
 
-```{raw} html
+```{{raw}} html
 <p><a href="_static/mixing.html">Open it alone</a>, with more room.</p>
 <iframe class="explorer" src="_static/mixing.html" title="Who hears whom? An explorer of five token mixers" loading="lazy"></iframe>
 ```
 
-Lesson [13b · Hearing](13b_hearing.ipynb) builds it and says what the numbers are. `save_mixing_page('mine.html', model, image)` writes such a page for your own model.
+Lesson {link_to("widgets/mixing_explorer")} builds it and says what the numbers are. `save_mixing_page('mine.html', model, image)` writes such a page for your own model.
 """
 
 
 def toctrees(paths):
     "The order of the pages, hidden on the front page."
-    lessons, order = in_order(paths)
-    first = [o.page for o in order if o.stem in FIRST]
-    stories = [o.page for o in order if o not in lessons and o.stem not in FIRST]
-    placed = {*first, *stories, *(o.page for o in lessons), "index.ipynb"}
-    rest = [p.relative_to(NBS).as_posix() for p in paths if p.relative_to(NBS).as_posix() not in placed]
-    texts = sorted(p.relative_to(NBS).as_posix() for p in NBS.glob("*.md"))
-    groups = {"Start": ["reading_order", *first], "Lessons": [o.page for o in lessons], "Tutorials": stories,
-              "Look things up": ["models", "explorer", *texts, *rest, "api/index"]}
-    return "\n\n".join(f"```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(re.sub(r"\.(ipynb|md)$", "", o) for o in pages) + "\n```"
-                       for name, pages in groups.items() if pages)
+    groups = {"Start": ["reading_order"]}
+    for chapter in chapters():
+        groups.setdefault(chapter.part, []).append(chapter.notebook)
+    placed = {c.path for c in chapters()} | {NBS / "index.ipynb"}
+    rest = [p.relative_to(NBS).with_suffix("").as_posix() for p in paths if p not in placed]
+    groups["Look things up"] = ["models", "explorer", "glossary", *rest, "api/index"]
+    return "\n\n".join(f"```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(pages) + "\n```" for name, pages in groups.items())
 
 
 def about(path):
@@ -383,16 +378,16 @@ def about(path):
     if path.stem == "index":
         return None
     page = path.relative_to(ROOT).as_posix()
-    parts = [f"About {Lesson(path).minutes} minutes"] * (is_lesson(path) or path.parent != NBS)
+    parts = [f"About {c.minutes} minutes" + " · machine room: a learner may skip it" * c.machine_room for c in chapters() if c.path == path]
     parts += [f"[run it in Colab]({COLAB}/{page})", f"[notebook]({GITHUB}/{page})"]
-    parts += [f"[what it exports](/api/{module_of(path).stem}.md)"] if module_of(path) else []
+    parts += [f"[what it exports](/api/{name_of(path)}.md)"] if module_of(path) else []
     return f":::{{container}} about-lesson\n{' · '.join(parts)}\n:::"
 
 
 def write_notebook(path, out, paths):
     cells = cells_of(path)
     if path.stem == "index":
-        cells = [front_page(c) for c in cells] + [markdown(toctrees(paths))]
+        cells.append(markdown(toctrees(paths)))
     elif cells and (line := about(path)):
         cells[0] = markdown(re.sub(r"^(# .+)$", lambda m: f"{m[0]}\n\n{line}", cells[0]["source"], count=1, flags=re.M))
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
@@ -401,13 +396,6 @@ def write_notebook(path, out, paths):
         cell["id"] = f"c{i}"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
-
-
-def front_page(cell):
-    "The front page's table of 55 models has a page of its own."
-    if is_model_table(cell["source"]):
-        return markdown("**[The table of all models](/models.md)**, to sort and to filter.")
-    return cell
 
 
 def write_pages(pages):
@@ -419,9 +407,9 @@ def write_pages(pages):
         if path.suffix in PICTURES:
             (pages / path.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, pages / path.relative_to(NBS))
-    made = {path.name: stepwise(relinked(path.read_text(encoding="utf-8"), path)) for path in NBS.glob("*.md")}
-    made |= {f"api/{module_of(p).stem}.md": reference(p, docments.public(module_of(p))) for p in paths if module_of(p)}
-    made |= {"api/index.md": reference_index(paths), "reading_order.md": reading_order(paths), "models.md": models_page(), "explorer.md": EXPLORER_PAGE}
+    made = {"glossary.md": stepwise(relinked((NBS / "glossary.md").read_text(encoding="utf-8"), NBS / "glossary.md"))}
+    made |= {f"api/{name_of(p)}.md": reference(p, docments.public(module_of(p))) for p in paths if module_of(p)}
+    made |= {"api/index.md": reference_index(paths), "reading_order.md": reading_order(), "models.md": models_page(), "explorer.md": explorer_page()}
     for name, text in made.items():
         (pages / name).parent.mkdir(parents=True, exist_ok=True)
         (pages / name).write_text(text, encoding="utf-8")

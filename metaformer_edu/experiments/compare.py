@@ -7,8 +7,9 @@ __all__ = ['COLORS', 'DISTANCES', 'chance', 'read_results', 'own_results', 'grou
 # %% ../../nbs/experiments/compare.ipynb #a7e10913
 import itertools, math, statistics
 import matplotlib.pyplot as plt
-from ..core.basics import Table, close, human
-from ..training.run_folder import kept_file, read_log
+from ..core.files import Table, human
+from ..core.basics import close
+from ..core.files import kept_file, read_log
 
 # %% ../../nbs/experiments/compare.ipynb #bd3ef31e
 def chance(a, b)->float: # numbers of two groups → 0 to 1

@@ -18,8 +18,9 @@ from timm.data import (
     IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo, create_transform, resolve_model_data_config)
 from timm.utils import unwrap_model
 from torch import nn
-from ..core.basics import close, did_you_mean, distinct
-from ..models.metaformer import Pyramid, as_pair
+from ..core.basics import close
+from ..core.errors import did_you_mean, distinct
+from ..models.metaformer import MetaFormer, as_pair
 
 # %% ../../nbs/interpret/cam.ipynb #9d9b6c35
 def stage_modules(model:nn.Module)->list: # (module name, pixels a token) of stages 1, 2, …
@@ -61,7 +62,7 @@ def find_stage(model:nn.Module, stage:int)->StageEnd: # counted from 1
     if stage not in range(1, len(stages) + 1):
         raise ValueError(f'There is no stage {stage}: this {type(model).__name__} has stages 1 to {len(stages)}.')
     name, pixels = stages[stage - 1]
-    channels_last = isinstance(model, Pyramid) or getattr(model, 'output_fmt', '') == 'NHWC'
+    channels_last = isinstance(model, MetaFormer) or getattr(model, 'output_fmt', '') == 'NHWC'
     return StageEnd(model.get_submodule(name), pixels, channels_last)
 
 # %% ../../nbs/interpret/cam.ipynb #ec69f105
@@ -225,7 +226,7 @@ def to_input(image:Image.Image, model:nn.Module)->torch.Tensor: # (3, H, W), nor
     config = resolve_model_data_config(model)
     fixed = getattr(getattr(model, 'patch_embed', None), 'img_size', None) # a DeiT's or Swin's
     if fixed: config.update(input_size=(3, *fixed))
-    if isinstance(model, Pyramid): config.update(input_size=(3, *as_pair(model.img_size)), crop_pct=1.)
+    if isinstance(model, MetaFormer): config.update(input_size=(3, *as_pair(model.img_size)), crop_pct=1.)
     return create_transform(**config)(image.convert('RGB'))
 
 def to_batch(image, model)->torch.Tensor: # (B, C, H, W)

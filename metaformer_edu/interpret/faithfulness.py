@@ -10,7 +10,7 @@ import copy, math, re
 import torch
 from torch import nn
 from torchvision.transforms.v2.functional import gaussian_blur
-from ..core.basics import Table
+from ..core.files import Table
 from .cam import Explanation, explain, frozen_eval
 
 # %% ../../nbs/interpret/faithfulness.ipynb #e2d38de4

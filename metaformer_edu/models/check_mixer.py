@@ -10,7 +10,7 @@ import copy, inspect, itertools, math
 from contextlib import contextmanager
 import torch
 from torch import nn
-from ..core.basics import Table
+from ..core.files import Table
 from .metaformer import fit_mixer
 from .mixers import get_mixer
 

@@ -3,22 +3,28 @@
 # %% auto #0
 __all__ = ['TURN', 'Contender', 'turn', 'warm_up', 'differs', 'take_turns', 'twins', 'in_timm', 'Inference', 'Training',
            'contenders', 'stored_activations', 'peak_memory', 'peak_of_child', 'peak_here', 'as_row', 'ceiling',
-           'bench_model', 'ratios']
+           'bench_model', 'ratios', 'bench_loader', 'bench_table', 'draw_bench']
 
 # %% ../../nbs/speed/benchmark.ipynb #d0c85383
-import copy, json, subprocess, sys, time
+import copy, itertools, json, os, subprocess, sys, tempfile, time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 import timm, torch, torch.nn.functional as F
+from timm.data import create_dataset, create_loader
 from timm.models.metaformer import checkpoint_filter_fn
 from timm.optim import create_optimizer_v2
 from torch.autograd.graph import saved_tensors_hooks
 from tqdm import tqdm
-from ..core.basics import Table, count_macs, seed_everything
+from ..core.basics import close, count_macs, seed_everything
+from ..core.files import Table
 from ..models.registry import get_row
-from ..validate import unseen
-from ..train import FUSED
+from ..data.folders import load_folder
+from ..data.loaders import make_loaders
+from ..training.evaluate import hide_progress
+from ..training.trainer import FUSED
+from ..training.processes import ignore_signals
 from .roofline import spread, wait
 
 # %% ../../nbs/speed/benchmark.ipynb #4cf266ae
@@ -50,7 +56,8 @@ def turn(c:Contender, device='cpu')->float:
     return (time.perf_counter() - start) / c.calls
 
 def warm_up(c:Contender, device='cpu'):
-    "Two calls that do not count: the first may compile, and its answer must be right; the second says how many calls make a turn."
+    """Two calls that do not count: the first may compile, and its answer must be right; the second says how many calls
+    make a turn."""
     start = time.perf_counter()
     answer = c.call()
     wait(device)
@@ -116,7 +123,9 @@ class Training:
         fused = {'fused': True} if 'adamw' in FUSED and images.device.type in ('cpu', 'cuda') else {}
         self.optimizer = create_optimizer_v2(model, 'adamw', lr=1e-5, weight_decay=0.05, **fused)
 
-    def precision(self): return torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+    def precision(self):
+        low = self.dtype == torch.bfloat16
+        return torch.autocast(self.images.device.type, torch.bfloat16, enabled=low)
 
     def __call__(self):
         with self.precision(): loss = F.cross_entropy(self.net(self.images), self.labels)
@@ -134,7 +143,8 @@ def contenders(name:str, # of the zoo
                batch_size:int=16, img_size:int=None, # pixels; None: the model's own
                device='cpu', channels_last:bool=False, # memory layout of images and weights
               )->list: # of `Contender`; fewer where timm lacks the model
-    "All ways to compute a model that are asked for, with the same weights and images. `facts['difference']` says how far each answer is from ours."
+    """All ways to compute a model that are asked for, with the same weights and images. `facts['difference']` says how
+    far each answer is from ours."""
     models, row, kind = twins(name, img_size), get_row(name), Inference if what == 'inference' else Training
     place = dict(device=device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
     images = torch.randn(batch_size, 3, *(img_size or row.resolution,) * 2).to(**place)
@@ -153,7 +163,8 @@ def contenders(name:str, # of the zoo
 def stored_activations(model, # in the mode and under the autocast that are meant
                        x, # a batch
                       )->float: # bytes an image
-    "What a forward pass keeps for the backward pass, the batch itself included, weights not. (Under autocast, the weights' copies in low precision count.)"
+    """What a forward pass keeps for the backward pass, the batch itself included, weights not. (Under autocast, the
+    weights' copies in low precision count.)"""
     own, kept = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}, {}
     def pack(t):
         memory = t.untyped_storage()
@@ -165,22 +176,26 @@ def stored_activations(model, # in the mode and under the autocast that are mean
 
 # %% ../../nbs/speed/benchmark.ipynb #a8ac7178
 def peak_memory(c:Contender, device)->float: # bytes; None on a CPU
-    "Peak of the GPU's memory in a call: what comes on top of what lies there, and the contender's own weights and optimizer state."
+    "Peak of the GPU's memory in a call: what comes on top of what lies there, and its own weights and optimizer state."
     if torch.device(device).type != 'cuda': return None
-    wait(device), torch.cuda.reset_peak_memory_stats(device)
+    wait(device)
+    torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    c.call(), wait(device)
-    state = [v for s in getattr(getattr(c.call, 'optimizer', None), 'state', {}).values() for v in s.values() if torch.is_tensor(v) and v.is_cuda]
+    c.call()
+    wait(device)
+    states = getattr(getattr(c.call, 'optimizer', None), 'state', {}).values()
+    state = [v for s in states for v in s.values() if torch.is_tensor(v) and v.is_cuda]
     own = sum(t.nbytes for t in [*c.call.model.parameters(), *c.call.model.buffers(), *state])
     return torch.cuda.max_memory_allocated(device) - before + own
 
 def peak_of_child(c:Contender, spec:dict)->float: # bytes; None where the system does not tell
     "Peak of the resident memory of a process that does nothing but a contender's calls."
     if not Path('/proc/self/status').exists(): return None
-    one = dict(spec, sides=[c.side], modes=[c.mode] if c.mode else [], dtypes=[c.dtype] if c.dtype else [], threads=torch.get_num_threads())
+    one = dict(spec, sides=[c.side], modes=[c.mode] if c.mode else [], dtypes=[c.dtype] if c.dtype else [],
+               threads=torch.get_num_threads())
     code = 'import json, sys; from metaformer_edu.speed.benchmark import peak_here; print(peak_here(**json.loads(sys.argv[1])))'
     done = subprocess.run([sys.executable, '-c', code, json.dumps(one)], capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(f"The process for {c.name} failed: {(done.stderr.split(chr(10))[-2:] or [''])[0]}")
+    if done.returncode: raise RuntimeError(f"The process for {c.name} failed: {done.stderr.split(chr(10))[-2:][0]}")
     return float(done.stdout.split()[-1])
 
 def peak_here(threads:int, **spec)->int: # bytes
@@ -196,8 +211,8 @@ def peak_here(threads:int, **spec)->int: # bytes
 def as_row(c:Contender, **facts)->dict:
     "Images a second (median), the quartiles, and all that is known."
     middle, low, high = spread(c.seconds)
-    return dict(facts, side=c.side, mode=c.mode, dtype=c.dtype, contender=c.name, images=c.images, images_per_s=c.images / middle,
-                low=c.images / high, high=c.images / low, **c.facts, seconds=[float(f'{s:.6g}') for s in c.seconds])
+    return dict(facts, side=c.side, mode=c.mode, dtype=c.dtype, contender=c.name, images=c.images,
+                images_per_s=c.images / middle, low=c.images / high, high=c.images / low, **c.facts, seconds=[float(f'{s:.6g}') for s in c.seconds])
 
 def ceiling(c:Contender, macs:int, what:str, peaks:dict)->float: # images/s; None: not measured
     "As many images a second as matrix products alone would allow."
@@ -218,7 +233,8 @@ def bench_model(name:str, what:str='inference', # see `contenders`
     rows, spec = Table() if rows is None else rows, dict(choices, name=name, what=what, device=str(device))
     found, size = contenders(**spec), choices.get('img_size') or get_row(name).resolution
     macs = count_macs(get_row(name).build(img_size=size), (1, 3, size, size))
-    with tqdm(total=(rounds + 1) * len(found), desc=f'{name}, {what}', unit='turn', leave=False, disable=unseen(progress)) as bar:
+    turns, hidden = (rounds + 1) * len(found), hide_progress(progress)
+    with tqdm(total=turns, desc=f'{name}, {what}', unit='turn', leave=False, disable=hidden) as bar:
         for c in found:
             warm_up(c, device)
             if what == 'training':
@@ -241,9 +257,135 @@ def ratios(rows)->Table: # above 1: ours is faster
         fastest = lambda side: max(side, key=lambda r: r['images_per_s'], default=None)
         same = lambda r: next((t for t in theirs if (t['mode'], t['dtype']) == (r['mode'], r['dtype'])), None)
         pairs = [(r, fastest(theirs) if r['side'] == 'fast' else same(r), False) for r in mine]
-        if min(len(theirs), len(mine)) > 1 and group[0] != 'loader': pairs.append((fastest(mine), fastest(theirs), True))
+        both = min(len(theirs), len(mine)) > 1 and group[0] != 'loader'
+        if both: pairs.append((fastest(mine), fastest(theirs), True))
         for row, other, best in pairs:
             if other is None: continue
-            ratio, low, high = spread([t * row['images'] / (o * other['images']) for t, o in zip(other['seconds'], row['seconds'])])
-            found.append(dict(what=group[0], model=group[1], contender=row['contender'], against=other['contender'], ratio=ratio, low=low, high=high, best=best))
+            pairs_of_times = zip(other['seconds'], row['seconds'])
+            ratio, low, high = spread([t * row['images'] / (o * other['images']) for t, o in pairs_of_times])
+            found.append(dict(what=group[0], model=group[1], contender=row['contender'], against=other['contender'],
+                              ratio=ratio, low=low, high=high, best=best))
     return found
+
+# %% ../../nbs/speed/benchmark.ipynb #de28a357
+def write_photos(root, n:int=128):
+    "An image folder of `n` training images as JPEG files, 500×375 pixels, in two classes; and a few to validate."
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+    dice = torch.Generator().manual_seed(0)
+    for part, count in (('train', n), ('val', 4)):
+        for i in range(count):
+            name = ('china', 'flower')[i % 2]
+            x, y = (int(torch.randint(most + 1, (1,), generator=dice)) for most in (640 - 500, 427 - 375))
+            path = Path(root) / part / name / f'{i}.jpg'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = Image.fromarray(load_sample_image(f'{name}.jpg'))
+            whole.crop((x, y, x + 500, y + 375)).save(path, quality=92)
+
+def open_loader(side:str, root, workers:int, img_size:int, batch_size:int):
+    "Ours or timm's loader of training images, with the paper's augmentation."
+    if side == 'ours':
+        train, val, _ = load_folder(root, img_size)
+        return make_loaders(train, val, batch_size, workers, on_worker=ignore_signals)[0]
+    how = dict(scale=(0.08, 1), hflip=0.5, color_jitter=None, auto_augment='rand-m9-mstd0.5-inc1',
+               interpolation='random', re_prob=0.25, re_mode='pixel')
+    images = create_dataset('', root=root, split='train', is_training=True)
+    return create_loader(images, (3, img_size, img_size), batch_size, is_training=True, num_workers=workers,
+                         persistent_workers=workers > 0, device=torch.device('cpu'), **how)
+
+# %% ../../nbs/speed/benchmark.ipynb #799c89cd
+def bench_loader(workers=(0, 2), # processes that prepare images, for each a pair of loaders
+                 images:int=128, batch_size:int=16, img_size:int=224, rounds:int=9,
+                 sides=('timm', 'ours'), progress:bool=False, rows:Table=None, # as for `bench_model`
+                )->Table: # one row a loader; `per_core` is images/s for each core that is busy with them
+    "Time our loader and timm's on the same JPEG files, in turns."
+    rows = Table() if rows is None else rows
+    def one_epoch(loader, epochs):
+        if hasattr(loader.sampler, 'set_epoch'): loader.sampler.set_epoch(next(epochs))
+        for _ in loader: pass
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
+        write_photos(root, images)
+        chosen, found = [(side, n) for n in workers for side in sides if side != 'fast'], []
+        for side, n in chosen:
+            loader, mode = open_loader(side, root, n, img_size, batch_size), f"{n} worker{'s' * (n != 1)}"
+            call = partial(one_epoch, loader, itertools.count())
+            found.append(Contender(side, mode, '', call, len(loader) * batch_size))
+        turns = (rounds + 1) * len(found)
+        with tqdm(total=turns, desc='loader', unit='turn', leave=False, disable=hide_progress(progress)) as bar:
+            for c in found:
+                warm_up(c)
+                bar.update()
+            try: take_turns(found, rounds, bar=bar)
+            finally:
+                facts = dict(what='loader', model='JPEG files', img_size=img_size)
+                rows += [as_row(c, **facts) for c in found if c.seconds]
+    for row, (_, n) in zip(rows[-len(found):], chosen):
+        row['per_core'] = row['images_per_s'] / max(1, min(n, os.cpu_count() or 1))
+    return rows
+
+# %% ../../nbs/speed/benchmark.ipynb #5fd81e9b
+def bench_table(results:dict, # with 'rows' of `bench_model` and `bench_loader`
+               )->Table: # one row a contender
+    "What was measured, to be read."
+    against = {(r['what'], r['model'], r['contender']): r for r in ratios(results['rows']) if not r['best']}
+    def megabytes(r, key): return f'{r[key] / 1e6:.1f} MB' if r.get(key) else None
+    def one(r):
+        versus = against.get((r['what'], r['model'], r['contender']))
+        return {'': f"{r['model']}, {r['what']}", 'contender': r['contender'],
+                'images/s': f"{rate(r['images_per_s'])} ({rate(r['low'])} to {rate(r['high'])})",
+                'times timm': '{ratio:.2f} ({low:.2f} to {high:.2f})'.format(**versus) if versus else None,
+                'of ceiling': f"{r['images_per_s'] / r['ceiling']:.0%}" if r.get('ceiling') else None,
+                'a core': rate(r['per_core']) if r.get('per_core') else None,
+                'kept an image': megabytes(r, 'stored'), 'peak': megabytes(r, 'peak'),
+                'differs': f"{r['difference']:.0e}" if r.get('difference') is not None else None}
+    rows = Table(map(one, results['rows']))
+    empty = [k for k in (rows[0] if rows else ()) if not any(r[k] for r in rows)]
+    return Table({k: v for k, v in r.items() if k not in empty} for r in rows)
+
+# %% ../../nbs/speed/benchmark.ipynb #98d3e598
+def rate(v:float)->str:
+    "Three digits or all before the point."
+    return f'{v:,.0f}' if v >= 100 else f'{v:.3g}'
+
+# %% ../../nbs/speed/benchmark.ipynb #b3d7c5ac
+def draw_bench(results:dict, # from `read_bench`
+              ):
+    "Images a second of all contenders with their quartiles, ratios, and the ceiling; returns the figure."
+    import matplotlib.pyplot as plt
+    against = {(r['what'], r['model'], r['contender']): r for r in ratios(results['rows']) if not r['best']}
+    lines = {} # one a model, in it one panel for each thing that was done with it
+    for r in results['rows']: lines.setdefault(r['model'], {}).setdefault(r['what'], []).append(r)
+    most, ncols = [max(map(len, line.values())) for line in lines.values()], max(map(len, lines.values()))
+    size = 6.2 * ncols, sum(0.3 * n + 0.75 for n in most) + 0.5
+    fig, axs = plt.subplots(len(lines), ncols, figsize=size, height_ratios=[n + 2 for n in most], squeeze=False,
+                            layout='constrained')
+    for ax in axs.flat: ax.axis('off')
+    for axes, (model, line) in zip(axs, lines.items()):
+        for ax, (what, rows) in zip(axes, line.items()):
+            draw_panel(ax, f'{model}, {what}', rows, [against.get((what, model, r['contender'])) for r in rows])
+    m = results.get('machine', {})
+    threads = m.get('threads') and f"{m['threads']} thread{'s' * (m['threads'] > 1)}"
+    facts = [m.get('name'), threads, *(m.get(k) and f'{k} {m[k]}' for k in ('torch', 'timm'))]
+    fig.suptitle(' · '.join(str(v) for v in facts if v), fontsize='medium')
+    return close(fig)
+
+# %% ../../nbs/speed/benchmark.ipynb #bf36d971
+SIDE_COLORS = {'timm': '#bbbbbb', 'ours': '#4477aa', 'fast': '#228833'}
+
+def draw_panel(ax, title:str, rows:list, against:list): # a row and its ratio each, or None
+    "One model and what was done with it."
+    ax.axis('on')
+    ax.spines[:].set_visible(False)
+    for y, (r, versus) in enumerate(zip(rows, against)):
+        if r.get('ceiling'): ax.barh(y, r['ceiling'], color='#f0f0f0', height=0.8)
+        ax.barh(y, r['images_per_s'], color=SIDE_COLORS[r['side']], height=0.62)
+        ax.plot([r['low'], r['high']], [y, y], color='black', lw=1.5)
+        text = rate(r['images_per_s'])
+        if versus: text += ' = {ratio:.2f} × ({low:.2f} to {high:.2f})'.format(**versus)
+        ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), va='center', fontsize='small')
+    ax.set(title=title, yticks=range(len(rows)), ylim=(len(rows) - 0.4, -0.6), xlim=(0, None))
+    ax.set_yticklabels([r['contender'] for r in rows], fontsize='small')
+    ax.locator_params('x', nbins=4)
+    ax.tick_params(length=0)
+    ax.tick_params('x', labelsize='small')
+    ax.set_xlabel('images/s', fontsize='small')

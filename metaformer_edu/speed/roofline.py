@@ -16,7 +16,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from ..core.basics import Table, close, distinct, human
+from ..core.files import Table, human
+from ..core.basics import close
+from ..core.errors import distinct
 from ..models.kernels import Linear
 from ..models.layers import LayerNormWithoutBias, Scale, StarReLU
 

@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from metaformer_edu.widgets.base import mixing_explorer as lesson
 from metaformer_edu.core.basics import sample_photo
-from metaformer_edu.widgets.mixing_explorer import (
-    Listeners, Panel, draw_mixing, explore_mixing, hears_and_heard, listen, new_mixer, pack, paint,
-    save_mixing_page, sentence, short_number, tokens_of)
 from metaformer_edu.interpret.influence import influence, mixer_at, mixing_matrix
-from metaformer_edu.models.mixers import MIXERS, Attention, Identity, Pooling, RandomMixing, SepConv
-from metaformer_edu.models.metaformer import MetaFormer
-from metaformer_edu.interpret.swap import swap_mixer
-from metaformer_edu.widgets.base import example_images, to_pil
 from metaformer_edu.interpret.local_influence import grouped
+from metaformer_edu.interpret.swap import swap_mixer
+from metaformer_edu.models.metaformer import MetaFormer
+from metaformer_edu.models.mixers import Attention, Identity, MIXERS, Pooling, RandomMixing, SepConv
 from metaformer_edu.models.registry import FAMILIES, create_model
+from metaformer_edu.widgets import mixing_explorer as lesson
+from metaformer_edu.widgets.mixing_explorer import (
+    MixingModels, Panel, draw_mixing, explore_mixing, format_number, influence_colors, make_panel, mixer_inputs,
+    panel_text, quantize, row_and_column, save_mixing_page, untrained_mixer)
+from metaformer_edu.widgets.sources import example_images, to_pil
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GRIDS = [(4, 4), (3, 5), (1, 6), (9, 8)]
@@ -51,7 +51,7 @@ def photo():
 
 def matrices(panel):
     "The panel's whole matrix, once by rows and once by columns."
-    found = [hears_and_heard(panel, token).reshape(2, -1) for token in np.ndindex(*panel.grid)]
+    found = [row_and_column(panel, token).reshape(2, -1) for token in np.ndindex(*panel.grid)]
     return np.stack([row for row, _ in found]), np.stack([column for _, column in found]).T
 
 
@@ -60,18 +60,18 @@ def matrices(panel):
 def test_packing_keeps_what_counts():
     values = torch.randn(50, 49, dtype=torch.float64) * 10**torch.linspace(-9, 0, 49, dtype=torch.float64)
     values[3] = 0
-    numbers, step = pack(values)
+    numbers, step = quantize(values)
     assert numbers.dtype == np.dtype("<i2") and abs(numbers).max() == 32767
     assert np.array_equal(numbers == 0, values.numpy() == 0) and np.array_equal(np.sign(numbers), np.sign(values.numpy()))
     np.testing.assert_allclose(numbers * step, values, atol=step, rtol=0)
 
 
 def test_packing_nothing_and_nonsense():
-    numbers, step = pack(torch.zeros(4, 1))
+    numbers, step = quantize(torch.zeros(4, 1))
     assert not numbers.any() and step > 0
     for wrong in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="NaN or infinity"):
-            pack(torch.tensor([1, wrong]))
+            quantize(torch.tensor([1, wrong]))
 
 
 class Cross(nn.Module):
@@ -88,7 +88,7 @@ class Cross(nn.Module):
                                   Attention, lambda c: None, Cross])
 def test_a_panel_holds_the_mixing_matrix(make, h, w):
     x, mixer = torch.randn(1, h, w, 6), make(6) or RandomMixing(num_tokens=h * w)
-    panel = listen(mixer, x)
+    panel = make_panel(mixer, x)
     known = influence(mixer, x) if isinstance(mixer, SepConv) else influence(mixer, x, lesson.PROBES) if isinstance(mixer, Cross) else mixing_matrix(mixer, x)
     rows, columns = matrices(panel)
     np.testing.assert_allclose(rows, known.detach(), atol=panel.step + 1e-6, rtol=0)
@@ -98,23 +98,23 @@ def test_a_panel_holds_the_mixing_matrix(make, h, w):
 
 def test_signs_are_shown_where_there_are_some():
     x = torch.randn(1, 3, 3, 6)
-    signed = {type(m).__name__: listen(m, x).signed for m in (Identity(), RandomMixing(num_tokens=9), Pooling(), SepConv(6), Attention(6), Cross(6))}
+    signed = {type(m).__name__: make_panel(m, x).signed for m in (Identity(), RandomMixing(num_tokens=9), Pooling(), SepConv(6), Attention(6), Cross(6))}
     assert signed == dict(Identity=True, RandomMixing=True, Pooling=True, SepConv=False, Attention=False, Cross=False)
 
 
 def test_many_tokens_become_groups():
     x, mixer = torch.randn(1, 33, 36, 8), RandomMixing(num_tokens=33 * 36)
-    panel = listen(mixer, x, "mine", "a note")
+    panel = make_panel(mixer, x, "mine", "a note")
     assert (panel.group, panel.tokens, panel.grid, panel.note) == (2, (33, 36), (17, 18), "a note, 2×2 tokens each")
     known = grouped(mixer.random_matrix.data, 33, 36)[0]
     rows, columns = matrices(panel)
     np.testing.assert_allclose(rows, known, atol=panel.step)
     assert np.array_equal(rows, columns) and panel.at((32, 35), (33, 36)) == (16, 17)
-    assert "rows 0 to 1" in lesson.where(panel, 0) and "row 32, columns 34 to 35" == lesson.where(panel, 17 * 18 - 1)
+    assert "rows 0 to 1" in lesson.token_name(panel, 0) and "row 32, columns 34 to 35" == lesson.token_name(panel, 17 * 18 - 1)
 
 
 def test_attention_says_what_is_held_fixed():
-    assert listen(Attention(6), torch.randn(3, 3, 6)).note == "weights held fixed"
+    assert make_panel(Attention(6), torch.randn(3, 3, 6)).note == "weights held fixed"
 
 
 @pytest.mark.parametrize("mixer, x, why", [
@@ -122,16 +122,16 @@ def test_attention_says_what_is_held_fixed():
     (SepConv(4, kernel_size=4), torch.zeros(1, 5, 5, 4), "changes the grid"), (nn.Sequential(nn.Linear(4, 4), nn.AvgPool2d((2, 1))), torch.zeros(1, 4, 4, 4), "changes the grid"),
     (RandomMixing(num_tokens=9), torch.zeros(1, 4, 4, 4), "fixed matrix"), (Pooling(), torch.zeros(1, 4, 4, 4), "")], ids=lambda o: type(o).__name__)
 def test_a_panel_says_why_it_is_empty(mixer, x, why):
-    panel = listen(mixer, x)
+    panel = make_panel(mixer, x)
     assert why in panel.why and bool(why) == bool(panel.why)
     if why:
-        assert why in sentence(panel, (0, 0)) and not panel.numbers.size
+        assert why in panel_text(panel, (0, 0)) and not panel.numbers.size
 
 
 def test_a_broken_mixer_says_so():
     mixer = SepConv(4)
     mixer.pwconv1.weight.data[0] = float("nan")
-    assert "NaN" in listen(mixer, torch.randn(4, 4, 4)).why
+    assert "NaN" in make_panel(mixer, torch.randn(4, 4, 4)).why
 
 
 def test_tokens_of_one_grid_in_another():
@@ -143,33 +143,33 @@ def test_tokens_of_one_grid_in_another():
 # --- words ---
 
 def test_words():
-    assert sentence(listen(Identity(), torch.zeros(2, 2, 1)), (0, 1)) == "Identity hears 1 token, most of all itself (1.000), and is heard by 1 token."
-    pooling = listen(Pooling(), torch.zeros(4, 4, 1), "mine")
-    assert sentence(pooling, (0, 0)) == "mine (Pooling) hears 4 tokens, most of all itself (-0.750), and is heard by 4 tokens."
+    assert panel_text(make_panel(Identity(), torch.zeros(2, 2, 1)), (0, 1)) == "Identity hears 1 token, most of all itself (1.000), and is heard by 1 token."
+    pooling = make_panel(Pooling(), torch.zeros(4, 4, 1), "mine")
+    assert panel_text(pooling, (0, 0)) == "mine (Pooling) hears 4 tokens, most of all itself (-0.750), and is heard by 4 tokens."
 
     class Left(nn.Module):
         def forward(self, x): return torch.cat([0 * x[:, :, :1], x[:, :, :-1]], 2)
-    left = listen(Left(), torch.randn(2, 2, 1))
-    assert sentence(left, (1, 0)) == "Left hears nobody and is heard by 1 token."
-    assert "most of all row 1, column 0 (1.000), and is heard by 0 tokens" in sentence(left, (1, 1))
+    left = make_panel(Left(), torch.randn(2, 2, 1))
+    assert panel_text(left, (1, 0)) == "Left hears nobody and is heard by 1 token."
+    assert "most of all row 1, column 0 (1.000), and is heard by 0 tokens" in panel_text(left, (1, 1))
 
 
 def test_numbers_in_words():
-    assert [short_number(v) for v in (0, 1, -0.8888, 0.001, 0.00012, -3.14e-12)] == ["0.000", "1.000", "-0.889", "0.001", "1.2e-4", "-3.1e-12"]
+    assert [format_number(v) for v in (0, 1, -0.8888, 0.001, 0.00012, -3.14e-12)] == ["0.000", "1.000", "-0.889", "0.001", "1.2e-4", "-3.1e-12"]
 
 
 # --- places ---
 
 def test_tokens_are_those_of_mixer_at(model):
     x = torch.randn(1, 3, 64, 64)
-    found = tokens_of(model, x)
+    found = mixer_inputs(model, x)
     assert list(found) == [(1, 1), (2, 1), (3, 1), (3, 2), (4, 1)]
     for place, tokens in found.items():
         assert torch.equal(tokens, mixer_at(model, x, *place)[1])
 
 
 def test_one_model_and_four_new_mixers(model, photo):
-    heard = Listeners(model, photo)
+    heard = MixingModels(model, photo)
     for place, own in (((1, 1), "SepConv"), ((3, 2), "Attention")):
         panels = heard[place].panels
         assert [p.title for p in panels] == list(MIXERS)
@@ -180,48 +180,48 @@ def test_one_model_and_four_new_mixers(model, photo):
 
 
 def test_one_mixer_of_ones_own_stands_beside_all_five(photo):
-    panels = Listeners(swap_mixer(tiny("identityformer"), 3, Cross), photo)[3, 1].panels
+    panels = MixingModels(swap_mixer(tiny("identityformer"), 3, Cross), photo)[3, 1].panels
     assert [p.title for p in panels] == ["Cross", *MIXERS] and panels[0].note == "this model's own, estimated with 8 probes"
 
 
 def test_several_models(photo):
     models = {family: tiny(family) for family in FAMILIES}
-    heard = Listeners(models, photo)
+    heard = MixingModels(models, photo)
     assert [(p.title, p.mixer) for p in heard[3, 1].panels] == list(zip(FAMILIES, ("Identity", "RandomMixing", "Pooling", "SepConv", "Attention")))
     assert [p.mixer for p in heard[1, 1].panels] == ["Identity", "Identity", "Pooling", "SepConv", "SepConv"]
     assert "caformer (Attention) hears 16 tokens" in heard[3, 1].words((0, 0))
-    assert [p.title for p in Listeners(list(models.values())[:2], photo)[1, 1].panels] == ["tiny_identityformer", "tiny_randformer"]
+    assert [p.title for p in MixingModels(list(models.values())[:2], photo)[1, 1].panels] == ["tiny_identityformer", "tiny_randformer"]
 
 
 def test_models_of_other_sizes_share_what_both_have(photo):
     small = MetaFormer(depths=(1, 2), dims=(8, 16), token_mixers="Pooling", img_size=32, num_classes=0, res_scale_init_values=None).eval()
-    heard = Listeners(dict(small=small, large=tiny("convformer")), photo)
+    heard = MixingModels(dict(small=small, large=tiny("convformer")), photo)
     assert heard.places == [(1, 1), (2, 1)]
     assert [p.tokens for p in heard[1, 1].panels] == [(8, 8), (16, 16)] and heard[1, 1].grid == (8, 8)
     assert "Token row 7, column 7 of 8×8." in heard[1, 1].words((7, 7))
 
 
 def test_the_five_examples_open():
-    heard = Listeners()
+    heard = MixingModels()
     assert [p.mixer for p in heard[3, 1].panels] == list(MIXERS) and heard.picture.shape == (128, 128)
 
 
 def test_images_of_all_kinds(model, photo, tmp_path):
     photo.save(path := tmp_path / "photo.png")
     tensor = lesson.to_batch(photo, model)[0]
-    found = [Listeners(model, image)[2, 1].data() for image in (photo, path, str(path), tensor, tensor[None])]
+    found = [MixingModels(model, image)[2, 1].data() for image in (photo, path, str(path), tensor, tensor[None])]
     assert len(set(found)) == 1
     grey = MetaFormer(in_chans=1, depths=(1,), dims=(8,), img_size=32, num_classes=0, res_scale_init_values=None)
-    assert Listeners(grey, torch.rand(1, 32, 32)).picture.shape == (32, 32)
+    assert MixingModels(grey, torch.rand(1, 32, 32)).picture.shape == (32, 32)
 
 
 def test_what_cannot_be_shown_is_said(model, photo, tmp_path):
-    for make, why in ((lambda: Listeners(nn.Linear(3, 3), photo), "not a MetaFormer of this library"), (lambda: Listeners({}, photo), "at least one model"),
-                      (lambda: Listeners(dict(a=model, b=nn.ReLU()), photo), "ReLU is not a MetaFormer"), (lambda: Listeners(model, torch.zeros(2, 3, 64, 64)), "one image"),
-                      (lambda: Listeners(model, photo)[5, 1], r"no \(stage, block\) \(5, 1\)"), (lambda: Listeners(3, photo), "int is not a MetaFormer"),
-                      (lambda: Listeners(model, 3), "PIL images"), (lambda: explore_mixing(3), "int is not a MetaFormer"), (lambda: explore_mixing(model, []), "PIL images"),
-                      (lambda: explore_mixing(model, 3), "PIL images"), (lambda: explore_mixing(model, tmp_path / "none.png"), "none.png"), (lambda: Listeners(model, tmp_path / "none.png"), "none.png"),
-                      (lambda: Listeners(tiny("randformer"), torch.zeros(3, 96, 96)), "fixed matrix")):
+    for make, why in ((lambda: MixingModels(nn.Linear(3, 3), photo), "not a MetaFormer of this library"), (lambda: MixingModels({}, photo), "at least one model"),
+                      (lambda: MixingModels(dict(a=model, b=nn.ReLU()), photo), "ReLU is not a MetaFormer"), (lambda: MixingModels(model, torch.zeros(2, 3, 64, 64)), "one image"),
+                      (lambda: MixingModels(model, photo)[5, 1], r"no \(stage, block\) \(5, 1\)"), (lambda: MixingModels(3, photo), "int is not a MetaFormer"),
+                      (lambda: MixingModels(model, 3), "PIL images"), (lambda: explore_mixing(3), "int is not a MetaFormer"), (lambda: explore_mixing(model, []), "PIL images"),
+                      (lambda: explore_mixing(model, 3), "PIL images"), (lambda: explore_mixing(model, tmp_path / "none.png"), "none.png"), (lambda: MixingModels(model, tmp_path / "none.png"), "none.png"),
+                      (lambda: MixingModels(tiny("randformer"), torch.zeros(3, 96, 96)), "fixed matrix")):
         with pytest.raises(ValueError, match=why):
             make()
 
@@ -229,7 +229,7 @@ def test_what_cannot_be_shown_is_said(model, photo, tmp_path):
 def test_models_and_dice_are_left_as_they_were(photo):
     model = tiny().train()
     before, dice = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    heard = Listeners(model, photo)
+    heard = MixingModels(model, photo)
     for place in heard.places:
         heard[place]
     assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and torch.equal(dice, torch.get_rng_state())
@@ -239,12 +239,12 @@ def test_models_and_dice_are_left_as_they_were(photo):
 def test_new_mixers_are_always_the_same():
     x = torch.randn(1, 4, 4, 32)
     for name in MIXERS:
-        first, second = (new_mixer(name, x).state_dict() for _ in range(2))
+        first, second = (untrained_mixer(name, x).state_dict() for _ in range(2))
         assert all(torch.equal(first[k], second[k]) for k in first)
 
 
 def test_data_are_the_panels_in_a_row(model, photo):
-    place = Listeners(model, photo)[3, 1]
+    place = MixingModels(model, photo)[3, 1]
     spec, data = json.loads(json.dumps(place.spec())), np.frombuffer(place.data(), "<i2")
     assert sum(p["count"] for p in spec["panels"]) == len(data) and spec["grid"] == [4, 4]
     start = 0
@@ -257,14 +257,14 @@ def test_data_are_the_panels_in_a_row(model, photo):
 # --- pictures ---
 
 def test_paint():
-    rgba = paint(np.array([[0, 1, -1, 0.5]]), 1, True)
+    rgba = influence_colors(np.array([[0, 1, -1, 0.5]]), 1, True)
     assert rgba[0, 0, 3] == 0 and rgba[0, 1, 0] > rgba[0, 1, 2] and rgba[0, 2, 2] > rgba[0, 2, 0] and rgba[0, 1, 3] > rgba[0, 3, 3] > 0
-    strength = paint(np.array([[0.1, 1]]), 1, False)
+    strength = influence_colors(np.array([[0.1, 1]]), 1, False)
     assert strength[0, 0, :3].sum() > strength[0, 1, :3].sum()
 
 
 def test_the_figure_belongs_to_no_pyplot_and_no_thread(model, photo):
-    heard, found = Listeners(model, photo), []
+    heard, found = MixingModels(model, photo), []
     thread = threading.Thread(target=lambda: found.append(draw_mixing(heard[3, 1], heard.picture, (1, 2))))
     thread.start(), thread.join()
     titles = [ax.get_title().split("\n")[0] for ax in found[0].axes[:5]]
@@ -275,7 +275,7 @@ def test_the_figure_belongs_to_no_pyplot_and_no_thread(model, photo):
 
 def test_a_figure_with_an_empty_panel(photo):
     model = swap_mixer(tiny("identityformer", img_size=128), 1, Cross)
-    heard = Listeners(model, photo)
+    heard = MixingModels(model, photo)
     assert "1,024 tokens" in heard[1, 1].panels[0].why
     draw_mixing(heard[1, 1], heard.picture)
 
@@ -308,7 +308,7 @@ def test_the_stage_changes_everything_but_the_place_in_the_picture(explorer):
     value = explorer.value
     explorer.stage = 1
     assert explorer.wait() and explorer.token == [14, 6] and explorer.page.place["stage"] == 1 and explorer.value != value
-    assert explorer.page.data == explorer.listeners[1, 1].data()
+    assert explorer.page.data == explorer.mixing_models[1, 1].data()
     explorer.stage = 3
     explorer.wait()
     assert explorer.token == [3, 1] and explorer.value == value
@@ -345,12 +345,12 @@ def test_the_page_gets_an_answer_to_each_last_ask(explorer):
 
 def test_only_the_last_ask_is_computed(explorer, monkeypatch):
     begun, go, asked = threading.Event(), threading.Event(), []
-    whole = Listeners.panels
+    whole = MixingModels.panels
 
     def slow(self, place):
         asked.append(place), begun.set(), go.wait(10)
         return whole(self, place)
-    monkeypatch.setattr(Listeners, "panels", slow)
+    monkeypatch.setattr(MixingModels, "panels", slow)
     explorer.stage = 1
     begun.wait(10)
     assert explorer.page.busy
@@ -368,11 +368,11 @@ def test_another_image(explorer):
 
 
 def test_an_image_and_a_stage_at_once(explorer, model):
-    with lesson.DRAWING:  # the worker waits
+    with lesson.DRAW_LOCK:  # the worker waits
         explorer.picker.names.value = "china"
         explorer.stage = 2
     explorer.wait()
-    assert explorer.page.data == Listeners(model, example_images()["china"])[2, 1].data()
+    assert explorer.page.data == MixingModels(model, example_images()["china"])[2, 1].data()
 
 
 def test_several_images_to_choose_from(model, photo, tmp_path):
@@ -387,7 +387,7 @@ def test_several_images_to_choose_from(model, photo, tmp_path):
         explorer = explore_mixing(model, images)
         assert list(explorer.picker.names.options) == names
         first = photo if images is photo or "mine" in names or "image 1" in names else explorer.picker.value
-        assert explorer.page.data == Listeners(model, first)[3, 1].data() == Listeners(model, images)[3, 1].data()
+        assert explorer.page.data == MixingModels(model, first)[3, 1].data() == MixingModels(model, images)[3, 1].data()
 
 
 def test_a_tensor_needs_no_picker(model):
@@ -413,7 +413,7 @@ def state_of(path):
 
 def test_a_page_holds_its_places(model, photo, tmp_path):
     path = save_mixing_page(tmp_path / "page.html", model, photo, places=[(4, 1), [1, 1]])
-    state, heard = state_of(path), Listeners(model, photo)
+    state, heard = state_of(path), MixingModels(model, photo)
     assert state["choices"] == [[4, 1], [1, 1]] and state["stage"] == 4
     for place in ((4, 1), (1, 1)):
         assert base64.b64decode(state["places"]["{},{}".format(*place)]["data"]) == heard[place].data()

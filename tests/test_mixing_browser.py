@@ -1,4 +1,4 @@
-"""hearing.js alone in Chromium: in the page that `save_mixing_page` writes, and beside a kernel that answers when the test says so."""
+"""mixing.js alone in Chromium: in the page that `save_mixing_page` writes, and beside a kernel that answers when the test says so."""
 import base64
 import json
 
@@ -8,9 +8,10 @@ import torch
 
 from browser import browser, listen
 from metaformer_edu.core.basics import sample_photo
-from metaformer_edu.widgets.mixing_explorer import Listeners, hears_and_heard, save_mixing_page
-from metaformer_edu.widgets.base import STATIC, to_pil
 from metaformer_edu.models.registry import FAMILIES, create_model
+from metaformer_edu.widgets.base import STATIC
+from metaformer_edu.widgets.mixing_explorer import MixingModels, row_and_column, save_mixing_page
+from metaformer_edu.widgets.sources import to_pil
 
 BOARD, MAPS = ".edu-panels", "canvas[data-map]"
 
@@ -26,7 +27,7 @@ def heard():
     "Five tiny models, and a photograph."
     torch.manual_seed(0)
     models = {family: create_model(f"tiny_{family}", num_classes=5, img_size=128).eval() for family in FAMILIES}
-    return Listeners(models, to_pil(sample_photo("flower", 128)))
+    return MixingModels(models, to_pil(sample_photo("flower", 128)))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def opened(chromium, path):
 
 
 def flush(page):
-    page.evaluate("document.getElementById('page').__hearing.flush()")
+    page.evaluate("document.getElementById('page').__mixing.flush()")
 
 
 def pixels(page):
@@ -64,17 +65,17 @@ def pixels(page):
 
 
 def token(page):
-    return page.evaluate("document.getElementById('page').__hearing.state.token")
+    return page.evaluate("document.getElementById('page').__mixing.state.token")
 
 
 def words(page):
     flush(page)
-    return page.evaluate("document.getElementById('page').__hearing.words()")
+    return page.evaluate("document.getElementById('page').__mixing.words()")
 
 
 def values(page, panel, which):
     flush(page)
-    return np.array(page.evaluate(f"document.getElementById('page').__hearing.values({panel}, '{which}')"))
+    return np.array(page.evaluate(f"document.getElementById('page').__mixing.values({panel}, '{which}')"))
 
 
 def hover(page, row, column, grid=8, canvas=0):
@@ -82,7 +83,7 @@ def hover(page, row, column, grid=8, canvas=0):
     node.scroll_into_view_if_needed()
     box = node.bounding_box()
     page.mouse.move(box["x"] + (column + 0.5) / grid * box["width"], box["y"] + (row + 0.5) / grid * box["height"])
-    page.wait_for_function(f"() => String(document.getElementById('page').__hearing.state.token) === '{row},{column}'")
+    page.wait_for_function(f"() => String(document.getElementById('page').__mixing.state.token) === '{row},{column}'")
 
 
 def done(page):
@@ -108,7 +109,7 @@ def test_what_is_drawn_and_said_is_what_python_computes(opened, heard, stage, gr
     for row, column in ((0, 0), (grid - 1, 1), (grid // 2, grid // 2)):
         hover(page, row, column, grid)
         for i, panel in enumerate(place.panels):
-            for known, which in zip(hears_and_heard(panel, (row, column)), ("hears", "heard")):
+            for known, which in zip(row_and_column(panel, (row, column)), ("hears", "heard")):
                 np.testing.assert_array_equal(values(page, i, which), known.ravel())
         assert words(page) == place.words((row, column))
 
@@ -118,7 +119,7 @@ def test_an_empty_panel_says_why(opened, tmp_path):
     models = dict(small=create_model("tiny_identityformer", num_classes=0), large=create_model("tiny_randformer", img_size=290, token_mixers=own, num_classes=0))
     image = to_pil(sample_photo("flower", 290))
     file = save_mixing_page(tmp_path / "page.html", models, image, [(1, 1)])
-    place, page = Listeners(models, image)[1, 1], opened(file=file)
+    place, page = MixingModels(models, image)[1, 1], opened(file=file)
     assert "5,184 tokens are too many" in words(page) == place.words((8, 8))
     assert page.locator(MAPS).count() == 2 and page.locator(".edu-panel").count() == 2
 
@@ -127,19 +128,19 @@ def test_a_coarse_panel_beside_fine_ones(opened, tmp_path):
     model = create_model("tiny_convformer", img_size=(132, 148), num_classes=0).eval()
     image = torch.rand(3, 132, 148)
     file = save_mixing_page(tmp_path / "page.html", model, image, [(1, 1)])
-    place, page = Listeners(model, image)[1, 1], opened(file=file)
+    place, page = MixingModels(model, image)[1, 1], opened(file=file)
     assert place.grid == (33, 37) and [p.group for p in place.panels] == [1, 2, 1, 1, 2]
     page.locator(BOARD).focus()
     page.keyboard.press("Control+End")
     assert words(page) == place.words((32, 36)) and "group" in words(page)
-    np.testing.assert_array_equal(values(page, 4, "heard"), hears_and_heard(place.panels[4], (16, 18))[1].ravel())
+    np.testing.assert_array_equal(values(page, 4, "heard"), row_and_column(place.panels[4], (16, 18))[1].ravel())
 
 
 def test_a_tap(opened):
     page = opened(width=700, has_touch=True)
     box = page.locator(MAPS).nth(1).bounding_box()
     page.touchscreen.tap(box["x"] + 3, box["y"] + 3)
-    page.wait_for_function("() => String(document.getElementById('page').__hearing.state.token) === '0,0'")
+    page.wait_for_function("() => String(document.getElementById('page').__mixing.state.token) === '0,0'")
     assert words(page).startswith("Token row 0, column 0 of 8×8.")
 
 
@@ -207,7 +208,7 @@ def test_what_is_found_is_ticked(opened):
 
 def test_a_token_that_attention_lets_hear_itself_most(opened, heard):
     page, panel = opened(), heard[3, 1].panels[4]
-    itself = [t for t in np.ndindex(8, 8) if abs(hears_and_heard(panel, t)[0]).argmax() == 8 * t[0] + t[1]]
+    itself = [t for t in np.ndindex(8, 8) if abs(row_and_column(panel, t)[0]).argmax() == 8 * t[0] + t[1]]
     assert 0 < len(itself) < 32 and (4, 4) not in itself
     other = next(t for t in np.ndindex(8, 8) if t not in itself)
     hover(page, *other)
@@ -279,14 +280,14 @@ window.answer = (new_state) => { // as a message from the kernel: all values, th
   for (const name of changed) for (const f of heard['change:' + name] ?? []) f();
 };
 for (const name of ['data', 'picture']) state[name] = bytes(state[name]);
-window.close_page = hearing.render({ model, el: document.getElementById('page') });
+window.close_page = mixing.render({ model, el: document.getElementById('page') });
 </script>"""
 
 
 @pytest.fixture
 def beside(chromium, heard):
     "The page beside a kernel, and a function that makes the kernel answer."
-    script = (STATIC / "hearing.js").read_text(encoding="utf-8").replace("export default", "const hearing =")
+    script = (STATIC / "mixing.js").read_text(encoding="utf-8").replace("export default", "const mixing =")
     text = lambda data: base64.b64encode(data).decode()
     place = lambda stage, block, ask=0: dict(place=dict(heard[stage, block].spec(), ask=ask, nth=ask), data=text(heard[stage, block].data()))
     state = dict(place(3, 1), choices=heard.places, stage=3, block=1, token=[4, 4], size=heard.picture.shape, picture=text(heard.picture.tobytes()),

@@ -129,7 +129,7 @@ const TRIES = [
 // --- the page ---
 
 function render({ model, el }) {
-  el.classList.add('edu-hearing');
+  el.classList.add('edu-mixing');
   const choices = add(el, 'div', { class: 'edu-choices' });
   const select = (name) => {
     const id = `edu-${name}-${Math.random().toString(36).slice(2)}`, both = add(choices, 'span', { class: 'edu-choice' });
@@ -383,7 +383,7 @@ function render({ model, el }) {
   const watch = new ResizeObserver(resize);
   watch.observe(board);
   fillChoices(), takePicture(), takePlace();
-  el.__hearing = { // for tests
+  el.__mixing = { // for tests
     state, values: (panel, which) => Array.from(state.panels[panel][which]), words: () => words.textContent, flush: () => { draw(), tick(); },
   };
   return () => {

@@ -7,11 +7,12 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from metaformer_edu.widgets.training_explorer import (
-    METRICS, answers_right, draw_progress, epoch_facts, explore_training, farthest_apart, first_all_right,
-    forgotten, open_runs, overlays, path_name, strip_pictures, styles, view_progress)
+from metaformer_edu.core.files import as_csv
+from metaformer_edu.interpret.snapshots import as_bytes, read_snapshots
 from metaformer_edu.training.run_folder import as_csv
-from metaformer_edu.interpret.contact_sheet import as_bytes, read_snapshots
+from metaformer_edu.widgets.training_explorer import (
+    METRICS, correct_answers, count_forgotten, draw_progress, epoch_facts, explore_training, first_perfect_epoch,
+    largest_gap_epoch, map_overlays, open_runs, path_name, run_styles, strip_pictures, view_progress)
 
 CLASSES = ["disc", "ring", "square"]
 
@@ -114,7 +115,7 @@ def test_what_is_drawn(run, other):
     curves, strip = figure.axes
     assert isinstance(figure, Figure) and not hasattr(figure, "_pyplot")
     lines = {(line.get_linestyle(), line.get_color(), line.get_marker()): line for line in curves.lines if len(line.get_xdata()) > 2}
-    how = styles(logs)
+    how = run_styles(logs)
     assert set(lines) == {(dashes, *how[name]) for name, some in (("first", "--:"), ("second", "--")) for dashes in {"--", "-", *some.replace("-", "")}}
     assert lines[("-", *how["second"])].get_ydata() == pytest.approx([1.8 / e for e in range(1, 8)])
     assert [line.get_xdata() for line in curves.lines if list(line.get_xdata()) == [2, 2]]  # where the epoch is
@@ -137,7 +138,7 @@ def test_metrics(metric, run):
 def test_maps_are_laid_over_their_pictures(run):
     shots = read_snapshots(run)
     shots.maps[1, 0], shots.maps[1, 1] = 0, 255
-    grey, coloured, *_ = overlays(strip_pictures(shots), shots.maps[1])
+    grey, coloured, *_ = map_overlays(strip_pictures(shots), shots.maps[1])
     expected = shots.pictures[0].double() / 255 @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.double)
     assert np.abs(grey - expected.numpy()[..., None]).max() < 1e-6 and np.ptp(grey, axis=-1).max() < 1e-6
     assert (coloured[..., 0] > coloured[..., 2]).all()  # viridis is yellow at its end
@@ -157,7 +158,7 @@ def test_many_pictures_and_many_runs(tmp_path):
     logs = {f"run {i}": log_of(3) for i in range(12)}
     figure = draw_progress(logs, "top-1", 2, read_snapshots(run), CLASSES)
     assert len(figure.axes[1].images) == 2 * 3 and len(figure.axes[1].patches) == 24 and "and 4 more" in texts(figure)
-    assert "and 4 more" in view_progress(open_runs(logs), styles(logs), "loss", list(logs), "run 0", 1).words
+    assert "and 4 more" in view_progress(open_runs(logs), run_styles(logs), "loss", list(logs), "run 0", 1).words
 
 
 @pytest.mark.parametrize("arguments, words", [(dict(logs={}), "Choose at least one run"), (dict(metric="lost"), "no curve 'lost'.*'loss'")])
@@ -172,7 +173,7 @@ def test_an_epoch_without_snapshot_has_curves_alone(run):
     assert len(draw_progress({"a": log_of(4)}, epoch=4, snapshots=shots).axes) == 1
     opened = open_runs(run)
     opened["first"].shots.epochs = [1, 2, 3, 9]
-    assert "first: there is no snapshot of epoch 4." in view_progress(opened, styles(opened), "loss", ["first"], "first", 4).words
+    assert "first: there is no snapshot of epoch 4." in view_progress(opened, run_styles(opened), "loss", ["first"], "first", 4).words
 
 
 # --- the explorer ---
@@ -208,7 +209,7 @@ def test_runs_of_epochs_that_do_not_meet(run):
         change(explorer, run=name)
         assert (explorer["epoch"].min, explorer["epoch"].max) == ends and ends[0] <= explorer["epoch"].value <= ends[1]
         assert f"{name} none" not in explorer.words
-    assert farthest_apart([o.log for o in open_runs({"early": run, "late": later}).values()]) is None
+    assert largest_gap_epoch([o.log for o in open_runs({"early": run, "late": later}).values()]) is None
 
 
 def test_no_run_chosen_keeps_the_picture(run):
@@ -269,9 +270,9 @@ def test_names_with_special_characters(tmp_path):
 
 def test_facts(run):
     one = open_runs(run)["first"]
-    assert answers_right(one.shots).sum(1).tolist() == [0, 2, 1, 4]
-    assert first_all_right(one) == 4 and [forgotten(one, e) for e in range(1, 5)] == [0, 0, 1, 0]
-    assert farthest_apart([log_of(4, 50), [dict(row, val_top1=0) for row in log_of(9)]]) == 4
+    assert correct_answers(one.shots).sum(1).tolist() == [0, 2, 1, 4]
+    assert first_perfect_epoch(one) == 4 and [count_forgotten(one, e) for e in range(1, 5)] == [0, 0, 1, 0]
+    assert largest_gap_epoch([log_of(4, 50), [dict(row, val_top1=0) for row in log_of(9)]]) == 4
 
 
 def test_tries_are_ticked(run, other):

@@ -14,14 +14,17 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from torch import nn
 
-from metaformer_edu.data.loading import DataError, dice
+from metaformer_edu.core.errors import DataError, WeightsError
+from metaformer_edu.data.transforms import seeded_rng
 from metaformer_edu.interpret.cam import METHODS, explain, imagenet_classes, to_batch
-from metaformer_edu.widgets.cam_explorer import (
-    CAM_TRIES, GUESS, Memory, alike, cam_controls, can_begin_later, class_options, draw_cam, explore_cam,
-    first_stage, from_stage, open_models, place, stage_tokens, view_cam)
 from metaformer_edu.models.metaformer import MetaFormer
-from metaformer_edu.widgets.base import INK, SERIES, Explorer, ImagePicker, example_images, to_svg
-from metaformer_edu.models.registry import FAMILIES, WeightsError, create_model, save_weights
+from metaformer_edu.models.registry import FAMILIES, create_model
+from metaformer_edu.models.weights import save_weights
+from metaformer_edu.widgets.base import Explorer, INK, SERIES, to_svg
+from metaformer_edu.widgets.cam_explorer import (
+    CAM_TRIES, ExplanationCache, GUESS, cam_controls, can_reuse_tokens, class_options, default_stage, draw_cam,
+    explore_cam, map_correlation, open_models, peak_position, resume_from_stage, stage_tokens, view_cam)
+from metaformer_edu.widgets.sources import ImagePicker, example_images
 from shaken import ours, shaken
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,7 +58,7 @@ def same(a, b):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tail_is_the_whole_model_to_the_last_bit(family, stage):
     model, x = ours(family), to_batch(photo(), ours(family))
-    tail = from_stage(model, stage, stage_tokens(model, x)[stage - 1])
+    tail = resume_from_stage(model, stage, stage_tokens(model, x)[stage - 1])
     with torch.no_grad():
         assert torch.equal(tail(x), model(x))
         torch.testing.assert_close(tail(torch.randn(2, 3, 64, 64)), model(x).expand(2, -1))  # whatever comes in
@@ -64,7 +67,7 @@ def test_a_tail_is_the_whole_model_to_the_last_bit(family, stage):
         for target in (None, 7):
             found = []
             for m in (tail, model):
-                with dice(0, 0, 0):
+                with seeded_rng(0, 0, 0):
                     found.append(explain(m, x, target, stage, method))
             assert same(*found), (method, target)
             seen.append(found[0].maps.max().item())
@@ -76,7 +79,7 @@ def test_a_tail_is_the_whole_model_for_any_size_and_for_three_stages(stage):
     for model, size in ((ours("caformer", img_size=(64, 96)), (96, 64)), (three_stages(), (64, 64))):
         if stage <= len(model.stages):
             x = to_batch(photo(1, size), model)
-            tail = from_stage(model, stage, stage_tokens(model, x)[stage - 1])
+            tail = resume_from_stage(model, stage, stage_tokens(model, x)[stage - 1])
             assert same(explain(tail, x, 3, stage), explain(model, x, 3, stage)) and tuple(x.shape[-2:]) == size[::-1]
 
 
@@ -95,7 +98,7 @@ def test_a_tail_shares_the_weights_and_leaves_the_model():
     x = to_batch(photo(), model)
     before, keys, answer, tokens = state_of(model), list(model.state_dict()), model(x), stage_tokens(model, x)
     for stage in (1, 2, 3, 4):
-        tail = from_stage(model, stage, tokens[stage - 1])
+        tail = resume_from_stage(model, stage, tokens[stage - 1])
         own = dict(model.named_parameters())
         assert type(tail) is type(model) and all(p is own[name] for name, p in tail.named_parameters())
         assert {name for name, _ in tail.named_parameters()} == {name for name in own if re.match(r"norm|head", name) or re.match(r"(stages|downsample_layers)\.(\d)", name)
@@ -116,7 +119,7 @@ def test_a_memory_leaves_the_model_as_it_was(make, training):
     second.requires_grad_(False)
     model.stages[0].train(not training)
     handle = model.stages[2].register_forward_hook(lambda *_: None)
-    before, memory = state_of(model), Memory(model)
+    before, memory = state_of(model), ExplanationCache(model)
     for method in ("gradcam", "eigencam", "ablationcam", "scorecam"):
         memory.explain(photo(), 1, 4, method)
     for wrong in (dict(target=10_000), dict(stage=5), dict(method="magic")):
@@ -142,9 +145,9 @@ def test_tokens_are_what_the_stages_put_out(family):
 
 
 def test_what_can_begin_later():
-    assert [method for method in METHODS if can_begin_later(ours(), method)] == CUT
+    assert [method for method in METHODS if can_reuse_tokens(ours(), method)] == CUT
     theirs = TIMM["convnext"]()
-    assert not any(can_begin_later(theirs, method) for method in METHODS) and stage_tokens(theirs, torch.zeros(1, 3, 64, 64)) is None
+    assert not any(can_reuse_tokens(theirs, method) for method in METHODS) and stage_tokens(theirs, torch.zeros(1, 3, 64, 64)) is None
 
 
 # --- a memory ---
@@ -158,7 +161,7 @@ def counted(model):
 
 def test_a_memory_runs_the_model_once_for_an_image():
     model = ours("caformer")
-    runs, memory, image = counted(model), Memory(model), photo()
+    runs, memory, image = counted(model), ExplanationCache(model), photo()
     for target in (None, 0, 7):
         for stage in (4, 1, 3):
             for method in ("gradcam", "layercam", "ablationcam", "eigencam"):
@@ -176,7 +179,7 @@ def test_a_memory_runs_the_model_once_for_an_image():
 
 
 def test_maps_are_kept_each_for_its_question():
-    memory, image = Memory(ours("convformer")), photo()
+    memory, image = ExplanationCache(ours("convformer")), photo()
     questions = [(target, stage, method) for target in (None, 0, 9) for stage in (2, 4) for method in ("gradcam", "eigencam", "random")]
     found = {q: memory.explain(image, *q) for q in questions}
     assert all(memory.explain(image, *q) is shown for q, shown in found.items()) and len({id(shown) for shown in found.values()}) == len(questions)
@@ -187,16 +190,16 @@ def test_maps_are_kept_each_for_its_question():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_memory_explains_as_explain_does(family):
     model, image = ours(family), photo(5, (90, 70))
-    memory = Memory(model)
+    memory = ExplanationCache(model)
     for target, stage, method in ((None, 4, "gradcam"), (3, 1, "layercam"), (3, 2, "scorecam"), (np.int64(2), 3, "eigencam"), (0, 4, "ablationcam")):
         assert same(memory.explain(image, target, stage, method), explain(model, image, target, stage, method))
-    assert memory.stages == 4 and memory.classes == 10 and first_stage(memory) == 3
+    assert memory.stages == 4 and memory.classes == 10 and default_stage(memory) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_memory_of_a_model_of_another_precision(dtype):
     model, image = ours("poolformerv2").to(dtype), photo()
-    found, expected = Memory(model).explain(image, 3, 3), explain(model, image, 3, 3)
+    found, expected = ExplanationCache(model).explain(image, 3, 3), explain(model, image, 3, 3)
     tolerance = 1e-4 if dtype == torch.float64 else 0.1
     torch.testing.assert_close(found.maps, expected.maps, atol=tolerance, rtol=0)
     torch.testing.assert_close(found.logits, expected.logits, atol=tolerance, rtol=tolerance)
@@ -205,7 +208,7 @@ def test_a_memory_of_a_model_of_another_precision(dtype):
 
 def test_the_image_seen_longest_ago_is_forgotten():
     model = ours("identityformer")
-    runs, memory, (a, b, c) = counted(model), Memory(model, most=2), map(photo, range(3))
+    runs, memory, (a, b, c) = counted(model), ExplanationCache(model, most=2), map(photo, range(3))
     for image, expected in ((a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (c, 3), (b, 4), (c, 4), (a, 5)):
         memory.explain(image)
         assert len(runs) == expected and len(memory.images) <= 2
@@ -214,7 +217,7 @@ def test_the_image_seen_longest_ago_is_forgotten():
 
 def test_eight_images_are_kept():
     model = ours("identityformer")
-    runs, memory, images = counted(model), Memory(model), [photo(i) for i in range(9)]
+    runs, memory, images = counted(model), ExplanationCache(model), [photo(i) for i in range(9)]
     for image in images[:8] * 2:
         memory.explain(image)
     assert len(runs) == 8
@@ -228,7 +231,7 @@ def test_eight_images_are_kept():
 def test_an_image_that_is_gone_is_not_taken_for_another(most):
     "Python gives the id of what is gone to what comes next."
     model = ours("identityformer")
-    memory, seen = Memory(model, most=most), set()
+    memory, seen = ExplanationCache(model, most=most), set()
     for seed in range(12):
         image = photo(seed)
         seen.add(id(image))
@@ -242,7 +245,7 @@ def test_an_image_that_is_gone_is_not_taken_for_another(most):
 
 def test_a_failed_question_leaves_the_memory_usable():
     model = ours("caformer")
-    runs, memory, image = counted(model), Memory(model), photo()
+    runs, memory, image = counted(model), ExplanationCache(model), photo()
     for wrong, says in ((dict(target=10), "There is no class 10"), (dict(target=-1), "There is no class -1"), (dict(stage=0), "There is no stage 0"),
                         (dict(stage=5), "stages 1 to 4"), (dict(method="gradcan"), "Did you mean 'gradcam'"), (dict(target="cat"), "given by its number")):
         with pytest.raises(ValueError, match=says):
@@ -254,12 +257,12 @@ def test_a_failed_question_leaves_the_memory_usable():
 @pytest.mark.parametrize("name", TIMM)
 def test_models_of_timm_are_explained_and_their_maps_kept(name):
     model, image = TIMM[name](num_classes=10), photo(0, (80, 70))
-    memory = Memory(model)
-    assert memory.stages == 4 and memory.classes == 10 and first_stage(memory) == 4
+    memory = ExplanationCache(model)
+    assert memory.stages == 4 and memory.classes == 10 and default_stage(memory) == 4
     for question in ((None, 4, "gradcam"), (3, 2, "layercam"), (3, 2, "eigencam")):
         found = memory.explain(image, *question)
         assert same(found, explain(model, image, *question)) and memory.explain(image, *question) is found
-    assert memory.recall(image)["tokens"] is None
+    assert memory.entry(image)["tokens"] is None
     with pytest.raises(ValueError, match="There is no stage 5"):
         memory.explain(image, stage=5)
 
@@ -270,29 +273,29 @@ def test_models_of_timm_are_explained_and_their_maps_kept(name):
     lambda: timm.create_model("edu_tiny_caformer", features_only=True)])
 def test_what_gives_features_is_refused(make):
     with pytest.raises(ValueError, match="An explanation needs a classifier"):
-        Memory(make())
+        ExplanationCache(make())
 
 
 @pytest.mark.parametrize("model", [nn.Linear(3, 3), 5, None, [ours()]])
 def test_what_is_no_model_with_stages_is_refused(model):
     with pytest.raises(ValueError, match="does not say where its stages end"):
-        Memory(model)
+        ExplanationCache(model)
 
 
 def test_a_wrapped_model_is_unwrapped():
     model = ours("identityformer")
-    assert Memory(nn.DataParallel(model)).model is model
+    assert ExplanationCache(nn.DataParallel(model)).model is model
 
 
 @pytest.mark.parametrize("size, stage", [(32, 2), (64, 3), (127, 3), (128, 4), (224, 4), ((64, 256), 3), (16, 1), (8, 1)])
 def test_the_good_stage_has_a_few_tokens(size, stage):
-    assert first_stage(Memory(create_model("tiny_identityformer", img_size=size))) == stage
+    assert default_stage(ExplanationCache(create_model("tiny_identityformer", img_size=size))) == stage
 
 
 @pytest.mark.parametrize("size", [128, 224])
 def test_the_good_stage_is_a_stage_of_the_model(size):
-    memory = Memory(three_stages(img_size=size))
-    assert first_stage(memory) == memory.stages == 3
+    memory = ExplanationCache(three_stages(img_size=size))
+    assert default_stage(memory) == memory.stages == 3
     assert explore_cam(memory.model, photo())["stage"].value == 3
 
 
@@ -308,58 +311,58 @@ def spot(row, column, size=9):
     (0, 0, "at the top left"), (0, 4, "at the top centre"), (2, 8, "at the top right"), (3, 0, "at the middle left"), (4, 4, "in the middle"),
     (3, 3, "in the middle"), (5, 5, "in the middle"), (5, 6, "at the middle right"), (6, 2, "at the bottom left"), (8, 3, "at the bottom centre"), (8, 8, "at the bottom right")])
 def test_the_place_of_the_greatest_value(row, column, where):
-    assert place(spot(row, column)) == place(spot(row, column) * 0.01) == place(0.2 + spot(row, column)) == where
+    assert peak_position(spot(row, column)) == peak_position(spot(row, column) * 0.01) == peak_position(0.2 + spot(row, column)) == where
 
 
 def test_places_of_maps_of_other_shapes():
-    assert place(torch.zeros(9, 9)) == "nowhere" and place(torch.ones(9, 9)) == "at the top left"
+    assert peak_position(torch.zeros(9, 9)) == "nowhere" and peak_position(torch.ones(9, 9)) == "at the top left"
     heat = torch.zeros(4, 100)
     heat[3, 99] = 1
-    assert place(heat) == "at the bottom right" and place(heat.T) == "at the bottom right"
-    assert place(torch.ones(1, 1)) == "at the top left" and place(spot(1, 1, 2)) == "in the middle"
+    assert peak_position(heat) == "at the bottom right" and peak_position(heat.T) == "at the bottom right"
+    assert peak_position(torch.ones(1, 1)) == "at the top left" and peak_position(spot(1, 1, 2)) == "in the middle"
     for size in (2, 3, 7, 64, 224):
-        assert place(spot(size - 1, 0, size)).endswith("left") and place(spot(0, size - 1, size)).startswith("at the top")
+        assert peak_position(spot(size - 1, 0, size)).endswith("left") and peak_position(spot(0, size - 1, size)).startswith("at the top")
 
 
 def test_the_likeness_is_the_correlation():
     a, b = (torch.rand(7, 5, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     expected = np.corrcoef(a.flatten(), b.flatten())[0, 1]
-    assert abs(alike(a, b) - expected) < 1e-6 and abs(alike(b, a) - expected) < 1e-6 and type(alike(a, b)) is float
-    assert abs(alike(a, 3 * a + 1) - 1) < 1e-6 and abs(alike(a, 1 - a) + 1) < 1e-6
-    assert alike(a, torch.ones(7, 5)) == alike(torch.zeros(7, 5), a) == 0
+    assert abs(map_correlation(a, b) - expected) < 1e-6 and abs(map_correlation(b, a) - expected) < 1e-6 and type(map_correlation(a, b)) is float
+    assert abs(map_correlation(a, 3 * a + 1) - 1) < 1e-6 and abs(map_correlation(a, 1 - a) + 1) < 1e-6
+    assert map_correlation(a, torch.ones(7, 5)) == map_correlation(torch.zeros(7, 5), a) == 0
 
 
 def test_without_contrast_there_is_nothing_to_compare():
     "Two maps in which nothing speaks for a class do not show that a method ignores classes."
-    assert alike(torch.zeros(4, 4), torch.zeros(4, 4)) == alike(torch.ones(4, 4), torch.ones(4, 4)) == 0
+    assert map_correlation(torch.zeros(4, 4), torch.zeros(4, 4)) == map_correlation(torch.ones(4, 4), torch.ones(4, 4)) == 0
 
 
 def test_words_and_facts():
     model, image = ours("caformer", num_classes=4), photo()
-    memory = Memory(model)
+    memory = ExplanationCache(model)
     probabilities = explain(model, image).probabilities[0]
     guess = int(probabilities.argmax())
     other = (guess + 1) % 4
     shown = view_cam(memory, "mine", image, GUESS, 3, "gradcam", 0.5, NAMES)
-    where = place(explain(model, image, guess, 3).maps[0])
+    where = peak_position(explain(model, image, guess, 3).maps[0])
     said = f"{NAMES[guess]} ({probabilities[guess]:.0%})"
     assert shown.words == f"mine says {said}. gradcam at stage 3: most of what speaks for {said} is {where}; drawn at 50%."
     assert shown.facts == dict(guess=guess, label=guess, likeness=pytest.approx(1, abs=1e-5)) and view_cam(memory, "mine", image, guess, 3, "gradcam", 0.5, NAMES).words == shown.words
     shown = view_cam(memory, "mine", image, other, 2, "layercam", 0.5, NAMES)
     maps = explain(model, image, [other, guess], 2, "layercam").maps
-    likeness = alike(*maps)
+    likeness = map_correlation(*maps)
     assert shown.figure.axes[0].get_title() == "mine, layercam, stage 2"
     assert shown.facts == dict(guess=guess, label=other, likeness=pytest.approx(likeness, abs=1e-4))
-    assert shown.words == (f"mine says {said}. layercam at stage 2: most of what speaks for {NAMES[other]} ({probabilities[other]:.0%}) is {place(maps[0])}; drawn at 50%."
+    assert shown.words == (f"mine says {said}. layercam at stage 2: most of what speaks for {NAMES[other]} ({probabilities[other]:.0%}) is {peak_position(maps[0])}; drawn at 50%."
                            f" The likeness to the map of its guess is {likeness:.2f}.")
 
 
 def test_words_without_names():
     n = 10
-    words = view_cam(Memory(ours("convformer")), "m", photo(), 3, 4, "gradcam", 1.).words
+    words = view_cam(ExplanationCache(ours("convformer")), "m", photo(), 3, 4, "gradcam", 1.).words
     assert re.search(r"speaks for class 3 \(\d+%\) is ", words), words
     model = ours("identityformer", num_classes=1000)
-    n, words = imagenet_classes(1000)[3], view_cam(Memory(model), "m", photo(), 3, 4, "gradcam", 1.).words
+    n, words = imagenet_classes(1000)[3], view_cam(ExplanationCache(model), "m", photo(), 3, 4, "gradcam", 1.).words
     assert f"speaks for {n} (" in words
 
 
@@ -444,7 +447,7 @@ def test_many_classes_without_names_are_in_order():
 
 
 def controls_of(**models):
-    return cam_controls({name: (Memory(m), names) for name, (m, names) in models.items()}, ImagePicker({"a": photo()}))
+    return cam_controls({name: (ExplanationCache(m), names) for name, (m, names) in models.items()}, ImagePicker({"a": photo()}))
 
 
 def test_the_controls_of_maps():
@@ -576,7 +579,7 @@ def test_what_is_said_is_what_explain_finds(explorer):
     assert e.wait(LONG)
     image = e["image"].value
     expected = explain(ours("caformer"), image, 7, 4, "layercam")
-    assert f"layercam at stage 4: most of what speaks for class 7 ({expected.probabilities[0, 7]:.0%}) is {place(expected.maps[0])};" in e.words
+    assert f"layercam at stage 4: most of what speaks for class 7 ({expected.probabilities[0, 7]:.0%}) is {peak_position(expected.maps[0])};" in e.words
     np.testing.assert_array_equal(e.figure(strength=1.).axes[0].images[0].get_array(), expected.pictures[0])
     fig = e.figure(target=2)
     assert fig.axes[1].get_title() == "speaks for class 2" and e["target"].value == 7

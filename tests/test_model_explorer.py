@@ -5,16 +5,16 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from metaformer_edu.widgets.model_explorer import (
-    PARTS, RESOLUTIONS, TRIES, Anatomy, anatomy, count_mixer, count_rest, draw_anatomy, explore_model,
-    follow_family, in_words, look_back, model_name, own_mixers, signed_change, sizes_of, swap_costs, swap_words,
-    view_model, window_steps)
 from metaformer_edu.core.basics import count_macs, count_params
 from metaformer_edu.models.layers import LayerNormWithoutBias
-from metaformer_edu.models.mixers import MIXERS
 from metaformer_edu.models.metaformer import grid_sizes
-from metaformer_edu.widgets.base import Shown, dropdown
+from metaformer_edu.models.mixers import MIXERS
 from metaformer_edu.models.registry import FAMILIES, MODELS, create_model, get_row
+from metaformer_edu.widgets.base import Shown, dropdown
+from metaformer_edu.widgets.model_explorer import (
+    Anatomy, PART_KINDS, RESOLUTIONS, TRIES, anatomy, anatomy_text, count_mixer, count_rest, draw_anatomy,
+    explore_model, follow_family, model_name, own_mixers, receptive_rows, signed_change, sizes_of, swap_costs,
+    swap_words, view_model, window_steps)
 
 SWAPS = [("SepConv", "RandomMixing", "Pooling", "Identity"), ("Attention",) * 4, ("RandomMixing",) * 4, "Pooling", ("Identity", "Attention", "SepConv", "RandomMixing")]
 
@@ -44,11 +44,11 @@ def test_each_part_is_what_its_modules_cost():
     with torch.device("meta"):
         model = create_model(name)
     for s, (down, stage) in enumerate(zip(model.downsample_layers, model.stages), 1):
-        assert a.total("params", s, PARTS[0]) == count_params(down)[0]
-        assert a.total("params", s, PARTS[1]) == sum(count_params(block.token_mixer)[0] for block in stage)
-        assert a.total("params", s, PARTS[2]) == sum(count_params(block.mlp)[0] for block in stage)
+        assert a.total("params", s, PART_KINDS[0]) == count_params(down)[0]
+        assert a.total("params", s, PART_KINDS[1]) == sum(count_params(block.token_mixer)[0] for block in stage)
+        assert a.total("params", s, PART_KINDS[2]) == sum(count_params(block.mlp)[0] for block in stage)
         assert a.weights(s) == count_params(down)[0] + count_params(stage)[0]
-    assert a.total("params", 5, PARTS[4]) == count_params(model.head)[0] and a.weights(5) == count_params(model.head)[0] + count_params(model.norm)[0]
+    assert a.total("params", 5, PART_KINDS[4]) == count_params(model.head)[0] and a.weights(5) == count_params(model.head)[0] + count_params(model.norm)[0]
 
 
 def test_only_random_mixing_is_frozen_and_pooling_is_free():
@@ -97,7 +97,7 @@ def test_the_family_norms_whisper_to_all_and_the_words_say_so(one_thread):
     assert gradient_fields(model, 64)[0] == (0, 63) and anatomy("tiny_identityformer", 64).sides[0] == 7
     for family in FAMILIES:
         whispers = family in ("identityformer", "randformer", "poolformerv2")
-        assert ("mix all tokens faintly" in in_words(anatomy(f"tiny_{family}"))) == whispers
+        assert ("mix all tokens faintly" in anatomy_text(anatomy(f"tiny_{family}"))) == whispers
 
 
 def test_fields_of_the_textbook():
@@ -108,8 +108,8 @@ def test_fields_of_the_textbook():
 
 
 def test_look_back_clips_at_each_layer():
-    assert look_back([], 3) == (3, 3) and look_back([(3, 1, 1, 5)], 0) == (0, 1) and look_back([(3, 1, 1, 5)] * 9, 2) == (0, 4)
-    assert look_back([(7, 4, 2, 64), (3, 2, 1, 16)], 4) == (26, 40)
+    assert receptive_rows([], 3) == (3, 3) and receptive_rows([(3, 1, 1, 5)], 0) == (0, 1) and receptive_rows([(3, 1, 1, 5)] * 9, 2) == (0, 4)
+    assert receptive_rows([(7, 4, 2, 64), (3, 2, 1, 16)], 4) == (26, 40)
     assert window_steps(torch.nn.Linear(2, 2), 9) == [] and window_steps(torch.nn.Conv2d(1, 1, 5, 2, 1), 9) == [(5, 2, 1, 9)]
 
 
@@ -157,11 +157,11 @@ def test_signed_and_change_and_swaps():
 
 def test_words_hold_what_the_picture_shows():
     own, a = anatomy("poolformerv2_s12", 384), anatomy("poolformerv2_s12", 384, ("Pooling", "Pooling", "RandomMixing", "Pooling"))
-    words = in_words(a, own)
+    words = anatomy_text(a, own)
     for text in ("poolformerv2_s12 at 384 px", "frozen", "MACs", "Stage 1: 2 × Pooling on 96×96×64", "a token in the middle sees 23 of 384 px", "sees all 384 px (was 271 px)",
                  "RandomMixing for Pooling in stage 3: +2.0M parameters", "head: 514.0k parameters", "The token mixers take"):
         assert text in words, text
-    assert "was" not in in_words(own) and "frozen" not in in_words(own)
+    assert "was" not in anatomy_text(own) and "frozen" not in anatomy_text(own)
 
 
 # --- the explorer ---
@@ -174,7 +174,7 @@ def explorer():
 
 
 def test_it_opens_computed(explorer):
-    assert explorer.value.startswith("<svg") and explorer.words == in_words(anatomy("caformer_s18", 224)) and explorer.done == [False] * 3 and not explorer.busy
+    assert explorer.value.startswith("<svg") and explorer.words == anatomy_text(anatomy("caformer_s18", 224)) and explorer.done == [False] * 3 and not explorer.busy
     assert explorer.values() == dict(family="caformer", size="s18", img_size=224, stage1="SepConv", stage2="SepConv", stage3="Attention", stage4="Attention")
     assert all(control.description for control in explorer.controls.values())
 
@@ -195,7 +195,7 @@ def test_another_family_brings_its_sizes_and_its_mixers(explorer):
         explorer["family"].value = family
         assert explorer["size"].value == "m36" and list(explorer["size"].options) == sizes_of(family)
         assert tuple(explorer[f"stage{i}"].value for i in (1, 2, 3, 4)) == own_mixers(family)
-        assert explorer.wait() and explorer.words == in_words(anatomy(f"{family}_m36", 224))
+        assert explorer.wait() and explorer.words == anatomy_text(anatomy(f"{family}_m36", 224))
 
 
 def test_a_size_that_the_family_lacks_becomes_its_first(explorer):
