@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaformer_edu.interpret.swap import Nothing, check_mixer
+from metaformer_edu.interpret.swap import Nothing
+from metaformer_edu.models.check_mixer import check_mixer
 from metaformer_edu.models.metaformer import MetaFormer
 from metaformer_edu.models.mixers import Attention, MIXERS, Pooling, RandomMixing, SepConv
 

@@ -1,7 +1,8 @@
-"""CAM explanations: each method by its formula, on ours and on timm's models; a model is left as it was found; what
-is drawn."""
+"""CAM explanations: each method by its formula, on ours and on timm's models; a model is left as it was found; what is drawn."""
+import contextlib
 import gc
 import os
+import subprocess
 import sys
 from functools import cache
 
@@ -14,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from matplotlib.colors import to_rgb
 from PIL import Image
+from pytorch_grad_cam import ablation_cam, score_cam
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import metaformer, resnet
 from torch import nn
 
 from metaformer_edu.data.transforms import imagenet_transforms, seeded_rng
-from metaformer_edu.interpret import cam as lesson
 from metaformer_edu.interpret.cam import (
-    METHODS, blend, cam_grid, class_title, draw_map, explain, find_stage, headline, imagenet_classes, stage_modules,
-    to_batch, undisturbed)
+    METHODS, cam_grid, class_title, draw_map, explain, find_stage, frozen_eval, imagenet_classes, map_title,
+    overlay, stage_modules, to_batch)
 from metaformer_edu.models.registry import FAMILIES, create_model
 from shaken import ours, shaken
 
@@ -170,7 +171,7 @@ def test_the_maps_are_those_of_grad_cam(name, method):
             "xgradcam": "XGradCAM",
             "elementwise": "GradCAMElementWise", "scorecam": "ScoreCAM", "random": "RandomCAM"}[method]
     model, x, labels = exact(name), images(), [4, 5]
-    with undisturbed(model):
+    with frozen_eval(model):
         for p in model.parameters():
             p.requires_grad_(True)
         last = end_of(name, model, 4)
@@ -503,7 +504,7 @@ def test_the_map_is_zero_where_nothing_speaks_for_the_class(method):
     nn.init.zeros_(model.head.bias)
     shown = explain(model, images(1), 4, method=method)
     if method != "random":
-        assert not shown.maps.any() and headline(shown, 0).replace(":", "") == "class 4 10%\nnothing speaks for it"
+        assert not shown.maps.any() and map_title(shown, 0).replace(":", "") == "class 4 10%\nnothing speaks for it"
     assert shown.maps.isfinite().all() and shown.show().axes
 
 
@@ -590,7 +591,7 @@ def test_the_model_is_left_as_found_after_an_error(method, nth, error):
     with pytest.raises(error, match="in the middle"):
         explain(model, images(), 1, 3, method)
     check_untouched(model, before)
-    assert lesson.ablation_cam.tqdm.__name__ == lesson.score_cam.tqdm.__name__ == "tqdm"  # the bars are back
+    assert ablation_cam.tqdm.__name__ == score_cam.tqdm.__name__ == "tqdm"  # the bars are back
 
 
 @pytest.mark.parametrize("change",
@@ -695,6 +696,24 @@ def test_a_model_that_computes_again_instead_of_storing(name):
     loss.backward()
 
 
+@pytest.mark.parametrize("name", ["convformer", "resnet", "deit"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_checkpointing_is_off_inside_and_given_back(name, fails):
+    model = MAKE[name]()
+    model.set_grad_checkpointing()
+    def switches():
+        return {n: m.grad_checkpointing for n, m in model.named_modules() if hasattr(m, "grad_checkpointing")}
+    before = switches()
+    assert any(before.values())
+    with contextlib.suppress(ZeroDivisionError), frozen_eval(model):
+        assert not any(switches().values())
+        if fails:
+            1 / 0
+    assert switches() == before
+    explain(model, images(), 1, 2)
+    assert switches() == before
+
+
 @pytest.mark.parametrize("name", ["caformer", "resnet"])
 def test_low_precision(name):
     label = int(model_of(name)(images(1)).argmax())
@@ -752,7 +771,17 @@ def test_no_bar_is_shown_and_the_bars_are_back(capfd):
     for method in ("scorecam", "ablationcam"):
         explain(model_of("identityformer"), images(), 1, method=method)
     assert capfd.readouterr() == ("", "")
-    assert lesson.ablation_cam.tqdm.__name__ == lesson.score_cam.tqdm.__name__ == "tqdm"
+    assert ablation_cam.tqdm.__name__ == score_cam.tqdm.__name__ == "tqdm"
+
+
+def test_methods_are_known_without_grad_cam():
+    code = """if True:
+        import sys
+        from metaformer_edu.interpret import cam, faithfulness
+        assert list(cam.METHODS) == ["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "elementwise", "eigengradcam", "eigencam",
+                                     "scorecam", "ablationcam", "random"]
+        assert not {"pytorch_grad_cam", "sklearn", "cv2"} & sys.modules.keys()"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- names and pictures ---
@@ -774,22 +803,15 @@ def test_names_of_classes():
 def test_a_headline_names_class_and_probability():
     shown = explain(model_of("convformer"), images(), [2, None])
     for i in range(2):
-        assert (
-            headline(shown, i).split("\n")[0].replace(":", "")
-            == f"class {shown.targets[i]} {shown.probabilities[i, shown.targets[i]]:.0%}"
-        )
-    assert headline(shown, 0, "abcdefghij").replace(":", "").startswith("c ")
+        assert map_title(shown, i).split("\n")[0].replace(":", "") == f"class {shown.targets[i]} {shown.probabilities[i, shown.targets[i]]:.0%}"
+    assert map_title(shown, 0, "abcdefghij").replace(":", "").startswith("c ")
 
 
 def test_the_blend_of_picture_and_map():
     picture, heat = np.zeros((2, 2, 3)), np.array([[0, 1], [0.5, 0]])
     picture[0, 0], picture[1, 1] = (1, 0, 0), (0, 1, 0)
-    mixed = blend(torch.tensor(picture), torch.tensor(heat))
-    assert (
-        mixed.shape == (2, 2, 3)
-        and mixed[0, 0] == pytest.approx([0.299] * 3)
-        and mixed[1, 1] == pytest.approx([0.587] * 3)
-    )
+    mixed = overlay(torch.tensor(picture), torch.tensor(heat))
+    assert mixed.shape == (2, 2, 3) and mixed[0, 0] == pytest.approx([0.299] * 3) and mixed[1, 1] == pytest.approx([0.587] * 3)
     assert mixed[0, 1] == pytest.approx(0.75 * np.array(plt.get_cmap("viridis")(1.0)[:3]))
     assert mixed[1, 0] == pytest.approx(0.375 * np.array(plt.get_cmap("viridis")(0.5)[:3]), abs=0.01)
 
@@ -822,8 +844,8 @@ def test_an_explanation_shows_each_image_with_its_map(n, columns):
     assert len(drawn) == 2 * n and plt.get_fignums() == before and len(fig.axes) == 2 * columns * -(-n // columns) + 1
     for i in range(n):
         assert np.array_equal(drawn[2 * i].images[0].get_array(), shown.pictures[i])
-        assert np.allclose(drawn[2 * i + 1].images[0].get_array(), blend(shown.pictures[i], shown.maps[i]))
-        assert drawn[2 * i + 1].get_title() == headline(shown, i, list("abcdefghij"))
+        assert np.allclose(drawn[2 * i + 1].images[0].get_array(), overlay(shown.pictures[i], shown.maps[i]))
+        assert drawn[2 * i + 1].get_title() == map_title(shown, i, list("abcdefghij"))
     assert [t.get_text() for t in fig.axes[-1].get_yticklabels()] == ["least", "half", "most"]
     masked = shown.show(masks=torch.ones(n, 64, 64).triu())
     assert sum(len(ax.collections) for ax in panels(masked)) == n + sum(len(ax.collections) for ax in drawn)
@@ -844,8 +866,8 @@ def test_the_figure_of_the_paper():
         shown = explain(model, images(2), [3, 4], 3, "hirescam")
         for row in range(2):
             ax = drawn[4 * row + column]
-            assert np.allclose(ax.images[0].get_array(), blend(shown.pictures[row], shown.maps[row]), atol=1e-3)
-            assert ax.get_title() == f"{name}\n" * (row == 0) + headline(shown, row, [f"n{i}" for i in range(10)])
+            assert np.allclose(ax.images[0].get_array(), overlay(shown.pictures[row], shown.maps[row]), atol=1e-3)
+            assert ax.get_title() == f"{name}\n" * (row == 0) + map_title(shown, row, [f"n{i}" for i in range(10)])
     assert np.allclose(drawn[0].images[0].get_array(), shown.pictures[0])
 
 

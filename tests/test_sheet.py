@@ -18,7 +18,7 @@ from metaformer_edu.core.errors import DataError
 from metaformer_edu.data.datasets import load_data
 from metaformer_edu.data.loaders import mistakes_first
 from metaformer_edu.interpret import contact_sheet as sheet
-from metaformer_edu.interpret.cam import METHODS, explain, headline, imagenet_classes
+from metaformer_edu.interpret.cam import METHODS, explain, imagenet_classes, map_title
 from metaformer_edu.interpret.contact_sheet import contact_sheet, good_stage, read_photo, sheet_of_run
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.models.weights import save_weights
@@ -608,7 +608,7 @@ def test_a_sheet_shows_image_map_and_five_classes(n, ncols):
     assert fig.get_suptitle() == "a note" and len(parts(fig)) == ncols * -(-n // ncols)
     for i, (left, middle, right) in enumerate(parts(fig)[:n]):
         assert left.get_title() == f"file {i}.png" and np.array_equal(left.images[0].get_array(), shown.pictures[i])
-        assert middle.get_title() == headline(shown, i, names) and middle.images
+        assert middle.get_title() == map_title(shown, i, names) and middle.images
         values, labels = shown.probabilities[i].topk(5)
         assert [t.get_text() for t in right.texts] == [
             f"{v:4.0%} name {label}" for v, label in zip(values.tolist(), labels.tolist())
@@ -648,10 +648,8 @@ def test_the_sheet_of_a_run(data, monkeypatch):
     assert info.name in fig.get_suptitle() and model.training and len(parts(fig)) == 6
     for i, (left, middle, _) in zip(chosen, parts(fig)):
         k = chosen.index(i)
-        assert left.get_title() == f"is {info.class_names[few[i][1]]}" and np.allclose(
-            left.images[0].get_array(), info.picture(few[i][0]).permute(1, 2, 0), atol=1e-6
-        )
-        assert middle.get_title() == headline(shown, k, info.class_names)
+        assert left.get_title() == f"is {info.class_names[few[i][1]]}" and np.allclose(left.images[0].get_array(), info.picture(few[i][0]).permute(1, 2, 0), atol=1e-6)
+        assert middle.get_title() == map_title(shown, k, info.class_names)
         outlines = [c for c in middle.collections if to_hex(c.get_edgecolor()) == "#ffffff"]
         assert len(outlines) == (data != "digits")
         if outlines:

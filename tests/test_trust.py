@@ -10,8 +10,8 @@ from torch import nn
 
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.faithfulness import (
-    answers_along, area, deletion, insertion, likeness, parts_from_top, pointing, random_maps, randomisation, ranks,
-    road, share_inside, shuffled_copy)
+    area, deletion, insertion, parts_from_top, perturbation_curve, pointing, random_maps, randomisation,
+    rank_correlation, rank_pixels, road, share_inside, shuffled_copy)
 from metaformer_edu.models.registry import create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,8 +81,7 @@ def test_random_maps_leave_the_callers_dice_alone():
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    random_maps(2, (8, 8))
-    ranks(torch.zeros(1, 4, 4))
+    random_maps(2, (8, 8)), rank_pixels(torch.zeros(1, 4, 4))
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -90,7 +89,7 @@ def test_random_maps_leave_the_callers_dice_alone():
 
 def test_ranks_keep_the_order_and_have_no_ties():
     maps = torch.randint(0, 4, (3, 6, 5)).float()
-    found = ranks(maps)
+    found = rank_pixels(maps)
     for m, r in zip(maps.flatten(1), found.flatten(1)):
         assert sorted((29 * r).round().int().tolist()) == list(range(30)) and r.min() == 0 and r.max() == 1
         order = r.argsort()
@@ -98,11 +97,9 @@ def test_ranks_keep_the_order_and_have_no_ties():
 
 
 def test_equal_pixels_come_in_an_order_that_has_nothing_to_do_with_their_place():
-    places = ranks(torch.zeros(1, 40, 40)).flatten()
+    places = rank_pixels(torch.zeros(1, 40, 40)).flatten()
     assert abs(np.corrcoef(places, np.arange(1600))[0, 1]) < 0.1
-    assert torch.equal(places, ranks(torch.zeros(1, 40, 40)).flatten()) and not torch.equal(
-        places, ranks(torch.zeros(1, 40, 40), seed=1).flatten()
-    )
+    assert torch.equal(places, rank_pixels(torch.zeros(1, 40, 40)).flatten()) and not torch.equal(places, rank_pixels(torch.zeros(1, 40, 40), seed=1).flatten())
 
 
 # --- asking the model ---
@@ -141,8 +138,7 @@ def test_the_curve_exchanges_exactly_the_pixels_that_its_step_says():
         def forward(self, x):
             counts.append(x[:, 0].flatten(1).sum(1).tolist())
             return torch.zeros(len(x), 2)
-    curve = answers_along(Count(), torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8), torch.rand(2, 8, 8), [0, 1],
-                          steps=4)
+    curve = perturbation_curve(Count(), torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8), torch.rand(2, 8, 8), [0, 1], steps=4)
     assert counts == [[n, n] for n in (0, 16, 32, 48, 64)] and curve.shape == (2, 5) and (curve == 0.5).all()
 
 
@@ -160,7 +156,7 @@ def test_road_prefers_the_true_map_and_equals_grad_cams_own_where_nothing_is_tie
     model = Corner()
     true, false = (road(model, shown(m, images, [1])).item() for m in (on, off))
     assert true > false + 0.05
-    maps, targets = ranks(on), [lambda logits: logits.softmax(-1)[1]]
+    maps, targets = rank_pixels(on), [lambda logits: logits.softmax(-1)[1]]
     torch.manual_seed(0)
     least = np.mean([ROADLeastRelevantFirst(p)(images, maps.numpy(), targets, model) for p in (20, 40, 60, 80)])
     most = np.mean([ROADMostRelevantFirst(p)(images, maps.numpy(), targets, model) for p in (20, 40, 60, 80)])
@@ -243,11 +239,11 @@ def test_the_map_of_the_activations_alone_does_not_mind_a_shuffled_head():
 
 def test_likeness_is_spearmans():
     a = torch.rand(1, 6, 6)
-    assert likeness(a, a.exp()).item() == pytest.approx(1) and likeness(a, -a).item() == pytest.approx(-1)
+    assert rank_correlation(a, a.exp()).item() == pytest.approx(1) and rank_correlation(a, -a).item() == pytest.approx(-1)
     b = torch.rand(1, 6, 6)
     expected = np.corrcoef(a.flatten().argsort().argsort(), b.flatten().argsort().argsort())[0, 1]
-    assert likeness(a, b).item() == pytest.approx(expected)
-    assert likeness(torch.ones(1, 6, 6), a).item() == 0 == likeness(a, torch.zeros(1, 6, 6)).item()
+    assert rank_correlation(a, b).item() == pytest.approx(expected)
+    assert rank_correlation(torch.ones(1, 6, 6), a).item() == 0 == rank_correlation(a, torch.zeros(1, 6, 6)).item()
 
 
 def test_the_measures_take_what_explain_gives():

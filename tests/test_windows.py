@@ -7,7 +7,7 @@ from torch import nn
 from metaformer_edu.interpret import local_influence as lesson
 from metaformer_edu.interpret.influence import closed_form, influence
 from metaformer_edu.interpret.local_influence import (
-    WINDOWS, grouped, pooling_windows, sepconv_windows, show_windows, spread, windows_of)
+    WINDOWS, grouped, pooling_windows, sepconv_windows, show_windows, window_weights, windows_of)
 from metaformer_edu.models.layers import StarReLU
 from metaformer_edu.models.mixers import Attention, Identity, Pooling, SepConv
 
@@ -33,12 +33,12 @@ def double(*shape):
     dict(act1_layer=lambda: nn.ReLU(inplace=True), act2_layer=lambda: nn.ReLU(inplace=True))], ids=range(10))
 def test_sepconv_is_the_jacobian(options, h, w):
     mixer, x = SepConv(5, **options).double(), double(1, h, w, 5)
-    torch.testing.assert_close(spread(sepconv_windows(mixer, x), h, w), influence(mixer, x), atol=1e-10, rtol=0)
+    torch.testing.assert_close(window_weights(sepconv_windows(mixer, x), h, w), influence(mixer, x), atol=1e-10, rtol=0)
 
 
 def test_in_single_precision():
     mixer, x = SepConv(32), torch.randn(1, 5, 6, 32)
-    torch.testing.assert_close(spread(sepconv_windows(mixer, x), 5, 6), influence(mixer, x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(window_weights(sepconv_windows(mixer, x), 5, 6), influence(mixer, x), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("h, w", GRIDS)
@@ -46,7 +46,7 @@ def test_in_single_precision():
                          ids=str)
 def test_the_others_are_the_closed_form(mixer, h, w):
     x = double(1, h, w, 3)
-    torch.testing.assert_close(spread(windows_of(mixer, x), h, w), closed_form(mixer, x), atol=1e-12, rtol=0)
+    torch.testing.assert_close(window_weights(windows_of(mixer, x), h, w), closed_form(mixer, x), atol=1e-12, rtol=0)
 
 
 def test_nothing_beyond_the_border():
@@ -93,7 +93,7 @@ def test_a_new_entry_is_found(monkeypatch):
     class Twice(nn.Module):
         def forward(self, x): return 2 * x
     monkeypatch.setitem(WINDOWS, Twice, lambda mixer, x: x.new_full((x.shape[1] * x.shape[2], 1), 2))
-    assert torch.equal(spread(windows_of(Twice(), torch.randn(2, 3, 4)), 2, 3), 2 * torch.eye(6))
+    assert torch.equal(window_weights(windows_of(Twice(), torch.randn(2, 3, 4)), 2, 3), 2 * torch.eye(6))
 
 
 def test_the_mixer_is_left_as_it_was():

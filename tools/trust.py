@@ -18,7 +18,7 @@ from metaformer_edu.core.files import as_csv, read_log
 from metaformer_edu.data.datasets import load_data
 from metaformer_edu.interpret.cam import METHODS, explain
 from metaformer_edu.interpret.faithfulness import (
-    area, deletion, insertion, likeness, pointing, random_maps, share_inside, shuffled_copy)
+    area, deletion, insertion, pointing, random_maps, rank_correlation, share_inside, shuffled_copy)
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.training.run_folder import as_csv, read_about
 
@@ -69,12 +69,8 @@ def measure(run, n, few):
             if stage == best:
                 shown = explain(model, images[:few], labels[:few], stage, method)
                 others = [(label + 1) % classes for label in shown.targets]
-                row.update(other=round(likeness(shown.maps,
-                                                explain(model, shown.images, others, stage, method).maps).mean().item(),
-                                       3),
-                           shuffled=round(likeness(shown.maps,
-                                                   explain(shuffled, shown.images, shown.targets, stage,
-                                                           method).maps).mean().item(), 3),
+                row.update(other=round(rank_correlation(shown.maps, explain(model, shown.images, others, stage, method).maps).mean().item(), 3),
+                           shuffled=round(rank_correlation(shown.maps, explain(shuffled, shown.images, shown.targets, stage, method).maps).mean().item(), 3),
                            deletion=round(area(deletion(model, shown)).mean().item(), 3),
                            insertion=round(area(insertion(model, shown)).mean().item(), 3))
             yield row

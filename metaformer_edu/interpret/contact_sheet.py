@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from ..core.basics import close
 from ..data.folders import read_image
 from ..data.loaders import mistakes_first
-from .cam import Explanation, class_title, draw_map, draw_scale, explain, headline
+from .cam import Explanation, class_title, draw_map, draw_scale, explain, map_title
 
 # %% ../../nbs/interpret/contact_sheet.ipynb #817927df
 def read_photo(path)->Image.Image: # RGB
@@ -45,12 +45,9 @@ def draw_top(ax, probabilities, target:int, class_names=None, n:int=5): # probab
     "The most probable classes as bars; the one that is explained is darker."
     values, labels = probabilities.topk(min(n, len(probabilities)))
     names = [class_title(int(label), len(probabilities), class_names) for label in labels]
-    ax.barh(range(len(names)), values, color=['#88bbee' if label == target else '#dde6ee' for label in labels],
-            height=0.8)
-    for y, (name, value) in enumerate(zip(names, values.tolist())):
-        ax.text(0.02, y, f'{value:4.0%} {name}', va='center', fontsize='x-small', parse_math=False)
-    ax.set(xlim=(0, 1), ylim=(max(n, len(names)) - 0.5, -0.5))
-    ax.axis('off')
+    ax.barh(range(len(names)), values, color=['#88bbee' if label == target else '#dde6ee' for label in labels], height=0.8)
+    for y, (name, value) in enumerate(zip(names, values.tolist())): ax.text(0.02, y, f'{value:4.0%} {name}', va='center', fontsize='x-small', parse_math=False)
+    ax.set(xlim=(0, 1), ylim=(max(n, len(names)) - 0.5, -0.5)), ax.axis('off')
 
 def contact_sheet(shown:Explanation, # any number of images; see `explain`
                   titles=(), # of the images, such as file names
@@ -61,14 +58,11 @@ def contact_sheet(shown:Explanation, # any number of images; see `explain`
                  ):
     "Image, map and best five classes of each, and return the figure."
     rows = -(-len(shown.maps) // ncols)
-    fig, axs = plt.subplots(rows, 3 * ncols, figsize=(4.3 * ncols + 0.9, 1.55 * rows + 0.4),
-                            width_ratios=[1, 1, 1.1] * ncols, squeeze=False, layout='constrained')
+    fig, axs = plt.subplots(rows, 3 * ncols, figsize=(4.3 * ncols + 0.9, 1.55 * rows + 0.4), width_ratios=[1, 1, 1.1] * ncols, squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
     for i, (left, middle, right) in enumerate(axs.reshape(-1, 3)[:len(shown.maps)]):
-        left.imshow(shown.pictures[i])
-        left.set_title(str(titles[i])[:24] if i < len(titles) else '', fontsize='small', parse_math=False)
-        draw_map(middle, shown.pictures[i], shown.maps[i], headline(shown, i, class_names),
-                 None if masks is None else masks[i])
+        left.imshow(shown.pictures[i]), left.set_title(str(titles[i])[:24] if i < len(titles) else '', fontsize='small', parse_math=False)
+        draw_map(middle, shown.pictures[i], shown.maps[i], map_title(shown, i, class_names), None if masks is None else masks[i])
         draw_top(right, shown.probabilities[i], shown.targets[i], class_names)
     draw_scale(fig, axs)
     fig.suptitle(note)

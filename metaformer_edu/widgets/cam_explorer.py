@@ -14,7 +14,7 @@ from timm.utils import unwrap_model
 from torch import nn
 from ..models.metaformer import MetaFormer, as_pair
 from ..interpret.cam import (
-    METHODS, Explanation, blend, class_title, explain, imagenet_classes, stage_modules, to_batch, undisturbed)
+    METHODS, Explanation, overlay, class_title, explain, imagenet_classes, stage_modules, to_batch, frozen_eval)
 from ..interpret.contact_sheet import good_stage
 from .base import INK, SERIES, Drawing, Explorer, Shown, dropdown, new_figure, slider
 from .sources import ImagePicker, example_images, example_runs, named_images, open_run
@@ -49,7 +49,7 @@ def can_reuse_tokens(model, method:str)->bool:
 def stage_tokens(model, batch)->list: # None for a model that cannot begin in the middle
     "The tokens after each stage."
     if not isinstance(model, MetaFormer): return None
-    with undisturbed(model), torch.no_grad():
+    with frozen_eval(model), torch.no_grad():
         return model.forward_intermediates(batch, output_fmt='NHWC', intermediates_only=True)
 
 # %% ../../nbs/widgets/cam_explorer.ipynb #b520e112
@@ -96,7 +96,7 @@ def draw_cam(shown:Explanation, # of one image
     n, target, probabilities = shown.logits.shape[1], shown.targets[0], shown.probabilities[0]
     left.imshow(shown.pictures[0].numpy())
     left.set_title(title or 'the image as the model gets it', parse_math=False)
-    middle.imshow(blend(shown.pictures[0], shown.maps[0], strength))
+    middle.imshow(overlay(shown.pictures[0], shown.maps[0], strength))
     middle.set_title(f'speaks for {class_title(target, n, class_names)}', parse_math=False)
     values, labels = probabilities.topk(min(5, n))
     for y, (value, label) in enumerate(zip(values.tolist(), labels.tolist())):

@@ -15,9 +15,9 @@ from ..core.basics import Capture
 from ..core.files import write_atomically
 from ..models.mixers import MIXERS, Attention, SepConv
 from ..models.metaformer import MetaFormer, fit_mixer, init_weights
-from ..interpret.cam import to_batch, to_pictures, with_names
+from ..interpret.cam import to_batch, to_pictures, name_models
 from ..interpret.influence import (
-    CLOSED_FORMS, closed_form, influence, measuring, on_grid, one_grid, plain)
+    CLOSED_FORMS, closed_form, influence, differentiable, on_grid, one_grid, class_by_forward)
 from ..interpret.swap import bare
 from ..interpret.local_influence import WINDOWS, grouped, windows_of
 from .base import (
@@ -69,10 +69,10 @@ MOST_TOKENS, MOST_PROBED, PROBES = 4096, 256, 8 # of a closed form, by probes; p
 def mixing_numbers(mixer:nn.Module, x)->tuple: # x: one grid → (numbers, a `Panel`'s facts about them, what to mind)
     "Windows if there are some, else the closed form, else the influence by probes; ValueError if it is too much."
     h, w, n = *x.shape[1:3], x.shape[1] * x.shape[2]
-    if kind := plain(mixer, *WINDOWS):
+    if kind := class_by_forward(mixer, *WINDOWS):
         windows = windows_of(mixer, x)
         return windows, dict(window=math.isqrt(windows.shape[1]), signed=kind is not SepConv), ()
-    most = MOST_TOKENS if (known := plain(mixer, *CLOSED_FORMS)) else MOST_PROBED
+    most = MOST_TOKENS if (known := class_by_forward(mixer, *CLOSED_FORMS)) else MOST_PROBED
     if n > most:
         raise ValueError(f'{n:,} tokens are too many for all pairs ({most:,} is the most): '
                          'take a later stage or a smaller image.')
@@ -163,7 +163,7 @@ def mixer_inputs(model:MetaFormer, x, # (1, in_chans, H, W), as the model wants 
     "What each mixer of a model gets to hear, in one forward pass; as `mixer_at` for all places."
     names = {(s + 1, b + 1): f'stages.{s}.{b}.norm1'
              for s, stage in enumerate(model.stages) for b in range(len(stage))}
-    with measuring(model), torch.no_grad(), Capture(model, *names.values()) as seen:
+    with differentiable(model), torch.no_grad(), Capture(model, *names.values()) as seen:
         model.forward_features(x.to(next(model.parameters())))
     return {place: seen[name] for place, name in names.items()}
 
@@ -182,7 +182,7 @@ class MixingModels:
         self.single = isinstance(models, nn.Module)
         if models is None: models = example_models()
         elif not isinstance(models, dict):
-            models = with_names(models if isinstance(models, (list, tuple)) else [models])
+            models = name_models(models if isinstance(models, (list, tuple)) else [models])
         self.models = {str(name): bare(model) for name, model in models.items()}
         if not self.models: raise ValueError('Give at least one model.')
         depths = zip(*([len(stage) for stage in m.stages] for m in self.models.values()))
@@ -217,7 +217,7 @@ class MixingModels:
         if not self.single:
             return [make_panel(mixer, x, name, type(mixer).__name__) for name, (mixer, x) in mixers.items()]
         (own, x), = mixers.values()
-        known, mine = plain(own, *MIXERS.values()), make_panel(own, x, note="this model's own")
+        known, mine = class_by_forward(own, *MIXERS.values()), make_panel(own, x, note="this model's own")
         new = lambda name: make_panel(untrained_mixer(name, x), x, note='new, untrained')
         return [*([] if known else [mine]), *(mine if cls is known else new(name) for name, cls in MIXERS.items())]
 

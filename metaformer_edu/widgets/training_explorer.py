@@ -14,7 +14,7 @@ import ipywidgets as W, numpy as np, torch, torch.nn.functional as F
 from ..core.errors import did_you_mean, distinct
 from ..training.run_folder import read_about
 from ..core.files import read_log
-from ..interpret.cam import blend, class_title
+from ..interpret.cam import overlay, class_title
 from ..interpret.snapshots import Snapshots, read_snapshots
 from .base import FAINT, INK, PALE, SERIES, Drawing, Explorer, Shown, dropdown, new_figure
 from .sources import example_runs
@@ -160,7 +160,7 @@ def map_overlays(pictures:torch.Tensor, # (N, H, W, 3), 0 to 1
             )->np.ndarray: # (N, H, W, 3), 0 to 1
     "Pictures under their maps."
     maps = F.interpolate(maps[:, None] / 255, pictures.shape[1:3], mode='bilinear')[:, 0]
-    return blend(pictures.numpy(), maps.numpy())
+    return overlay(pictures.numpy(), maps.numpy())
 
 # %% ../../nbs/widgets/training_explorer.ipynb #76b02bd4
 def side_by_side(pictures, # (n, H, W, 3), 0 to 1
