@@ -1,14 +1,18 @@
 """The command as a person types it: the main job, one seed one run, all families, folders, going on, mistakes."""
+import ast
 import csv
 import math
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -19,8 +23,9 @@ from safetensors.torch import load_file
 from metaformer_edu.data.datasets import load_digits
 from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.models.registry import create_model
-from metaformer_edu.train import main
+from metaformer_edu.train import main, run
 from metaformer_edu.training import run_folder, trainer
+from metaformer_edu.training.callbacks import Callback, EarlyStopping
 from metaformer_edu.training.evaluate import evaluate
 from metaformer_edu.training.run_folder import SPEED, new_folder
 from metaformer_edu.training.settings import parse
@@ -699,3 +704,81 @@ def test_the_next_epoch_may_be_cut_in_another_way(half):
     "As that message says; this is the only kind of state that a run leaves at the end of an epoch."
     go(half, "-b", "16", resume=half)
     assert [r["epoch"] for r in summary(half)] == ["1", "2"] and (half / "state-00000006.pt").exists()
+
+
+# --- in a notebook ---
+
+def machine():
+    "What a training must leave as it was."
+    return [torch.get_num_threads(), random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
+            torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark, torch.distributed.is_initialized(),
+            signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), dict(matplotlib.rcParams)]
+
+
+def in_thread(job):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(job()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("how", [lambda job: job(), in_thread], ids=["main thread", "another thread"])
+def test_run_does_what_the_command_does(how, two_epochs, tmp_path):
+    settings = parse([*SMALL, "--epochs", "2", "--drop-path", "0.2", "--threads", "1", "--output", str(tmp_path)])
+    torch.set_num_threads(2)
+    before = machine()
+    found = how(lambda: run(settings))
+    assert machine() == before
+    assert found.path == only_run(tmp_path) and same(found.path, two_epochs)
+    assert (found.path / "summary.csv").read_bytes() == (two_epochs / "summary.csv").read_bytes()
+    assert {p.name for p in found.path.iterdir()} == {p.name for p in two_epochs.iterdir()}
+    assert [r["val_top1"] for r in found.log] == [float(r["val_top1"]) for r in summary(two_epochs)]
+    assert all(torch.equal(v, load_file(two_epochs / "last.safetensors")[k]) for k, v in found.model.state_dict().items())
+    right = (found.predictions["guess"] == found.predictions["label"]).double().mean().item()
+    assert 100 * right == pytest.approx(found.log[-1]["val_top1"], abs=1e-3)
+
+
+def test_run_takes_callbacks_and_goes_on_with_them(tmp_path):
+    flags = [*SMALL, "--epochs", "9", "--snapshots", "0", "--sched", "None", "--lr", "0.002", "--output", str(tmp_path)]
+    found = run(parse(flags), callbacks=[EarlyStopping("lr", patience=2)])  # which never becomes better
+    assert len(found.log) == 3 and len(summary(found.path)) == 3
+    again = run(parse([*flags, "--resume", "auto"]), callbacks=[EarlyStopping("lr", patience=2)])
+    assert again.path == found.path and len(again.log) == 3  # it is finished
+
+
+def test_run_raises_what_is_wrong_and_leaves_all_as_it_was(tmp_path):
+    before = machine()
+    with pytest.raises(ValueError, match="10 classes, more than 9"):
+        run(parse([*SMALL, "--num-classes", "9", "--threads", "2", "--output", str(tmp_path / "out")]))
+    assert machine() == before and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on Linux and macOS")
+def test_a_notebook_that_is_interrupted(tmp_path, stripes):
+    "The stop button of a notebook sends SIGINT: a state is saved, and the error is a KeyboardInterrupt."
+    class Stop(Callback):
+        def after_update(self, trainer):
+            if trainer.updates == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+    before = machine()
+    with pytest.raises(KeyboardInterrupt):
+        run(parse([str(stripes), *GO, "--output", str(tmp_path)]), callbacks=[Stop()])
+    assert machine() == before and [p.name for p in only_run(tmp_path).glob("state-*.pt")] == ["state-00000004.pt"]
+    found = run(parse([str(stripes), *GO, "--output", str(tmp_path), "--resume", "auto"]))
+    assert len(found.log) == 2 and found.path == only_run(tmp_path)
+
+
+def test_run_leaves_a_process_group_that_it_did_not_make(tmp_path):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        run(parse([*SMALL, "--epochs", "1", "--snapshots", "0", "--output", str(tmp_path)]))
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_modules_top_imports_nothing_heavy():
+    tree = ast.parse((ROOT / "metaformer_edu/train.py").read_text())
+    top = [o for o in tree.body if isinstance(o, (ast.Import, ast.ImportFrom))]
+    assert [ast.unparse(o) for o in top] == ["import sys"]

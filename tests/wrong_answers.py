@@ -48,8 +48,7 @@ def look_up(name, table):
             """
 def append(path, row):
     new = not path.exists()
-    with open(path, 'a') as file: file.write(('epoch,top1\n' if new else '') + f"{row['epoch']},{row['top1']}\n")""":
-                "the old file itself"},
+    with open(path, 'a') as file: file.write(('epoch,top1' if new else '') + f"{chr(10)}{row['epoch']},{row['top1']}")""": "the old file itself"},
     },
     "models/layers": {
         1: {"answer = 2 / 3": "the second moment is 0.6", "answer = 0.8944": "the second moment is 1.2"},
