@@ -28,7 +28,7 @@ def dead_share(model, x, name):
         3: {"def relu_of(y, s, b): return ((y - b) / s).clamp_min(0)": "it is not relu(x)",
             "def relu_of(y, s, b): return (y / s).sqrt()": "not a number"},
     },
-    "00b_errors": {
+    "core/errors": {
         1: {"answer = 1": "not in the same order", "answer = 0.5": "it is more than 0.500"},
         2: {"answer = ['a', 'a', 'b']": "is the second, or equal to the first",
             "answer = ['a', 'b', 'c']": "0 names change",
@@ -40,7 +40,7 @@ def look_up(name, table):
     if name not in table: raise ValueError('no such key')
     return table[name]""": "does not name the nearest"},
     },
-    "00c_files": {
+    "core/files": {
         1: {"answer = 0": "would be empty", "answer = 4": "after the last byte"},
         2: {"answer = 0.5": "half of the number", "answer = 0.01": "it is more than 0.010"},
         3: {"def append(path, row): write_atomically(path, lambda file: file.write(as_csv([row], list(row)).encode()))":
@@ -117,7 +117,7 @@ class GatedMlp(nn.Module):
         self.fc2, self.act = nn.Linear(2 * dim, dim, bias=False), StarReLU()
     def forward(self, x): return self.fc2(self.act(self.fc1(x)) * self.act(self.gate(x)))""": "it does not compute"},
     },
-    "03a_card": {
+    "models/card": {
         1: {"answer = 2": "an image has two sides", "answer = 8": "too much"},
         2: {"def frozen(grids, depths): return sum((h * w)**2 for h, w in grids)": "for (96, 64) pixels",
             "def frozen(grids, depths): return sum(depth * h * w for (h, w), depth in zip(grids, depths))":
@@ -140,7 +140,7 @@ def where(model, share):
             "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), depths=(1, 1, 1, 1), "
             "dims=(32, 64, 96, 128))": "1000 classes"},
     },
-    "04b_weights": {
+    "models/weights": {
         1: {"answer = 'stages.2.downsample.conv.bias'": "a name of timm",
             "answer = 'downsample_layers.3.conv.bias'": "it is not downsample_layers.3",
             "answer = 'stages.2.0.conv.bias'": "all downsamplings in downsample_layers"},
@@ -282,7 +282,7 @@ def ring(values):
         rounds.append(sums)
     return rounds""": "process 1 should have added"},
     },
-    "07a_cli": {
+    "core/cli": {
         1: {"answer = 1": "was the command understood", "answer = 0": "was the command understood"},
         2: {"answer = '-inf'": "takes -inf", "answer = '1e999'": "takes 1e999"},
         3: {"def power_of_two(text): return int(text)": "0 gives 0",
@@ -295,7 +295,7 @@ def power_of_two(text):
     if int(text) not in (1, 2, 64): raise argparse.ArgumentTypeError('It is none.')
     return int(text)""": "does not name it"},
     },
-    "07b_evaluate": {
+    "training/evaluate": {
         1: {"answer = 1000": "too few", "answer = 10_000": "more than it takes"},
         2: {"def from_batches(accuracies, sizes): return sum(accuracies) / len(accuracies)": "not 0.5",
             "def from_batches(accuracies, sizes): return sum(a * n for a, n in zip(accuracies, sizes)) / (sizes[0] * "
@@ -325,7 +325,7 @@ class StopBelow(Callback):
     def __init__(self, low): self.low = low
     def after_update(self, trainer): return trainer.rate < self.low""": "it went on to the end"},
     },
-    "08d_callbacks": {
+    "training/callbacks": {
         1: {"answer = 3": "had not been without a new best", "answer = 7": "it has long stopped"},
         2: {"def shares(d): return d**2, d, 1": "together they are 1",
             "def shares(d): return 1 - d, d * (1 - d), d**2": "the average of 1, 2 and 5",
@@ -343,7 +343,7 @@ class Freeze(Callback):
         for name, p in trainer.model.named_parameters():
             if name.startswith(self.name) and trainer.epoch < self.until: p.grad = None""": "the stem has moved"},
     },
-    "08e_setup": {
+    "training/setup": {
         1: {"answer = 11": "left out", "answer = 42": "updates of 128 images are"},
         2: {"answer = '-b 16', '-b 16'": "both have a batch of 16",
             "answer = '-b 16', '-b 32 --seed 1'": "begin with other weights",
@@ -357,7 +357,7 @@ def learned(settings, epochs):
             "def learned(settings, epochs): torch.set_num_threads(torch.get_num_threads() + 1); return 1":
                 "the machine should be as it was"},
     },
-    "08b_settings": {
+    "training/settings": {
         1: {"answer = (16, 8e-3)": "8,192 images a step", "answer = (8, 1e-3)": "the rate is not 0.001"},
         2: {"def rate_for(r, k): return r": "2 steps of 0.1",
             "def rate_for(r, k): return r * k**0.5": "2 steps of 0.1"},
@@ -419,7 +419,7 @@ class Mine(gc.GradCAM):
             "def only_evidence(shown): return torch.zeros_like(shown.pictures)": "the picture has changed",
             "def only_evidence(shown): return shown.pictures[shown.maps >= 0.5]": "the pictures have the shape"},
     },
-    "10c_snapshots": {
+    "interpret/snapshots": {
         1: {"answer = 8 * 16 * 16": "that is the maps alone", "answer = 8 * (4 * 5 + 16 * 16)": "is not it"},
         2: {"answer = 1 / 255": "none is more than", "answer = 0.001": "there is a value that is"},
         3: {"def first_right(shots): return [1, 1, None]": "was right, wrong and right",
@@ -567,7 +567,7 @@ def verdict(theirs, ours):
     if low <= 1 <= high: return 'undecided'
     return 'ours' if middle > 1 else 'theirs'""": "it should be 'ours', and is 'theirs'"},
     },
-    "12d_bench_command": {
+    "commands/benchmark": {
         1: {"model, contender = 'convformer_s18', 'fast'": "it comes to 78%",
             "model, contender = 'caformer_s18', 'timm compiled float32'": "it comes to",
             "model, contender = 'ConvFormer', 'timm'": "has no"},
@@ -697,7 +697,7 @@ def paired(a, b):
             "def window_arms(): return [Arm('shape', str(k), dict(token_mixers=SepConv)) for k in (3, 5, 7, 9)]":
                 "the windows are [7, 7, 7, 7]"},
     },
-    "14b_experiment_command": {
+    "commands/experiment": {
         1: {"answer = 10": "one run of each arm", "answer = 50": "not 50"},
         2: {"answer = 18": "not 18", "answer = -2": "fewer than none"},
         3: {"def lines(name, seeds): return [f'metaformer-experiment {name} --seeds {seeds}']": "three lines, not 1",
