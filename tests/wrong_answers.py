@@ -419,6 +419,36 @@ class Mine(gc.GradCAM):
             "def only_evidence(shown): return torch.zeros_like(shown.pictures)": "the picture has changed",
             "def only_evidence(shown): return shown.pictures[shown.maps >= 0.5]": "the pictures have the shape"},
     },
+    "commands/explain": {
+        1: {"answer = 100 / 24": "a part of a sheet", "answer = 4": "not 4"},
+        2: {"answer = ['a.jpg', 'b.jpg', 'c.jpg']": "as it would be alone", "answer = ['cat.jpg', 'cat.png']": "these are 2 files"},
+        3: {"def best_class(line): return line.split(': ')[1].split(' ')[0], 0.61": "'tabby cat'",
+            "def best_class(line): return line.split(': ')[-1].split(', ')[0].rpartition(' ')[0], 61.": "not 61"},
+    },
+    "models/check_mixer": {
+        1: {"axis = 1": "along axis 1 it passes all three", "axis = 3": "along axis 3 it passes", "axis = 4": "are 0 to 3"},
+        2: {"fraction = 1 / 3": "0.333 is not it", "fraction = 1": "takes something away"},
+        3: {"""
+class Mended(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.register_buffer('table', torch.linspace(0.5, 1.5, dim))
+    def forward(self, x):
+        row = x.mean((0, 2), keepdim=True).expand_as(x)
+        return self.table * row / (row.norm(dim=-1, keepdim=True) + 1e-6)""": "in a batch than alone",
+            """
+class Mended(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.register_buffer('table', torch.linspace(0.5, 1.5, dim))
+    def forward(self, x):
+        row = x.mean(2, keepdim=True).expand_as(x)
+        return self.table * row / (row.norm(dim=-1, keepdim=True) + 1e-6)""": "NaN or infinite",
+            """
+class Mended(nn.Module):
+    def __init__(self, dim): super().__init__()
+    def forward(self, x): return x""": "something else than Torn"},
+    },
     "interpret/snapshots": {
         1: {"answer = 8 * 16 * 16": "that is the maps alone", "answer = 8 * (4 * 5 + 16 * 16)": "is not it"},
         2: {"answer = 1 / 255": "none is more than", "answer = 0.001": "there is a value that is"},
