@@ -145,18 +145,20 @@ def main():
     parser.add_argument("--translated", action="store_true",
                         help="say that the prose of README.zh-CN.md is that of README.md as it is now")
     args = parser.parse_args()
+    readme, chinese, table = ROOT / "README.md", translation.CHINESE, ROOT / "nbs/models/README.md"
     try:
-        text, models = make(), models_page()
+        models = models_page()
+        if not args.check:
+            table.write_text(models, encoding="utf-8")
+        text = make()
     except ReadmeError as error:
         sys.exit(str(error))
-    readme, chinese, table = ROOT / "README.md", translation.CHINESE, ROOT / "nbs/models/README.md"
     if not args.check:
         readme.write_text(text, encoding="utf-8")
-        table.write_text(models, encoding="utf-8")
         chinese.write_text(make_chinese(text, args.translated), encoding="utf-8")
     elif not readme.exists() or readme.read_text(encoding="utf-8") != text:
         sys.exit("README.md is not what nbs/index.ipynb makes: run python tools/readme.py.")
-    elif not table.exists() or table.read_text(encoding="utf-8") != models:
+    elif table.read_text(encoding="utf-8") != models:
         sys.exit("nbs/models/README.md is not what the notebook stores: run python tools/readme.py.")
     found = translation.problems(text, read_chinese())
     if args.check and found:
