@@ -44,14 +44,16 @@ def listen(page):
     page.on("console", lambda m: note(m.type, m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: note("error", str(e)))
     page.on("response", lambda r: note(r.status, r.url) if r.status >= 400 else None)
-    page.on("request", lambda r: note("asks", r.url) if r.url.startswith("http") and "//127.0.0.1" not in r.url else None)
+    page.on("request",
+            lambda r: note("asks", r.url) if r.url.startswith("http") and "//127.0.0.1" not in r.url else None)
     return said
 
 
 def environment(folder):
     "No one's settings, this checkout's package, and one thread for each kernel."
     own = dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", IPYTHONDIR=str(folder / "ipython"))
-    return {**os.environ, **own, **{f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}}
+    return {**os.environ, **own,
+            **{f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}}
 
 
 @contextmanager
@@ -85,8 +87,10 @@ def jupyterlab(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings))
     start = f"http://127.0.0.1:{(port := free_port())}"
-    flags = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}"]
-    with open(folder / "lab.log", "w") as log, process([sys.executable, "-m", "jupyterlab", *flags], folder, stdout=log, stderr=log):
+    flags = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=t",
+             f"--ServerApp.root_dir={folder}"]
+    with open(folder / "lab.log", "w") as log, process([sys.executable, "-m", "jupyterlab", *flags], folder, stdout=log,
+                                                       stderr=log):
         end = time.monotonic() + PATIENCE / 1000
         while not answers(f"{start}/api?token=t"):
             assert time.monotonic() < end, (folder / "lab.log").read_text()
@@ -98,7 +102,8 @@ def jupyterlab(folder):
 def explore(folder, *args):
     "The page of `metaformer-explore`; gives its address."
     command = [sys.executable, "-m", "metaformer_edu.commands.explore", "--no-browser", *map(str, args)]
-    with open(folder / "explore.log", "w") as log, process(command, folder, stdout=subprocess.PIPE, stderr=log, text=True) as running:
+    with open(folder / "explore.log", "w") as log, process(command, folder, stdout=subprocess.PIPE, stderr=log,
+                                                           text=True) as running:
         url = running.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:"), (folder / "explore.log").read_text()
         yield url

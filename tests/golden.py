@@ -34,7 +34,8 @@ def weight(name, shape):
 
 
 def fill(model):
-    "Put golden weights into `model`, in its own precision. They depend on names and shapes: a name that is not the published one gives other logits."
+    """Put golden weights into `model`, in its own precision. They depend on names and shapes: a name that is not the
+    published one gives other logits."""
     model.load_state_dict({k: weight(k, v.shape) for k, v in model.state_dict().items()})
     return model.eval()
 
@@ -52,13 +53,15 @@ def logits():
 
 
 def published_shapes(row):
-    "State dict names and shapes of the published code for a row of models.json, written down from its architecture alone."
+    """State dict names and shapes of the published code for a row of models.json, written down from its architecture
+    alone."""
     dims, shapes = row["dims"], {}
     for i, dim in enumerate(dims):
         before, kernel = (3, 7) if i == 0 else (dims[i - 1], 3)
         shapes[f"downsample_layers.{i}.conv.weight"] = (dim, before, kernel, kernel)
         shapes[f"downsample_layers.{i}.conv.bias"] = (dim,)
-        shapes[f"downsample_layers.{i}." + ("post_norm" if i == 0 else "pre_norm") + ".weight"] = (dim if i == 0 else before,)
+        shapes[f"downsample_layers.{i}." + ("post_norm" if i == 0
+                                            else "pre_norm") + ".weight"] = (dim if i == 0 else before,)
         mixer = {
             "Identity": {},
             "Pooling": {},
@@ -68,7 +71,8 @@ def published_shapes(row):
             "Attention": {"qkv.weight": (3 * dim, dim), "proj.weight": (dim, dim)},
         }[row["mixers"][i]]
         block = {"norm1.weight": (dim,), "norm2.weight": (dim,), **{f"token_mixer.{k}": v for k, v in mixer.items()},
-                 "mlp.fc1.weight": (4 * dim, dim), "mlp.act.scale": (1,), "mlp.act.bias": (1,), "mlp.fc2.weight": (dim, 4 * dim)}
+                 "mlp.fc1.weight": (4 * dim, dim), "mlp.act.scale": (1,), "mlp.act.bias": (1,),
+                 "mlp.fc2.weight": (dim, 4 * dim)}
         if i >= 2:
             block |= {"res_scale1.scale": (dim,), "res_scale2.scale": (dim,)}
         for j in range(row["depths"][i]):
@@ -88,7 +92,8 @@ SMALL = dict(depths=(1, 1, 2, 1), dims=(32, 48, 64, 96), num_classes=10)
 def small_timm(family):
     "timm's model of that family with the depths and widths of `SMALL`."
     t = timm_metaformer
-    mixers = {"poolformerv2": t.Pooling, "convformer": t.SepConv, "caformer": [t.SepConv] * 2 + [t.Attention] * 2}[family]
+    mixers = {"poolformerv2": t.Pooling, "convformer": t.SepConv,
+              "caformer": [t.SepConv] * 2 + [t.Attention] * 2}[family]
     norms = {"poolformerv2": t.GroupNorm1NoBias, "convformer": t.LayerNorm2dNoBias,
              "caformer": [t.LayerNorm2dNoBias] * 2 + [t.LayerNormNoBias] * 2}[family]
     return t.MetaFormer(**SMALL, token_mixers=mixers, norm_layers=norms, use_mlp_head=family != "poolformerv2")

@@ -71,7 +71,9 @@ def called(capsys, *args):
 def refused(capsys, *args):
     "The one sentence with which the command refuses."
     status, out, err = called(capsys, *args)
-    assert status == 2 and not out and len(err) == 1 and err[0].startswith("metaformer-bench: ") and not os.listdir("."), (status, out, err)
+    assert (
+        status == 2 and not out and len(err) == 1 and err[0].startswith("metaformer-bench: ") and not os.listdir(".")
+    ), (status, out, err)
     return err[0]
 
 
@@ -124,7 +126,8 @@ def test_only_whole_rounds_are_kept():
 
 def test_nobody_takes_turns():
     take_turns([], 3)
-    assert bench_model("tiny_caformer", sides=["timm"], **TINY) == bench_model("tiny_caformer", "training", sides=["fast"], **TINY) == []
+    assert bench_model("tiny_caformer", sides=["timm"],
+                       **TINY) == bench_model("tiny_caformer", "training", sides=["fast"], **TINY) == []
 
 
 def test_a_bar_moves_with_every_turn():
@@ -161,10 +164,13 @@ def test_a_round_that_is_slow_for_all_changes_no_ratio():
 
 
 def test_like_is_compared_with_like_fast_and_the_best_with_the_best():
-    rows = [row("timm", [4.]), row("ours", [2.]), row("timm", [3.], dtype="bfloat16"), row("ours", [3.], dtype="bfloat16"),
-            row("timm", [1.], mode="compiled"), row("fast", [0.5], mode="", dtype=""), row("ours", [9.], model="other"), row("ours", [1.], what="training")]
+    rows = [row("timm", [4.]), row("ours", [2.]), row("timm", [3.], dtype="bfloat16"),
+            row("ours", [3.], dtype="bfloat16"),
+            row("timm", [1.], mode="compiled"), row("fast", [0.5], mode="", dtype=""), row("ours", [9.], model="other"),
+            row("ours", [1.], what="training")]
     found = {(r["contender"], r["against"], r["best"]): r["ratio"] for r in ratios(rows)}
-    assert found == {("ours eager float32", "timm eager float32", False): 2, ("ours eager bfloat16", "timm eager bfloat16", False): 1,
+    assert found == {("ours eager float32", "timm eager float32", False): 2,
+                     ("ours eager bfloat16", "timm eager bfloat16", False): 1,
                      ("fast", "timm compiled float32", False): 2, ("fast", "timm compiled float32", True): 2}
 
 
@@ -173,7 +179,8 @@ def test_ours_alone_is_compared_with_nothing():
 
 
 def test_loaders_of_different_lengths_are_compared_by_images():
-    rows = [row("timm", [1.], "0 workers", "", images=20, what="loader"), row("ours", [1.], "0 workers", "", images=30, what="loader")]
+    rows = [row("timm", [1.], "0 workers", "", images=20, what="loader"),
+            row("ours", [1.], "0 workers", "", images=30, what="loader")]
     assert ratios(rows)[0]["ratio"] == 1.5
 
 
@@ -188,8 +195,10 @@ def test_the_ceiling_is_that_of_the_precision():
 
 
 def test_the_table_says_what_there_is():
-    found = bench_table(dict(rows=[row("timm", [1.]), row("ours", [0.5], ceiling=40., stored=2.5e6, peak=None, difference=0.)]))
-    assert found[1] == {"": "m, inference", "contender": "ours eager float32", "images/s": "20 (20 to 20)", "times timm": "2.00 (2.00 to 2.00)",
+    found = bench_table(dict(rows=[row("timm", [1.]),
+                                   row("ours", [0.5], ceiling=40., stored=2.5e6, peak=None, difference=0.)]))
+    assert found[1] == {"": "m, inference", "contender": "ours eager float32", "images/s": "20 (20 to 20)",
+                        "times timm": "2.00 (2.00 to 2.00)",
                         "of ceiling": "50%", "kept an image": "2.5 MB", "differs": "0e+00"}
     assert found[0]["times timm"] is None and "peak" not in found[0] and bench_table(dict(rows=[])) == []
 
@@ -203,7 +212,9 @@ def test_a_rate_has_three_digits(value, text):
 
 def test_timm_has_three_of_the_families():
     there = {row.family for row in MODELS.values() if in_timm(row.name)}
-    assert there == {"poolformerv2", "convformer", "caformer"} and in_timm("caformer_s18_384_in21ft1k") == "caformer_s18"
+    assert (
+        there == {"poolformerv2", "convformer", "caformer"} and in_timm("caformer_s18_384_in21ft1k") == "caformer_s18"
+    )
     assert not in_timm("tiny_caformer")
 
 
@@ -221,7 +232,12 @@ def test_twins_where_timm_has_none():
 @pytest.mark.parametrize("what", ["inference", "training"])
 def test_contenders_agree(what):
     found = contenders("poolformerv2_s12", what, **TINY)
-    assert [c.name for c in found] == ["timm eager float32", "ours eager float32", "timm eager bfloat16", "ours eager bfloat16"]
+    assert [c.name for c in found] == [
+        "timm eager float32",
+        "ours eager float32",
+        "timm eager bfloat16",
+        "ours eager bfloat16",
+    ]
     gaps = [differs(c, c.call()) for c in found]
     assert max(gaps[:2]) < 1e-4 and max(gaps[2:]) < 0.1
     weights = {c.name: next(c.call.model.parameters()).dtype for c in found}
@@ -257,7 +273,8 @@ def test_bench_model_gives_a_row_each(quick):
 @pytest.mark.parametrize("batch", [1, 4, 64])
 def test_activations_of_an_mlp_by_hand(batch):
     mlp = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5), nn.Sigmoid())
-    assert stored_activations(mlp, torch.randn(batch, 10)) == 4 * (10 + 20 + 5)  # x, the ReLU's output once, the sigmoid's output
+    # x, the ReLU's output once, the sigmoid's output
+    assert stored_activations(mlp, torch.randn(batch, 10)) == 4 * (10 + 20 + 5)
 
 
 def test_views_count_as_their_memory_and_weights_do_not_count():
@@ -287,13 +304,16 @@ def test_peak_memory_of_a_cpu_is_asked_of_a_child():
     c, = contenders("tiny_identityformer", sides=["ours"], dtypes=["float32"], batch_size=1, img_size=32)
     assert peak_memory(c, "cpu") is None
     if os.path.exists("/proc/self/status"):
-        peak = peak_of_child(c, dict(name="tiny_identityformer", what="inference", batch_size=1, img_size=32, device="cpu"))
+        peak = peak_of_child(c, dict(name="tiny_identityformer", what="inference", batch_size=1, img_size=32,
+                                     device="cpu"))
         assert 1e8 < peak < 1e10
 
 
 def test_a_child_that_fails_is_quoted(monkeypatch):
     monkeypatch.setattr(benchmark.Path, "exists", lambda path: True)
-    monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: type("Done", (), dict(returncode=1, stderr="Traceback\nMemoryError: too much\n")))
+    monkeypatch.setattr(benchmark.subprocess, "run",
+                        lambda *_, **__: type("Done", (),
+                                              dict(returncode=1, stderr="Traceback\nMemoryError: too much\n")))
     with pytest.raises(RuntimeError, match="The process for ours eager float32 failed: MemoryError: too much"):
         peak_of_child(Contender("ours", "eager", "float32", None, 1), {})
 
@@ -315,14 +335,19 @@ def test_both_loaders_give_the_same_batches(tmp_path, workers):
     write_photos(tmp_path, 6)
     for side in ("ours", "timm"):
         batches = list(open_loader(side, str(tmp_path), workers, 32, 4))
-        assert [(x.shape, x.dtype, x.device.type, y.shape) for x, y in batches] == [((4, 3, 32, 32), torch.float32, "cpu", (4,))]
+        assert [(x.shape, x.dtype, x.device.type, y.shape) for x, y in batches] == [
+            ((4, 3, 32, 32), torch.float32, "cpu", (4,))
+        ]
 
 
 def test_bench_loader(quick):
     rows = bench_loader((0, 1), images=4, batch_size=2, img_size=32, rounds=2, sides=("timm", "ours", "fast"))
     assert [r["contender"] for r in rows] == ["timm 0 workers", "ours 0 workers", "timm 1 worker", "ours 1 worker"]
     assert all(r["images"] == 4 and r["per_core"] == r["images_per_s"] and len(r["seconds"]) == 2 for r in rows)
-    assert [(r["contender"], r["against"]) for r in ratios(rows)] == [("ours 0 workers", "timm 0 workers"), ("ours 1 worker", "timm 1 worker")]
+    assert [(r["contender"], r["against"]) for r in ratios(rows)] == [
+        ("ours 0 workers", "timm 0 workers"),
+        ("ours 1 worker", "timm 1 worker"),
+    ]
 
 
 # --- the command ---
@@ -332,15 +357,40 @@ def test_the_command_writes_what_it_measured(capsys, quick):
     assert status == 0 and sorted(os.listdir(".")) == ["bench.json", "bench.png"]
     assert err == ["metaformer-bench: timm has no tiny_randformer: only ours is measured."]
     found = json.loads(open("bench.json").read())
-    assert found["command"].startswith("metaformer-bench poolformerv2_s12 tiny_randformer --what") and found["notes"] == [err[0][18:]]
-    assert {"name", "device", "cpu", "cores", "threads", "system", "python", "torch", "timm", "metaformer_edu"} == set(found["machine"])
-    assert found["machine"]["threads"] == 1 and found["machine"]["device"] == "cpu" and found["date"][:2] == "20" and found["ceilings"] == dict(float32=1e11, bfloat16=1e11)
+    assert found["command"].startswith("metaformer-bench poolformerv2_s12 tiny_randformer --what") and found[
+        "notes"
+    ] == [err[0][18:]]
+    assert {"name", "device", "cpu", "cores", "threads", "system", "python", "torch", "timm",
+            "metaformer_edu"} == set(found["machine"])
+    assert (
+        found["machine"]["threads"] == 1
+        and found["machine"]["device"] == "cpu"
+        and found["date"][:2] == "20"
+        and found["ceilings"] == dict(float32=1e11, bfloat16=1e11)
+    )
     assert len(found["rows"]) == 2 * 4 + 2 * 2
     for r in found["rows"]:
-        assert len(r["seconds"]) == 2 and min(r["seconds"]) > 0 and r["images"] == 2 and r["low"] <= r["images_per_s"] <= r["high"]
-        assert r["difference"] < 0.2 and r["ceiling"] > 0 and r["first_call"] > 0 and r["img_size"] == 32 and (r["what"] != "training" or r["stored"] > 0)
-    assert [{k: r[k] for k in found["ratios"][0]} for r in ratios(found["rows"])] == found["ratios"] and len(found["ratios"]) == 2 * (2 + 1)
-    assert "times timm" in out and out.count("the best of ours") == 2 and out.splitlines()[-1] == "bench.json and bench.png"
+        assert (
+            len(r["seconds"]) == 2
+            and min(r["seconds"]) > 0
+            and r["images"] == 2
+            and r["low"] <= r["images_per_s"] <= r["high"]
+        )
+        assert (
+            r["difference"] < 0.2
+            and r["ceiling"] > 0
+            and r["first_call"] > 0
+            and r["img_size"] == 32
+            and (r["what"] != "training" or r["stored"] > 0)
+        )
+    assert [{k: r[k] for k in found["ratios"][0]} for r in ratios(found["rows"])] == found["ratios"] and len(
+        found["ratios"]
+    ) == 2 * (2 + 1)
+    assert (
+        "times timm" in out
+        and out.count("the best of ours") == 2
+        and out.splitlines()[-1] == "bench.json and bench.png"
+    )
     assert read_bench("bench.json") == found
 
 
@@ -354,7 +404,8 @@ def test_results_are_not_overwritten_unless_named(capsys, quick):
 
 
 def test_the_module_can_be_run(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "metaformer_edu.commands.benchmark", "--what", "loader", "--images", "4", "-j", "0", *SMALL], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "metaformer_edu.commands.benchmark", "--what", "loader", "--images",
+                           "4", "-j", "0", *SMALL], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [r["contender"] for r in read_bench(tmp_path / "bench.json")["rows"]] == ["timm 0 workers", "ours 0 workers"]
     assert "ours 0 workers" in done.stdout and not done.stderr
@@ -378,21 +429,30 @@ def test_ctrl_c_before_anything_is_measured(capsys, quick, monkeypatch):
     def stopped(*_, **__): raise KeyboardInterrupt
     monkeypatch.setattr(benchmark, "bench_model", stopped)
     status, _, err = called(capsys, "tiny_caformer", *SMALL)
-    assert status == 130 and err[-1] == "metaformer-bench: Stopped by you. Nothing was measured." and not os.listdir(".")
+    assert (
+        status == 130 and err[-1] == "metaformer-bench: Stopped by you. Nothing was measured." and not os.listdir(".")
+    )
 
 
 def test_what_fails_later_keeps_what_was_measured_before(capsys, quick, monkeypatch):
     def full(*_, **__): raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
     monkeypatch.setattr(benchmark, "bench_loader", full)
     status, _, err = called(capsys, "tiny_identityformer", "--what", "inference", "loader", *SMALL)
-    assert status == 1 and "--batch-size" in err[-1] and err[-1].endswith("bench.json holds what was measured.") and len(read_bench("bench.json")["rows"]) == 2
+    assert (
+        status == 1
+        and "--batch-size" in err[-1]
+        and err[-1].endswith("bench.json holds what was measured.")
+        and len(read_bench("bench.json")["rows"]) == 2
+    )
 
 
 def test_what_is_not_typed():
     args = parse([])
-    assert (args.models, args.what, args.rounds, args.batch_size, args.img_size) == (["caformer_s18"], ["inference"], 9, 16, None)
+    assert (args.models, args.what, args.rounds, args.batch_size,
+            args.img_size) == (["caformer_s18"], ["inference"], 9, 16, None)
     args = parse(["--quick", "--rounds", "5", "tiny_caformer", "tiny_caformer"])
-    assert (args.models, args.what, args.rounds, args.img_size) == (["tiny_caformer"], ["inference", "training", "loader"], 5, 64)
+    assert (args.models, args.what, args.rounds, args.img_size) == (["tiny_caformer"],
+                                                                    ["inference", "training", "loader"], 5, 64)
     assert args.images == 8 * args.batch_size
 
 
@@ -431,7 +491,9 @@ def test_no_gpu(capsys):
 
 def test_no_bfloat16(capsys, quick, monkeypatch):
     monkeypatch.setattr(benchmark, "has_bfloat16", lambda device: False)
-    assert "cpu does not compute in bfloat16: say --dtype float32." in refused(capsys, "tiny_caformer", *SMALL, "--dtype", "bfloat16")
+    assert "cpu does not compute in bfloat16: say --dtype float32." in refused(
+        capsys, "tiny_caformer", *SMALL, "--dtype", "bfloat16"
+    )
     status, _, err = called(capsys, "tiny_caformer", "--sides", "ours", *SMALL)
     assert status == 0 and err == ["metaformer-bench: cpu does not compute in bfloat16: only float32 is measured."]
     assert [r["dtype"] for r in read_bench("bench.json")["rows"]] == ["float32"]
@@ -441,7 +503,9 @@ def test_no_compiler(capsys, quick, monkeypatch):
     def broken(*_, **__): raise ValueError("No working C++ compiler found")
     monkeypatch.setattr(torch, "compile", broken)
     status, _, err = called(capsys, "tiny_caformer", "--sides", "ours", "--compile", *SMALL, "--dtype", "float32")
-    assert status == 0 and len(err) == 1 and "needs a C++ compiler such as g++: only eager models are measured." in err[0]
+    assert (
+        status == 0 and len(err) == 1 and "needs a C++ compiler such as g++: only eager models are measured." in err[0]
+    )
     assert [r["mode"] for r in read_bench("bench.json")["rows"]] == ["eager"]
 
 
@@ -449,7 +513,8 @@ def test_the_device_can_do_what_it_can():
     assert benchmark.has_bfloat16(torch.device("cpu")) and not benchmark.has_bfloat16(torch.device("meta"))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [], "machine": {}}', '{"rows": [{}], "machine": {}, "ceilings": {}}',
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [], "machine": {}}',
+                                  '{"rows": [{}], "machine": {}, "ceilings": {}}',
                                   '{"rows": [3], "machine": {}, "ceilings": {}}', "\x00\xff"])
 def test_no_result_is_called_so(text):
     open("a.json", "w", encoding="latin-1").write(text)
@@ -468,7 +533,9 @@ def texts(fig):
     "All visible texts and where they are, in pixels."
     from matplotlib.text import Text
     fig.draw_without_rendering()
-    beyond = {tick.label1 for ax in fig.axes for tick in ax.xaxis.get_major_ticks() if not ax.get_xlim()[0] <= tick.get_loc() <= ax.get_xlim()[1]}  # never drawn
+    # never drawn
+    beyond = {tick.label1 for ax in fig.axes
+              for tick in ax.xaxis.get_major_ticks() if not ax.get_xlim()[0] <= tick.get_loc() <= ax.get_xlim()[1]}
     shown = [t for t in fig.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in beyond]
     return [(t.get_text(), t.get_window_extent()) for t in shown if t.axes is None or t.axes.axison]
 
@@ -476,7 +543,8 @@ def texts(fig):
 def overlapping(fig):
     found = texts(fig)
     inside = fig.bbox
-    out = [a for a, box in found if box.x0 < inside.x0 - 1 or box.x1 > inside.x1 + 1 or box.y0 < inside.y0 - 1 or box.y1 > inside.y1 + 1]
+    out = [a for a, box in found if box.x0 < inside.x0 - 1 or box.x1 > inside.x1 + 1 or box.y0 < inside.y0 - 1
+           or box.y1 > inside.y1 + 1]
     return out + [(a, b) for i, (a, x) in enumerate(found) for b, y in found[:i] if x.overlaps(y)]
 
 
@@ -489,10 +557,12 @@ def many(models=3, whats=("inference", "training")):
                 for mode in ("eager", "compiled"):
                     for side in ("timm", "ours"):
                         n += 1
-                        rows.append(row(side, [1 / n, 1.2 / n, 1.1 / n], mode, dtype, model, what, images=100, ceiling=140. * n))
+                        rows.append(row(side, [1 / n, 1.2 / n, 1.1 / n], mode, dtype, model, what, images=100,
+                                        ceiling=140. * n))
             if what == "inference":
                 rows.append(row("fast", [0.01, 0.012, 0.011], "", "", model, what, images=100, ceiling=17000.))
-    rows += [row(side, [1., 1.1, 1.3], f"{n} workers", "", "JPEG files", "loader", per_core=9.) for n in (0, 16) for side in ("timm", "ours")]
+    rows += [row(side, [1., 1.1, 1.3], f"{n} workers", "", "JPEG files", "loader", per_core=9.) for n in (0, 16)
+             for side in ("timm", "ours")]
     return dict(rows=rows, machine=benchmark.machine_facts(torch.device("cpu")), ceilings={})
 
 

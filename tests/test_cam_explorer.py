@@ -34,12 +34,15 @@ NAMES = ["zebra", "Ant", "bee", "cat"]
 
 
 def three_stages(**kwargs):
-    return shaken(MetaFormer, depths=(1, 1, 1), dims=(8, 16, 16), res_scale_init_values=None, **{"num_classes": 4, "img_size": 64, **kwargs})
+    return shaken(MetaFormer, depths=(1, 1, 1), dims=(8, 16, 16), res_scale_init_values=None,
+                  **{"num_classes": 4, "img_size": 64, **kwargs})
 
 
 TIMM = {
-    "convnext": lambda **kw: shaken(timm.create_model, model_name="convnext_atto", pretrained=False, depths=(1, 1, 2, 1), dims=(16, 24, 32, 48), **kw),
-    "deit": lambda **kw: shaken(timm.create_model, model_name="deit_tiny_patch16_224", pretrained=False, img_size=64, depth=8, embed_dim=48, num_heads=3, **kw),
+    "convnext": lambda **kw: shaken(timm.create_model, model_name="convnext_atto", pretrained=False,
+                                    depths=(1, 1, 2, 1), dims=(16, 24, 32, 48), **kw),
+    "deit": lambda **kw: shaken(timm.create_model, model_name="deit_tiny_patch16_224", pretrained=False, img_size=64,
+                                depth=8, embed_dim=48, num_heads=3, **kw),
 }
 
 
@@ -49,7 +52,12 @@ def photo(seed=0, size=(64, 64)):
 
 
 def same(a, b):
-    return torch.equal(a.maps, b.maps) and torch.equal(a.logits, b.logits) and torch.equal(a.pictures, b.pictures) and a.targets == b.targets
+    return (
+        torch.equal(a.maps, b.maps)
+        and torch.equal(a.logits, b.logits)
+        and torch.equal(a.pictures, b.pictures)
+        and a.targets == b.targets
+    )
 
 
 # --- a model that begins in the middle ---
@@ -85,12 +93,18 @@ def test_a_tail_is_the_whole_model_for_any_size_and_for_three_stages(stage):
 
 def state_of(model):
     "All that an explanation could leave behind."
-    modules = [(name, id(m), m.training, dict(m._forward_hooks), dict(m._forward_pre_hooks), dict(m._backward_hooks), list(m._modules)) for name, m in model.named_modules()]
-    return modules, [(name, id(p), p._version, p.requires_grad, p.grad if p.grad is None else p.grad.clone()) for name, p in model.named_parameters()]
+    modules = [(name, id(m), m.training, dict(m._forward_hooks), dict(m._forward_pre_hooks), dict(m._backward_hooks),
+                list(m._modules)) for name, m in model.named_modules()]
+    return modules, [
+        (name, id(p), p._version, p.requires_grad, p.grad if p.grad is None else p.grad.clone())
+        for name, p in model.named_parameters()
+    ]
 
 
 def unchanged(before, after):
-    return before[0] == after[0] and all(a[:4] == b[:4] and (a[4] is b[4] or torch.equal(a[4], b[4])) for a, b in zip(before[1], after[1], strict=True))
+    return before[0] == after[0] and all(
+        a[:4] == b[:4] and (a[4] is b[4] or torch.equal(a[4], b[4])) for a, b in zip(before[1], after[1], strict=True)
+    )
 
 
 def test_a_tail_shares_the_weights_and_leaves_the_model():
@@ -101,9 +115,16 @@ def test_a_tail_shares_the_weights_and_leaves_the_model():
         tail = resume_from_stage(model, stage, tokens[stage - 1])
         own = dict(model.named_parameters())
         assert type(tail) is type(model) and all(p is own[name] for name, p in tail.named_parameters())
-        assert {name for name, _ in tail.named_parameters()} == {name for name in own if re.match(r"norm|head", name) or re.match(r"(stages|downsample_layers)\.(\d)", name)
-                                                                 and int(name.split(".")[1]) >= stage}
-        assert len(tail.stages) == len(tail.downsample_layers) == 4 and tail.stages[stage - 1].tokens is tokens[stage - 1]
+        assert {name for name, _ in tail.named_parameters()} == {
+            name
+            for name in own
+            if re.match(r"norm|head", name)
+            or re.match(r"(stages|downsample_layers)\.(\d)", name)
+            and int(name.split(".")[1]) >= stage
+        }
+        assert (
+            len(tail.stages) == len(tail.downsample_layers) == 4 and tail.stages[stage - 1].tokens is tokens[stage - 1]
+        )
     assert unchanged(before, state_of(model)) and list(model.state_dict()) == keys and torch.equal(model(x), answer)
     with torch.no_grad():
         model.head.fc2.bias += 1
@@ -111,7 +132,8 @@ def test_a_tail_shares_the_weights_and_leaves_the_model():
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("make", [lambda: ours("caformer", drop_path=0.3), lambda: ours("randformer"), TIMM["convnext"]])
+@pytest.mark.parametrize("make", [lambda: ours("caformer", drop_path=0.3), lambda: ours("randformer"),
+                                  TIMM["convnext"]])
 def test_a_memory_leaves_the_model_as_it_was(make, training):
     model = make().train(training)
     first, second = list(model.parameters())[:2]
@@ -141,13 +163,20 @@ def test_tokens_are_what_the_stages_put_out(family):
     for hook in hooks:
         hook.remove()
     tokens = stage_tokens(model.train(), x)
-    assert model.training and len(tokens) == 4 and all(torch.equal(a, b) and not a.requires_grad for a, b in zip(tokens, found))
+    assert (
+        model.training
+        and len(tokens) == 4
+        and all(torch.equal(a, b) and not a.requires_grad for a, b in zip(tokens, found))
+    )
 
 
 def test_what_can_begin_later():
     assert [method for method in METHODS if can_reuse_tokens(ours(), method)] == CUT
     theirs = TIMM["convnext"]()
-    assert not any(can_reuse_tokens(theirs, method) for method in METHODS) and stage_tokens(theirs, torch.zeros(1, 3, 64, 64)) is None
+    assert (
+        not any(can_reuse_tokens(theirs, method) for method in METHODS)
+        and stage_tokens(theirs, torch.zeros(1, 3, 64, 64)) is None
+    )
 
 
 # --- a memory ---
@@ -155,7 +184,8 @@ def test_what_can_begin_later():
 def counted(model):
     "Runs of the stem, in images."
     runs = []
-    model.get_submodule("downsample_layers.0" if isinstance(model, MetaFormer) else "stem").register_forward_hook(lambda m, inputs, out: runs.append(len(out)))
+    model.get_submodule("downsample_layers.0" if isinstance(model, MetaFormer)
+                        else "stem").register_forward_hook(lambda m, inputs, out: runs.append(len(out)))
     return runs
 
 
@@ -167,23 +197,30 @@ def test_a_memory_runs_the_model_once_for_an_image():
             for method in ("gradcam", "layercam", "ablationcam", "eigencam"):
                 memory.explain(image, target, stage, method)
     assert runs == [1]
-    memory.explain(photo(1)), memory.explain(photo(1))  # two images that look the same
+    memory.explain(photo(1))  # two images that look the same
+    memory.explain(photo(1))
     assert runs == [1, 1, 1]
     memory.explain(image, 5)
     assert len(runs) == 3
     memory.explain(image, 5, method="scorecam")
     assert sum(runs) > 3 + 64
     asked = len(runs)
-    memory.explain(image, 5, method="scorecam"), memory.explain(image, 0, 3, "layercam")
+    memory.explain(image, 5, method="scorecam")
+    memory.explain(image, 0, 3, "layercam")
     assert len(runs) == asked
 
 
 def test_maps_are_kept_each_for_its_question():
     memory, image = ExplanationCache(ours("convformer")), photo()
-    questions = [(target, stage, method) for target in (None, 0, 9) for stage in (2, 4) for method in ("gradcam", "eigencam", "random")]
+    questions = [(target, stage, method) for target in (None, 0, 9) for stage in (2, 4)
+                 for method in ("gradcam", "eigencam", "random")]
     found = {q: memory.explain(image, *q) for q in questions}
-    assert all(memory.explain(image, *q) is shown for q, shown in found.items()) and len({id(shown) for shown in found.values()}) == len(questions)
-    assert not torch.equal(found[0, 4, "gradcam"].maps, found[9, 4, "gradcam"].maps) and found[0, 4, "gradcam"].targets == [0]
+    assert all(memory.explain(image, *q) is shown for q, shown in found.items()) and len(
+        {id(shown) for shown in found.values()}
+    ) == len(questions)
+    assert not torch.equal(found[0, 4, "gradcam"].maps, found[9, 4, "gradcam"].maps) and found[
+        0, 4, "gradcam"
+    ].targets == [0]
     assert not torch.equal(found[0, 4, "gradcam"].maps, found[0, 2, "gradcam"].maps)
 
 
@@ -191,7 +228,8 @@ def test_maps_are_kept_each_for_its_question():
 def test_a_memory_explains_as_explain_does(family):
     model, image = ours(family), photo(5, (90, 70))
     memory = ExplanationCache(model)
-    for target, stage, method in ((None, 4, "gradcam"), (3, 1, "layercam"), (3, 2, "scorecam"), (np.int64(2), 3, "eigencam"), (0, 4, "ablationcam")):
+    for target, stage, method in ((None, 4, "gradcam"), (3, 1, "layercam"), (3, 2, "scorecam"),
+                                  (np.int64(2), 3, "eigencam"), (0, 4, "ablationcam")):
         assert same(memory.explain(image, target, stage, method), explain(model, image, target, stage, method))
     assert memory.stages == 4 and memory.classes == 10 and default_stage(memory) == 3
 
@@ -221,7 +259,8 @@ def test_eight_images_are_kept():
     for image in images[:8] * 2:
         memory.explain(image)
     assert len(runs) == 8
-    memory.explain(images[8]), memory.explain(images[1])
+    memory.explain(images[8])
+    memory.explain(images[1])
     assert len(runs) == 9 and len(memory.images) == 8
     memory.explain(images[0])
     assert len(runs) == 10
@@ -246,8 +285,10 @@ def test_an_image_that_is_gone_is_not_taken_for_another(most):
 def test_a_failed_question_leaves_the_memory_usable():
     model = ours("caformer")
     runs, memory, image = counted(model), ExplanationCache(model), photo()
-    for wrong, says in ((dict(target=10), "There is no class 10"), (dict(target=-1), "There is no class -1"), (dict(stage=0), "There is no stage 0"),
-                        (dict(stage=5), "stages 1 to 4"), (dict(method="gradcan"), "Did you mean 'gradcam'"), (dict(target="cat"), "given by its number")):
+    for wrong, says in ((dict(target=10), "There is no class 10"), (dict(target=-1), "There is no class -1"),
+                        (dict(stage=0), "There is no stage 0"),
+                        (dict(stage=5), "stages 1 to 4"), (dict(method="gradcan"), "Did you mean 'gradcam'"),
+                        (dict(target="cat"), "given by its number")):
         with pytest.raises(ValueError, match=says):
             memory.explain(image, **wrong)
     asked = len(runs)
@@ -268,7 +309,8 @@ def test_models_of_timm_are_explained_and_their_maps_kept(name):
 
 
 @pytest.mark.parametrize("make", [
-    lambda: ours("convformer", num_classes=0), lambda: TIMM["convnext"](num_classes=0), lambda: ours("convformer", num_classes=1),
+    lambda: ours("convformer", num_classes=0), lambda: TIMM["convnext"](num_classes=0),
+    lambda: ours("convformer", num_classes=1),
     lambda: timm.create_model("convnext_atto", features_only=True, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
     lambda: timm.create_model("edu_tiny_caformer", features_only=True)])
 def test_what_gives_features_is_refused(make):
@@ -287,7 +329,8 @@ def test_a_wrapped_model_is_unwrapped():
     assert ExplanationCache(nn.DataParallel(model)).model is model
 
 
-@pytest.mark.parametrize("size, stage", [(32, 2), (64, 3), (127, 3), (128, 4), (224, 4), ((64, 256), 3), (16, 1), (8, 1)])
+@pytest.mark.parametrize("size, stage",
+                         [(32, 2), (64, 3), (127, 3), (128, 4), (224, 4), ((64, 256), 3), (16, 1), (8, 1)])
 def test_the_good_stage_has_a_few_tokens(size, stage):
     assert default_stage(ExplanationCache(create_model("tiny_identityformer", img_size=size))) == stage
 
@@ -308,10 +351,17 @@ def spot(row, column, size=9):
 
 
 @pytest.mark.parametrize("row, column, where", [
-    (0, 0, "at the top left"), (0, 4, "at the top centre"), (2, 8, "at the top right"), (3, 0, "at the middle left"), (4, 4, "in the middle"),
-    (3, 3, "in the middle"), (5, 5, "in the middle"), (5, 6, "at the middle right"), (6, 2, "at the bottom left"), (8, 3, "at the bottom centre"), (8, 8, "at the bottom right")])
+    (0, 0, "at the top left"), (0, 4, "at the top centre"), (2, 8, "at the top right"), (3, 0, "at the middle left"),
+    (4, 4, "in the middle"),
+    (3, 3, "in the middle"), (5, 5, "in the middle"), (5, 6, "at the middle right"), (6, 2, "at the bottom left"),
+    (8, 3, "at the bottom centre"), (8, 8, "at the bottom right")])
 def test_the_place_of_the_greatest_value(row, column, where):
-    assert peak_position(spot(row, column)) == peak_position(spot(row, column) * 0.01) == peak_position(0.2 + spot(row, column)) == where
+    assert (
+        peak_position(spot(row, column))
+        == peak_position(spot(row, column) * 0.01)
+        == peak_position(0.2 + spot(row, column))
+        == where
+    )
 
 
 def test_places_of_maps_of_other_shapes():
@@ -321,20 +371,27 @@ def test_places_of_maps_of_other_shapes():
     assert peak_position(heat) == "at the bottom right" and peak_position(heat.T) == "at the bottom right"
     assert peak_position(torch.ones(1, 1)) == "at the top left" and peak_position(spot(1, 1, 2)) == "in the middle"
     for size in (2, 3, 7, 64, 224):
-        assert peak_position(spot(size - 1, 0, size)).endswith("left") and peak_position(spot(0, size - 1, size)).startswith("at the top")
+        assert peak_position(spot(size - 1, 0, size)).endswith("left") and peak_position(
+            spot(0, size - 1, size)
+        ).startswith("at the top")
 
 
 def test_the_likeness_is_the_correlation():
     a, b = (torch.rand(7, 5, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     expected = np.corrcoef(a.flatten(), b.flatten())[0, 1]
-    assert abs(map_correlation(a, b) - expected) < 1e-6 and abs(map_correlation(b, a) - expected) < 1e-6 and type(map_correlation(a, b)) is float
+    assert (
+        abs(map_correlation(a, b) - expected) < 1e-6
+        and abs(map_correlation(b, a) - expected) < 1e-6
+        and type(map_correlation(a, b)) is float
+    )
     assert abs(map_correlation(a, 3 * a + 1) - 1) < 1e-6 and abs(map_correlation(a, 1 - a) + 1) < 1e-6
     assert map_correlation(a, torch.ones(7, 5)) == map_correlation(torch.zeros(7, 5), a) == 0
 
 
 def test_without_contrast_there_is_nothing_to_compare():
     "Two maps in which nothing speaks for a class do not show that a method ignores classes."
-    assert map_correlation(torch.zeros(4, 4), torch.zeros(4, 4)) == map_correlation(torch.ones(4, 4), torch.ones(4, 4)) == 0
+    assert map_correlation(torch.zeros(4, 4),
+                           torch.zeros(4, 4)) == map_correlation(torch.ones(4, 4), torch.ones(4, 4)) == 0
 
 
 def test_words_and_facts():
@@ -346,15 +403,23 @@ def test_words_and_facts():
     shown = view_cam(memory, "mine", image, GUESS, 3, "gradcam", 0.5, NAMES)
     where = peak_position(explain(model, image, guess, 3).maps[0])
     said = f"{NAMES[guess]} ({probabilities[guess]:.0%})"
-    assert shown.words == f"mine says {said}. gradcam at stage 3: most of what speaks for {said} is {where}; drawn at 50%."
-    assert shown.facts == dict(guess=guess, label=guess, likeness=pytest.approx(1, abs=1e-5)) and view_cam(memory, "mine", image, guess, 3, "gradcam", 0.5, NAMES).words == shown.words
+    assert (
+        shown.words == f"mine says {said}. gradcam at stage 3: most of what speaks for {said} is {where}; drawn at 50%."
+    )
+    assert (
+        shown.facts == dict(guess=guess, label=guess, likeness=pytest.approx(1, abs=1e-5))
+        and view_cam(memory, "mine", image, guess, 3, "gradcam", 0.5, NAMES).words == shown.words
+    )
     shown = view_cam(memory, "mine", image, other, 2, "layercam", 0.5, NAMES)
     maps = explain(model, image, [other, guess], 2, "layercam").maps
     likeness = map_correlation(*maps)
     assert shown.figure.axes[0].get_title() == "mine, layercam, stage 2"
     assert shown.facts == dict(guess=guess, label=other, likeness=pytest.approx(likeness, abs=1e-4))
-    assert shown.words == (f"mine says {said}. layercam at stage 2: most of what speaks for {NAMES[other]} ({probabilities[other]:.0%}) is {peak_position(maps[0])}; drawn at 50%."
-                           f" The likeness to the map of its guess is {likeness:.2f}.")
+    assert shown.words == (
+        f"mine says {said}. layercam at stage 2: most of what speaks for {NAMES[other]} ({probabilities[other]:.0%}) "
+        f"is {peak_position(maps[0])}; drawn at 50%."
+        f" The likeness to the map of its guess is {likeness:.2f}."
+    )
 
 
 def test_words_without_names():
@@ -381,9 +446,14 @@ def test_the_drawing(target):
     order = shown.probabilities[0].argsort(descending=True).tolist()
     assert texts(fig) == [f"{shown.probabilities[0, i]:4.0%}  {NAMES[i]}" for i in order]
     np.testing.assert_allclose([bar.get_width() for bar in right.patches], shown.probabilities[0][order], rtol=1e-6)
-    assert [bar.get_linewidth() > 0 for bar in right.patches] == [i == target for i in order]  # an outline, for those who see no colours
-    assert [to_hex(bar.get_facecolor()) for bar in right.patches] == [SERIES[0] if i == target else SERIES[5] for i in order]
-    assert {to_hex(bar.get_edgecolor()) for bar in right.patches} == {INK} and {bar.get_facecolor()[3] for bar in right.patches} == {0.5}
+    # an outline, for those who see no colours
+    assert [bar.get_linewidth() > 0 for bar in right.patches] == [i == target for i in order]
+    assert [to_hex(bar.get_facecolor()) for bar in right.patches] == [
+        SERIES[0] if i == target else SERIES[5] for i in order
+    ]
+    assert {to_hex(bar.get_edgecolor()) for bar in right.patches} == {INK} and {
+        bar.get_facecolor()[3] for bar in right.patches
+    } == {0.5}
     assert draw_cam(shown, 0.5, NAMES, "$mine").axes[0].get_title() == "$mine"
     assert {t.get_color() for t in right.texts} == {INK}
 
@@ -411,7 +481,12 @@ def test_names_with_dollars_are_drawn_as_they_are():
     names = ["$5 and $6", r"$\nonsense{$", "<b>&", "a_b^c"]
     fig = draw_cam(explain(ours("identityformer", num_classes=4), photo(), 1), 0.5, names)
     svg = to_svg(fig)
-    assert "$5 and $6" in svg and r"$\nonsense{$" in svg and "&lt;b&gt;&amp;" in svg and fig.axes[1].get_title() == rf"speaks for {names[1]}"
+    assert (
+        "$5 and $6" in svg
+        and r"$\nonsense{$" in svg
+        and "&lt;b&gt;&amp;" in svg
+        and fig.axes[1].get_title() == rf"speaks for {names[1]}"
+    )
 
 
 def test_the_drawing_has_no_colour_of_its_own_but_those_of_data():
@@ -447,30 +522,52 @@ def test_many_classes_without_names_are_in_order():
 
 
 def controls_of(**models):
-    return cam_controls({name: (ExplanationCache(m), names) for name, (m, names) in models.items()}, ImagePicker({"a": photo()}))
+    return cam_controls({name: (ExplanationCache(m), names) for name, (m, names) in models.items()},
+                        ImagePicker({"a": photo()}))
 
 
 def test_the_controls_of_maps():
     controls = controls_of(one=(ours("caformer"), None))
-    assert list(controls) == ["model", "image", "target", "stage", "method", "strength"] and all(c.description for k, c in controls.items() if k != "image")
-    assert list(controls["stage"].options) == [1, 2, 3, 4] and controls["stage"].value == 3 and controls["target"].value == GUESS
-    assert list(controls["method"].options) == list(METHODS) and controls["method"].value == "gradcam" and list(controls["model"].options) == ["one"]
+    assert list(controls) == ["model", "image", "target", "stage", "method", "strength"] and all(
+        c.description for k, c in controls.items() if k != "image"
+    )
+    assert (
+        list(controls["stage"].options) == [1, 2, 3, 4]
+        and controls["stage"].value == 3
+        and controls["target"].value == GUESS
+    )
+    assert (
+        list(controls["method"].options) == list(METHODS)
+        and controls["method"].value == "gradcam"
+        and list(controls["model"].options) == ["one"]
+    )
     assert list(controls["target"].options) == class_options(10)
     assert (controls["strength"].min, controls["strength"].max, controls["strength"].value) == (0, 1, 0.75)
     assert all(isinstance(c, W.Widget) for c in controls.values())
 
 
 def test_classes_and_stages_follow_the_model():
-    controls = controls_of(ten=(ours("caformer"), None), four=(ours("convformer", num_classes=4), NAMES), named=(ours("convformer", num_classes=4), NAMES[::-1]),
+    controls = controls_of(ten=(ours("caformer"), None), four=(ours("convformer", num_classes=4), NAMES),
+                           named=(ours("convformer", num_classes=4), NAMES[::-1]),
                            three=(three_stages(), NAMES))
     controls["target"].value, controls["stage"].value = 9, 4
     controls["model"].value = "four"
-    assert list(controls["target"].options) == class_options(4, NAMES) and controls["target"].value == GUESS and controls["stage"].value == 4
+    assert (
+        list(controls["target"].options) == class_options(4, NAMES)
+        and controls["target"].value == GUESS
+        and controls["stage"].value == 4
+    )
     controls["target"].value = 2
     controls["model"].value = "three"  # the same classes, fewer stages
-    assert list(controls["stage"].options) == [1, 2, 3] and controls["target"].value == 2 and controls["stage"].value == 3
+    assert (
+        list(controls["stage"].options) == [1, 2, 3] and controls["target"].value == 2 and controls["stage"].value == 3
+    )
     controls["model"].value = "named"  # as many classes, with other names
-    assert list(controls["target"].options) == class_options(4, NAMES[::-1]) and controls["target"].value == GUESS and list(controls["stage"].options) == [1, 2, 3, 4]
+    assert (
+        list(controls["target"].options) == class_options(4, NAMES[::-1])
+        and controls["target"].value == GUESS
+        and list(controls["stage"].options) == [1, 2, 3, 4]
+    )
     controls["model"].value = "ten"
     assert list(controls["target"].options) == class_options(10)
 
@@ -483,7 +580,8 @@ def folder(tmp_path):
     path = tmp_path / "my run"
     path.mkdir()
     save_weights(ours("poolformerv2", num_classes=4), path / "best.safetensors")
-    (path / "args.yaml").write_text(yaml.safe_dump(dict(settings=dict(model="tiny_poolformerv2"), img_size=64, class_names=NAMES)))
+    (path / "args.yaml").write_text(yaml.safe_dump(dict(settings=dict(model="tiny_poolformerv2"), img_size=64,
+                                                        class_names=NAMES)))
     return path
 
 
@@ -504,10 +602,14 @@ def test_models_may_be_given_in_many_ways(folder):
 
 
 @pytest.mark.parametrize("kwargs, error, says", [
-    (dict(model={}), ValueError, "Give at least one model"), (dict(model=5), ValueError, "int does not say where its stages end"),
-    (dict(model="nowhere"), ValueError, "nowhere is no folder of a run"), (dict(model={"a": "nowhere"}), ValueError, "nowhere is no folder of a run"),
-    (dict(model=nn.Linear(2, 2)), ValueError, "Linear does not say"), (dict(model=ours("identityformer", num_classes=0)), ValueError, "needs a classifier"),
-    (dict(images=[]), ValueError, "Give images as"), (dict(images=5), ValueError, "Give images as"), (dict(images=torch.zeros(1, 5, 5)), ValueError, "An image is"),
+    (dict(model={}), ValueError, "Give at least one model"),
+    (dict(model=5), ValueError, "int does not say where its stages end"),
+    (dict(model="nowhere"), ValueError, "nowhere is no folder of a run"),
+    (dict(model={"a": "nowhere"}), ValueError, "nowhere is no folder of a run"),
+    (dict(model=nn.Linear(2, 2)), ValueError, "Linear does not say"),
+    (dict(model=ours("identityformer", num_classes=0)), ValueError, "needs a classifier"),
+    (dict(images=[]), ValueError, "Give images as"), (dict(images=5), ValueError, "Give images as"),
+    (dict(images=torch.zeros(1, 5, 5)), ValueError, "An image is"),
     (dict(images="nothing.png"), DataError, "nothing.png")])
 def test_what_cannot_be_explored_is_refused_in_a_sentence(kwargs, error, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -530,7 +632,8 @@ def test_names_that_do_not_fit_are_refused(names):
 
 
 def test_a_wrapped_model_may_have_names():
-    assert list(explore_cam(nn.DataParallel(ours("identityformer", num_classes=4)), photo(), NAMES)["target"].options) == class_options(4, NAMES)
+    assert list(explore_cam(nn.DataParallel(ours("identityformer", num_classes=4)), photo(),
+                            NAMES)["target"].options) == class_options(4, NAMES)
 
 
 @pytest.mark.parametrize("model", [nn.Linear(3, 3), 5])
@@ -555,15 +658,22 @@ def explorer():
 def test_the_explorer_opens_computed(explorer):
     e = explorer
     guess = explain(ours("caformer"), photo(0)).targets[0]
-    assert isinstance(e, Explorer) and e.words.startswith(f"ten says class {guess} (") and e.value.startswith("<svg") and e.done == [False] * 3
-    assert e.values() == dict(model="ten", image=e["image"].images["first"], target=GUESS, stage=3, method="gradcam", strength=0.75)
+    assert (
+        isinstance(e, Explorer)
+        and e.words.startswith(f"ten says class {guess} (")
+        and e.value.startswith("<svg")
+        and e.done == [False] * 3
+    )
+    assert e.values() == dict(model="ten", image=e["image"].images["first"], target=GUESS, stage=3, method="gradcam",
+                              strength=0.75)
     assert e.shown.facts == dict(guess=guess, label=guess, likeness=pytest.approx(1, abs=1e-5), own=False)
     assert [sentence for sentence, _ in e.picture.tries] == [sentence for sentence, _ in CAM_TRIES]
 
 
 def test_every_control_changes_the_picture(explorer):
     e, seen = explorer, {explorer.value}
-    for name, value in dict(strength=0.2, stage=2, method="layercam", target=(e.shown.facts["guess"] + 1) % 10, model="four").items():
+    for name, value in dict(strength=0.2, stage=2, method="layercam", target=(e.shown.facts["guess"] + 1) % 10,
+                            model="four").items():
         e[name].value = value
         assert e.wait(LONG) and e.value not in seen, name
         seen.add(e.value)
@@ -579,7 +689,11 @@ def test_what_is_said_is_what_explain_finds(explorer):
     assert e.wait(LONG)
     image = e["image"].value
     expected = explain(ours("caformer"), image, 7, 4, "layercam")
-    assert f"layercam at stage 4: most of what speaks for class 7 ({expected.probabilities[0, 7]:.0%}) is {peak_position(expected.maps[0])};" in e.words
+    assert (
+        f"layercam at stage 4: most of what speaks for class 7 ({expected.probabilities[0, 7]:.0%}) is "
+        f"{peak_position(expected.maps[0])};"
+        in e.words
+    )
     np.testing.assert_array_equal(e.figure(strength=1.).axes[0].images[0].get_array(), expected.pictures[0])
     fig = e.figure(target=2)
     assert fig.axes[1].get_title() == "speaks for class 2" and e["target"].value == 7
@@ -596,7 +710,9 @@ def test_a_model_that_lacks_the_class_and_the_stage(explorer):
     e["target"].value = 3
     assert e.wait(LONG) and "class 3" in e.words
     e["model"].value = "four"
-    assert e.wait(LONG) and e["target"].value == 3 and e.words.startswith("four says") and "speaks for class 3" in e.words
+    assert (
+        e.wait(LONG) and e["target"].value == 3 and e.words.startswith("four says") and "speaks for class 3" in e.words
+    )
     e["model"].value = "ten"
     assert e.wait(LONG) and e["target"].value == GUESS and e.words.startswith("ten says")
 
@@ -605,17 +721,27 @@ def test_hasty_hands(explorer):
     e, chance = explorer, random.Random(0)
     for _ in range(60):
         name = chance.choice(["model", "target", "stage", "method", "strength"])
-        options = [m for m in CUT if m != "ablationcam"] if name == "method" else [0.25, 0.5, 0.75] if name == "strength" else \
-            [o[1] if isinstance(o, tuple) else o for o in e[name].options]
+        options = (
+            [m for m in CUT if m != "ablationcam"]
+            if name == "method"
+            else [0.25, 0.5, 0.75]
+            if name == "strength"
+            else [o[1] if isinstance(o, tuple) else o for o in e[name].options]
+        )
         e[name].value = chance.choice(options)
-    assert e.wait(LONG) and e.words.startswith(f"{e['model'].value} says class") and f"{e['method'].value} at stage {e['stage'].value}:" in e.words
+    assert (
+        e.wait(LONG)
+        and e.words.startswith(f"{e['model'].value} says class")
+        and f"{e['method'].value} at stage {e['stage'].value}:" in e.words
+    )
     assert not e.busy
 
 
 def upload(picker, name, image):
     image.save(file := io.BytesIO(), format="PNG")
     when = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
-    picker.take(dict(new=(dict(name=name, type="image/png", size=1, last_modified=when, content=memoryview(file.getvalue())),)))
+    picker.take(dict(new=(dict(name=name, type="image/png", size=1, last_modified=when,
+                               content=memoryview(file.getvalue())),)))
 
 
 def test_what_to_try_is_ticked(explorer):
@@ -667,7 +793,11 @@ def test_a_run_is_explored_with_its_names(folder):
 
 def test_names_are_used_for_a_model_without_its_own():
     e = explore_cam(ours("identityformer", num_classes=4), photo(), NAMES)
-    assert any(name in e.words for name in NAMES) and list(e["target"].options) == class_options(4, NAMES) and e["model"].value == "MetaFormer"
+    assert (
+        any(name in e.words for name in NAMES)
+        and list(e["target"].options) == class_options(4, NAMES)
+        and e["model"].value == "MetaFormer"
+    )
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -690,7 +820,11 @@ def test_images_are_taken_by_their_names(tmp_path):
 
 def test_it_opens_without_arguments():
     e = explore_cam()
-    assert list(e["model"].options) == list(FAMILIES) and set(e["image"].images) == set(example_images()) and e["stage"].value == 4
+    assert (
+        list(e["model"].options) == list(FAMILIES)
+        and set(e["image"].images) == set(example_images())
+        and e["stage"].value == 4
+    )
     assert [name for name, _ in e["target"].options] == ["its guess", "cross", "disc", "ring", "square", "triangle"]
     for family in FAMILIES:
         e["model"].value = family

@@ -86,16 +86,25 @@ def in_place(self, x):
 
 
 GOOD = {
-    **MIXERS, "name": "SepConv", "nn.Identity": nn.Identity, "square": Square, "published": Published, "complex": Filter,
+    **MIXERS, "name": "SepConv", "nn.Identity": nn.Identity, "square": Square, "published": Published,
+    "complex": Filter,
     "partial": partial(Pooling, pool_size=5), "function": lambda dim: SepConv(dim, kernel_size=3),
-    "partial that settles the tokens": partial(RandomMixing, num_tokens=60), "prime": partial(RandomMixing, num_tokens=13),
+    "partial that settles the tokens": partial(RandomMixing, num_tokens=60),
+    "prime": partial(RandomMixing, num_tokens=13),
     "function that asks for tokens": lambda dim, num_tokens: RandomMixing(dim, num_tokens),
     "dropout": partial(Attention, attn_drop=0.5, proj_drop=0.5),
-    "starts at zero": mixer(lambda self, x: self.scale * self.proj(x), set_to(proj=lambda dim: nn.Linear(dim, dim), scale=lambda dim: nn.Parameter(torch.zeros(dim)))),
-    "stays positive": mixer(lambda self, x: x / self.spread.sqrt(), set_to(spread=lambda dim: nn.Parameter(torch.full((dim,), 0.01)))),
-    "batch norm": mixer(lambda self, x: self.norm(x.flatten(0, 2)).view_as(x), set_to(norm=lambda dim: nn.BatchNorm1d(dim))),
+    "starts at zero":
+        mixer(lambda self, x: self.scale * self.proj(x),
+              set_to(proj=lambda dim: nn.Linear(dim, dim), scale=lambda dim: nn.Parameter(torch.zeros(dim)))),
+    "stays positive":
+        mixer(lambda self, x: x / self.spread.sqrt(),
+              set_to(spread=lambda dim: nn.Parameter(torch.full((dim,), 0.01)))),
+    "batch norm":
+        mixer(lambda self, x: self.norm(x.flatten(0, 2)).view_as(x), set_to(norm=lambda dim: nn.BatchNorm1d(dim))),
     "in place": mixer(in_place),
-    "names a part twice": mixer(lambda self, x: self.parts[0](x), lambda self, dim: linear(self, dim) or set_to(parts=lambda dim: [self.proj])(self, dim)),
+    "names a part twice":
+        mixer(lambda self, x: self.parts[0](x),
+              lambda self, dim: linear(self, dim) or set_to(parts=lambda dim: [self.proj])(self, dim)),
     "keeps what it saw": mixer(lambda self, x: setattr(self, "seen", x.detach()) or x),
 }
 
@@ -146,34 +155,62 @@ class Inner(nn.Module):
 
 
 FIRST = {
-    "channels first": (mixer(lambda self, x: x.permute(0, 3, 1, 2)), r"\(3, 8, 8, 32\) .* come back as \(3, 32, 8, 8\): .* the channels last"),
-    "turned": (mixer(lambda self, x: x.transpose(1, 2)), r"\(3, 5, 9, 32\) .* come back as \(3, 9, 5, 32\): .* as many rows and columns"),
+    "channels first":
+        (mixer(lambda self, x: x.permute(0, 3, 1, 2)),
+         r"\(3, 8, 8, 32\) .* come back as \(3, 32, 8, 8\): .* the channels last"),
+    "turned": (mixer(lambda self, x: x.transpose(1, 2)),
+               r"\(3, 5, 9, 32\) .* come back as \(3, 9, 5, 32\): .* as many rows and columns"),
     "no padding": (mixer(lambda self, x: x[:, 1:]), r"come back as \(3, 7, 8, 32\)"),
     "tuple": (mixer(lambda self, x: (x, None)), "come back as a tuple: return one tensor."),
     "nothing": (mixer(lambda self, x: None), "come back as a NoneType: return one tensor."),
-    "complex": (mixer(lambda self, x: torch.fft.fft2(x, dim=(1, 2))), "come back as torch.complex64: return the real part, y.real."),
-    "type": (mixer(lambda self, x: x.float()), "float64 on cpu come back as torch.float32 on cpu: make tensors with dtype=x.dtype"),
-    "type of a constant": (mixer(lambda self, x: x @ torch.eye(x.shape[-1], device=x.device)), "float64 on cpu raise RuntimeError: .*dtype"),
-    "device": (mixer(lambda self, x: x + torch.ones(x.shape[-1], dtype=x.dtype)), "on meta raise RuntimeError: .*device cpu.* make them with device=x.device"),
+    "complex": (mixer(lambda self, x: torch.fft.fft2(x, dim=(1, 2))),
+                "come back as torch.complex64: return the real part, y.real."),
+    "type": (mixer(lambda self, x: x.float()),
+             "float64 on cpu come back as torch.float32 on cpu: make tensors with dtype=x.dtype"),
+    "type of a constant":
+        (mixer(lambda self, x: x @ torch.eye(x.shape[-1], device=x.device)),
+         "float64 on cpu raise RuntimeError: .*dtype"),
+    "device": (mixer(lambda self, x: x + torch.ones(x.shape[-1], dtype=x.dtype)),
+               "on meta raise RuntimeError: .*device cpu.* make them with device=x.device"),
     "item": (mixer(lambda self, x: x / (1 + x.abs().max().item())), r"on meta raise .*do without .item\(\) and NumPy"),
-    "plain tensor": (mixer(lambda self, x: x * self.table, set_to(table=lambda dim: torch.ones(dim))), r"It keeps table where .*register_buffer"),
+    "plain tensor":
+        (mixer(lambda self, x: x * self.table, set_to(table=lambda dim: torch.ones(dim))),
+         r"It keeps table where .*register_buffer"),
     "plain tensor within": (mixer(lambda self, x: self.inner(x), set_to(inner=Inner)), "It keeps inner.table where"),
-    "list of layers": (mixer(lambda self, x: self.layers[0](x), set_to(layers=lambda dim: [nn.Linear(dim, dim)])), "It keeps layers where .* nn.ModuleList"),
-    "one width": (mixer(lambda self, x: self.proj(x), set_to(proj=lambda dim: nn.Linear(32, 32))), r"\(3, 8, 8, 64\) .* raise RuntimeError: .* its own number of channels"),
-    "one grid": (mixer(lambda self, x: x + self.place, set_to(place=lambda dim: nn.Parameter(torch.zeros(8, 8, dim)))), r"\(3, 5, 9, 32\) .* let it ask for `num_tokens`"),
-    "settled out of sight": (lambda dim: RandomMixing(dim, num_tokens=64), r"\(3, 5, 9, 32\) .* raise ValueError: RandomMixing has a fixed matrix for 64 tokens .* `num_tokens`"),
-    "NaN of a blank picture": (mixer(lambda self, x: x / x.norm(dim=-1, keepdim=True)), "come back with NaN or infinity: find the division"),
-    "option without a default": (lambda dim, kernel: Pooling(dim, kernel), "Called with the channels, 32, it raises TypeError: .*kernel.* give all else a default"),
-    "silent error": (mixer(lambda self, x: 1 / 0 if False else next(iter(()))), "raise StopIteration: no reason given. A mixer takes"),
+    "list of layers":
+        (mixer(lambda self, x: self.layers[0](x), set_to(layers=lambda dim: [nn.Linear(dim, dim)])),
+         "It keeps layers where .* nn.ModuleList"),
+    "one width": (mixer(lambda self, x: self.proj(x), set_to(proj=lambda dim: nn.Linear(32, 32))),
+                  r"\(3, 8, 8, 64\) .* raise RuntimeError: .* its own number of channels"),
+    "one grid": (mixer(lambda self, x: x + self.place, set_to(place=lambda dim: nn.Parameter(torch.zeros(8, 8, dim)))),
+                 r"\(3, 5, 9, 32\) .* let it ask for `num_tokens`"),
+    "settled out of sight":
+        (lambda dim: RandomMixing(dim, num_tokens=64),
+         r"\(3, 5, 9, 32\) .* raise ValueError: RandomMixing has a fixed matrix for 64 tokens .* `num_tokens`"),
+    "NaN of a blank picture":
+        (mixer(lambda self, x: x / x.norm(dim=-1, keepdim=True)), "come back with NaN or infinity: find the division"),
+    "option without a default":
+        (lambda dim, kernel: Pooling(dim, kernel),
+         "Called with the channels, 32, it raises TypeError: .*kernel.* give all else a default"),
+    "silent error":
+        (mixer(lambda self, x: 1 / 0 if False else next(iter(()))),
+         "raise StopIteration: no reason given. A mixer takes"),
     "a function": (lambda dim: torch.relu, "it gives <built-in method relu .*: give a class of nn.Module"),
-    "the same twice": (lambda dim, kept=Pooling(): kept, "Called twice, it gives the same mixer twice: make a new one in each call."),
+    "the same twice":
+        (lambda dim, kept=Pooling(): kept, "Called twice, it gives the same mixer twice: make a new one in each call."),
 }
 SECOND = {
-    "mean over images": (mixer(lambda self, x: x.mean((0, 1, 2), keepdim=True).expand_as(x)), "in a batch than alone: .* mix over axes 1 and 2"),
+    "mean over images":
+        (mixer(lambda self, x: x.mean((0, 1, 2), keepdim=True).expand_as(x)),
+         "in a batch than alone: .* mix over axes 1 and 2"),
     "transform over images": (mixer(lambda self, x: torch.fft.fftn(x, norm="ortho").real), "in a batch than alone"),
     "neighbouring image": (mixer(lambda self, x: x.roll(1, 0)), "in a batch than alone"),
-    "batch norm that never rests": (mixer(lambda self, x: F.batch_norm(x.permute(0, 3, 1, 2), None, None, training=True).permute(0, 2, 3, 1)), "in a batch than alone"),
-    "behind a zero": (mixer(lambda self, x: self.scale * x.mean(0, keepdim=True).expand_as(x), set_to(scale=lambda dim: nn.Parameter(torch.zeros(1)))), "in a batch than alone"),
+    "batch norm that never rests":
+        (mixer(lambda self, x: F.batch_norm(x.permute(0, 3, 1, 2), None, None, training=True).permute(0, 2, 3, 1)),
+         "in a batch than alone"),
+    "behind a zero":
+        (mixer(lambda self, x: self.scale * x.mean(0, keepdim=True).expand_as(x),
+               set_to(scale=lambda dim: nn.Parameter(torch.zeros(1)))), "in a batch than alone"),
     "a batch of one": (mixer(lambda self, x: x.squeeze()), r"\(1, 8, 8, 32\) .* come back as \(8, 8, 32\)"),
     "dropout always": (mixer(lambda self, x: F.dropout(x)), r"another answer the second time: .*nn.Dropout"),
     "dice always": (mixer(lambda self, x: x[:, torch.randperm(x.shape[1])]), "another answer the second time"),
@@ -182,15 +219,22 @@ SECOND = {
 THIRD = {
     "removed": (Nothing, "No gradient reaches the tokens: the answer does not depend on it"),
     "detached": (mixer(lambda self, x: self.proj(x.detach()), linear), "No gradient reaches the tokens"),
-    "detached weight": (mixer(lambda self, x: x @ self.proj.weight.detach().T, linear), "No gradient reaches proj.weight: .*detach"),
+    "detached weight":
+        (mixer(lambda self, x: x @ self.proj.weight.detach().T, linear), "No gradient reaches proj.weight: .*detach"),
     "never used": (mixer(lambda self, x: x, linear), "No gradient reaches proj.weight: .* use it, or take it out"),
-    "times zero": (mixer(lambda self, x: x + 0 * self.proj(x), linear), "No gradient reaches proj.weight: .* a product with 0"),
+    "times zero":
+        (mixer(lambda self, x: x + 0 * self.proj(x), linear), "No gradient reaches proj.weight: .* a product with 0"),
     "half is right": (mixer(lambda self, x: x @ self.proj.weight, linear), "No gradient reaches proj.bias"),
-    "root of 0": (mixer(lambda self, x: x.square().sqrt()), "The gradient of the tokens is NaN or infinite: find the .* root .* of 0"),
-    "size of a blank token": (mixer(lambda self, x: x / (x.square().mean(-1, keepdim=True).sqrt() + 1)), "The gradient of the tokens is NaN or infinite"),
+    "root of 0": (mixer(lambda self, x: x.square().sqrt()),
+                  "The gradient of the tokens is NaN or infinite: find the .* root .* of 0"),
+    "size of a blank token":
+        (mixer(lambda self, x: x / (x.square().mean(-1, keepdim=True).sqrt() + 1)),
+         "The gradient of the tokens is NaN or infinite"),
     "in place": (mixer(spoilt), r"The backward pass raises RuntimeError: .*inplace operation.* Do not change in place"),
     "dice not stored": (mixer(lambda self, x: x * self.table, hidden), r"gives other answers: .* persistent buffer"),
-    "made in forward": (mixer(lazy), r"does not take the state dict and raises RuntimeError: .* Make all parameters and buffers in __init__."),
+    "made in forward":
+        (mixer(lazy),
+         r"does not take the state dict and raises RuntimeError: .* Make all parameters and buffers in __init__."),
 }
 
 

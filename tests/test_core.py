@@ -1,4 +1,5 @@
-"""The tools of lesson core/basics: hooks that are released, counts that are right, tables and pictures that leave nothing open."""
+"""The tools of lesson core/basics: hooks that are released, counts that are right, tables and pictures that leave
+nothing open."""
 import random
 import re
 
@@ -125,7 +126,8 @@ def test_count_params():
 
 
 @pytest.mark.parametrize("n, text", [
-    (0, "0"), (7, "7"), (999, "999"), (1000, "1.0k"), (1234, "1.2k"), (999_949, "999.9k"), (999_950, "1.0M"), (26_341_656, "26.3M"),
+    (0, "0"), (7, "7"), (999, "999"), (1000, "1.0k"), (1234, "1.2k"), (999_949, "999.9k"), (999_950, "1.0M"),
+    (26_341_656, "26.3M"),
     (999_999_999, "1.0G"), (4_106_941_440, "4.1G"), (2.5e12, "2.5T"), (2e15, "2000.0T"), (-1500, "-1.5k")])
 def test_human(n, text):
     assert human(n) == text
@@ -180,14 +182,17 @@ def test_seeds():
 
 def test_device_exists():
     assert torch.zeros(1, device=get_device()).item() == 0
-    assert get_device().type == ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    assert get_device().type == ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available()
+                                 else "cpu")
 
 
 # --- sentences ---
 
 @pytest.mark.parametrize("name, choices, end", [
-    ("poling", ["Pooling", "SepConv"], "Did you mean 'Pooling'?"), ("POOLING", ["Pooling", "SepConv"], "Did you mean 'Pooling'?"),
-    ("x", [], "There are none."), ("zzz", ["a", "b"], "Did you mean 'a', 'b'?"), (None, ["None_"], "Did you mean 'None_'?"),
+    ("poling", ["Pooling", "SepConv"], "Did you mean 'Pooling'?"),
+    ("POOLING", ["Pooling", "SepConv"], "Did you mean 'Pooling'?"),
+    ("x", [], "There are none."), ("zzz", ["a", "b"], "Did you mean 'a', 'b'?"),
+    (None, ["None_"], "Did you mean 'None_'?"),
     (3, {31: 0}, "Did you mean '31'?")])
 def test_did_you_mean(name, choices, end):
     text = did_you_mean(name, choices, "thing")
@@ -212,7 +217,13 @@ def test_table_as_text():
 
 def test_table_as_html():
     text = Table([{"<b>": "1 < 2 & 3"}])._repr_html_()
-    assert "<th" in text and "&lt;b&gt;" in text and "1 &lt; 2 &amp; 3" in text and text.startswith("<table>") and text.endswith("</table>")
+    assert (
+        "<th" in text
+        and "&lt;b&gt;" in text
+        and "1 &lt; 2 &amp; 3" in text
+        and text.startswith("<table>")
+        and text.endswith("</table>")
+    )
     text = TABLE._repr_html_()
     assert text.count("<tr>") == 3 and text.count("<td") == 6 and text.count("<th") == 3 and "None" not in text
 
@@ -228,7 +239,8 @@ def test_empty_table():
 
 def test_table_is_a_list():
     assert len(TABLE) == 2 and TABLE[0]["name"] == "a" and Table(r for r in TABLE) == TABLE
-    assert "name" in repr(Table([dict(name="a"), dict()])) and "0" in repr(Table([dict(n=0)]))  # a missing cell is empty, a zero is not
+    # a missing cell is empty, a zero is not
+    assert "name" in repr(Table([dict(name="a"), dict()])) and "0" in repr(Table([dict(n=0)]))
 
 
 # --- pictures ---
@@ -248,7 +260,9 @@ def test_show_images():
 
 
 def test_show_images_of_a_batch():
-    assert len(pictures(show_images(torch.rand(2, 3, 8, 8)))) == 2 and len(show_images(torch.rand(2, 3, 8, 8)).axes) == 2
+    assert (
+        len(pictures(show_images(torch.rand(2, 3, 8, 8)))) == 2 and len(show_images(torch.rand(2, 3, 8, 8)).axes) == 2
+    )
 
 
 def test_images_of_bytes_stay_bytes():
@@ -258,7 +272,8 @@ def test_images_of_bytes_stay_bytes():
     assert shown.dtype == np.uint8 and (shown == image.permute(1, 2, 0).numpy()).all()
 
 
-@pytest.mark.parametrize("shape, expected", [((3, 8, 6), (8, 6, 3)), ((8, 6, 3), (8, 6, 3)), ((1, 8, 6), (8, 6)), ((8, 6, 1), (8, 6)),
+@pytest.mark.parametrize("shape, expected",
+                         [((3, 8, 6), (8, 6, 3)), ((8, 6, 3), (8, 6, 3)), ((1, 8, 6), (8, 6)), ((8, 6, 1), (8, 6)),
                                              ((8, 6), (8, 6)), ((3, 3, 3), (3, 3, 3))])
 def test_to_array(shape, expected):
     assert to_array(torch.rand(shape)).shape == to_array(np.random.rand(*shape)).shape == expected
@@ -267,7 +282,14 @@ def test_to_array(shape, expected):
 def test_show_matrix():
     m = torch.tensor([[1., -2., 0.], [0.5, 0., 0.]])
     fig = show_matrix(m, "mixing")
-    assert fig.axes[0].get_title() == "mixing" and [t.get_text() for t in fig.axes[0].texts] == ["1.0", "-2.0", "0.0", "0.5", "0.0", "0.0"]
+    assert fig.axes[0].get_title() == "mixing" and [t.get_text() for t in fig.axes[0].texts] == [
+        "1.0",
+        "-2.0",
+        "0.0",
+        "0.5",
+        "0.0",
+        "0.0",
+    ]
     image = fig.axes[0].images[0]
     assert image.norm.vmin == -2 and image.norm.vmax == 2  # zero is white
     assert not show_matrix(m, fmt="").axes[0].texts
@@ -291,7 +313,12 @@ def test_set_style_is_small_and_legible():
 @pytest.mark.parametrize("name", ["flower", "china"])
 def test_sample_photo(name):
     photo = sample_photo(name, 96)
-    assert photo.shape == (3, 96, 96) and photo.dtype == torch.float32 and 0 <= photo.min() < 0.1 and 0.9 < photo.max() <= 1
+    assert (
+        photo.shape == (3, 96, 96)
+        and photo.dtype == torch.float32
+        and 0 <= photo.min() < 0.1
+        and 0.9 < photo.max() <= 1
+    )
     assert photo.std() > 0.1 and not torch.equal(photo[0], photo[2]) and sample_photo(name).shape == (3, 224, 224)
 
 
@@ -317,7 +344,8 @@ def asserting(answer):
     (4, lambda a: np.bool_(True), "✓", ""), (4, lambda a: torch.tensor(True), "✓", ""),
     (0, lambda a: a == 0, "✓", ""), (False, lambda a: None, "✓", ""), (torch.zeros(3), lambda a: len(a) == 3, "✓", ""),
     (5, asserting, "✗", "5 is not 4."), (5, lambda a: a == 4, "✗", "Not yet"), (5, lambda a: np.bool_(False), "✗", ""),
-    ("x", lambda a: a + 1, "✗", "str"), (5, raising(AssertionError()), "✗", "AssertionError"), (5, raising(ValueError("one\ntwo")), "✗", "one"),
+    ("x", lambda a: a + 1, "✗", "str"), (5, raising(AssertionError()), "✗", "AssertionError"),
+    (5, raising(ValueError("one\ntwo")), "✗", "one"),
     (None, asserting, "○", "Not answered yet"), (..., asserting, "○", "Not answered yet"),
     (lambda: 1, raising(NotImplementedError()), "○", "Not answered yet")])
 def test_check(answer, test, mark, words, capsys):
@@ -369,7 +397,9 @@ def test_patch_adds_functions_and_properties():
 
 def test_the_model_is_one_class_with_its_methods():
     from metaformer_edu.models import metaformer as model
-    own = {n for n, f in vars(model.MetaFormer).items() if getattr(f, "__module__", "") == "metaformer_edu.models.metaformer" and n[0] != "_"}
-    assert own >= {"forward", "forward_features", "forward_head", "forward_intermediates", "reset_classifier", "set_grad_checkpointing"}
+    own = {n for n, f in vars(model.MetaFormer).items()
+           if getattr(f, "__module__", "") == "metaformer_edu.models.metaformer" and n[0] != "_"}
+    assert own >= {"forward", "forward_features", "forward_head", "forward_intermediates", "reset_classifier",
+                   "set_grad_checkpointing"}
     assert model.MetaFormer.__mro__[1] is torch.nn.Module and not own & set(model.__all__)
     assert all(vars(model.MetaFormer)[n].__qualname__ == f"MetaFormer.{n}" for n in own)

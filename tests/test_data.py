@@ -86,7 +86,9 @@ def pictures(request):
 def test_a_picture_does_not_depend_on_what_came_before(pictures):
     keys = [(e, i) for e in range(2) for i in range(6)]
     there = {k: pictures[k][0] for k in keys}
-    torch.rand(7), random.random(), np.random.rand(3)
+    torch.rand(7)
+    random.random()
+    np.random.rand(3)
     back = {k: pictures[k][0] for k in reversed(keys)}
     for k in keys:
         assert torch.equal(there[k], back[k]), k
@@ -98,9 +100,13 @@ def test_a_picture_does_not_depend_on_what_came_before(pictures):
 def test_the_dice_are_put_back(pictures):
     def draw():
         return random.random(), np.random.rand(), torch.rand(1).item()
-    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
     expected = draw()
-    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
     pictures[4, 2]
     assert draw() == expected
 
@@ -110,7 +116,8 @@ def test_the_dice_are_put_back_after_an_error():
     expected = torch.rand(1)
     torch.manual_seed(0)
     with pytest.raises(ZeroDivisionError), seeded_rng(0, 0, 0):
-        torch.rand(3), 1 / 0
+        torch.rand(3)
+        1 / 0
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -145,7 +152,8 @@ def test_loaders_leave_the_models_dice_alone(pictures):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    list(train), list(val)
+    list(train)
+    list(val)
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -225,7 +233,8 @@ def test_folder(root):
 
 def test_a_folder_that_is_not_there_gets_the_names_of_the_data_sets(root):
     for load in (load_data, load_val):
-        with pytest.raises(DataError, match=f"^There is no folder {root}x: give a folder, or one of digits, shapes, shapes-"):
+        with pytest.raises(DataError,
+                           match=f"^There is no folder {root}x: give a folder, or one of digits, shapes, shapes-"):
             load(f"{root}x", 32)
 
 
@@ -261,8 +270,10 @@ def drop(*folders):
 
 MISTAKES = {
     "no folder": (lambda root: root.rename(root.parent / "elsewhere"), "^There is no folder .*insects.$"),
-    "a file": (lambda root: (remove_tree(root), root.write_text("")), "Cannot read the folder .*insects: Not a directory"),
-    "images without class folders": (lambda root: (drop("train/ant", "train/bee")(root), write(root / "train" / "0.png")),
+    "a file": (lambda root: (remove_tree(root), root.write_text("")),
+               "Cannot read the folder .*insects: Not a directory"),
+    "images without class folders":
+        (lambda root: (drop("train/ant", "train/bee")(root), write(root / "train" / "0.png")),
                                      "train needs two or more folders.* has 0, and 1 images"),
     "no train": (rename("train", "training"), "has no folder train/"),
     "no val": (rename("val", "test"), "has no folder val/"),
@@ -272,7 +283,8 @@ MISTAKES = {
     "class only in val": (lambda root: write(root / "val" / "wasp" / "0.png"), "only val/ has wasp"),
     "misspelt class": (rename("val/bee", "val/bees"), "only train/ has bee"),
     "empty class": (lambda root: [p.unlink() for p in (root / "val" / "bee").iterdir()], "val.*bee"),
-    "no image among the files": (lambda root: [p.rename(p.with_suffix(".txt")) for p in (root / "train" / "bee").iterdir()],
+    "no image among the files":
+        (lambda root: [p.rename(p.with_suffix(".txt")) for p in (root / "train" / "bee").iterdir()],
                                  "train.*bee"),
 }
 
@@ -344,7 +356,9 @@ def test_in_validation_it_is_left_out(root, context, capfd):
     assert val.skipped.tolist() == [True, False, False, False, True, False] and val.skipped.is_shared()
     text = capfd.readouterr().err
     if context != "forkserver":  # its server was started by an earlier test, with that test's stderr
-        assert text.count(f"Cannot read the image {root / 'val/ant/0.png'}: ") == 1 and text.count(" It is left out.") == 2
+        assert (
+            text.count(f"Cannot read the image {root / 'val/ant/0.png'}: ") == 1 and text.count(" It is left out.") == 2
+        )
     assert show_batch((images, labels), load_val(root, 32)[1], 1).axes[0].get_title() == "unreadable"
 
 
@@ -390,7 +404,8 @@ def test_load_val_finds_the_part(root):
     assert torch.equal(val[3][0], load_folder(root)[1][3][0])
     (root / "val" / "bee" / "2.png").unlink()
     remove_tree(root / "train")  # not needed
-    assert len(load_val(root, 32)[0]) == len(load_val(str(root), 32, "validation")[0]) == len(load_val(root / "val", 32)[0]) == 5
+    assert len(load_val(root, 32)[0]) == len(load_val(str(root), 32,
+                                                      "validation")[0]) == len(load_val(root / "val", 32)[0]) == 5
     (root / "val").rename(root / "validation")
     assert len(load_val(root, 32)[0]) == len(load_val(root, 32, "val")[0]) == 5
     (root / "validation").rename(root / "test2")
@@ -398,7 +413,8 @@ def test_load_val_finds_the_part(root):
 
 
 def test_validation_wins_if_it_is_asked_for(root):
-    write(root / "validation" / "ant" / "0.png"), write(root / "validation" / "bee" / "0.png")
+    write(root / "validation" / "ant" / "0.png")
+    write(root / "validation" / "bee" / "0.png")
     assert [len(load_val(root, 32, s)[0]) for s in (None, "val", "validation", "train")] == [6, 6, 2, 6]
 
 
@@ -406,16 +422,21 @@ SPLIT_MISTAKES = {
     "no folder": (lambda r: r.rename(r.parent / "elsewhere"), {}, "There is no folder .*insects: give"),
     "a file": (lambda r: (remove_tree(r), r.write_text("")), {}, "Cannot read the folder .*insects: Not a directory"),
     "no such split": (lambda r: None, dict(split="test"), "has no folder test/. It has train, val.$"),
-    "no such split, nothing there": (drop("train", "val"), dict(split="test"), "has no folder test/. It has no folder.$"),
+    "no such split, nothing there":
+        (drop("train", "val"), dict(split="test"), "has no folder test/. It has no folder.$"),
     "no val": (rename("val", "test"), {}, "has no folder val/. Choose one that it has as the split: test, train.$"),
-    "other names": (lambda r: (rename("val", "b")(r), rename("train", "a")(r)), {}, "no folder val/. Choose .*: a, b.$"),
+    "other names":
+        (lambda r: (rename("val", "b")(r), rename("train", "a")(r)), {}, "no folder val/. Choose .*: a, b.$"),
     "one class": (drop("val/bee"), {}, "val needs two or more folders.* has 1, and 0 images.$"),
-    "loose images": (lambda r: (drop("val/ant", "val/bee")(r), write(r / "val" / "0.png"), write(r / "val" / "1.png")), {},
+    "loose images":
+        (lambda r: (drop("val/ant", "val/bee")(r), write(r / "val" / "0.png"), write(r / "val" / "1.png")), {},
                      "has 0, and 2 images.$"),
-    "loose images, no split": (lambda r: (drop("train", "val")(r), write(r / "0.png")), {}, "insects needs .* 1 images"),
+    "loose images, no split":
+        (lambda r: (drop("train", "val")(r), write(r / "0.png")), {}, "insects needs .* 1 images"),
     "empty": (drop("train", "val"), {}, "insects needs two or more folders.* has 0, and 0 images.$"),
     "empty class": (lambda r: [p.unlink() for p in (r / "val" / "bee").iterdir()], {}, "val.*bee"),
-    "an option it does not take": (lambda r: None, dict(augment=False), "no option 'augment'. It takes crop_pct, interp"),
+    "an option it does not take":
+        (lambda r: None, dict(augment=False), "no option 'augment'. It takes crop_pct, interp"),
 }
 
 
@@ -461,7 +482,8 @@ def test_the_test_transform_can_be_changed(root):
     middle = F.interpolate(shown[1.0][None, :, 16:48, 16:48], size=64, mode="bicubic")[0]
     assert (shown[0.5] - middle).abs().mean() < 0.05 < (shown[0.5] - shown[1.0]).abs().mean()
     assert not torch.equal(load_val(root, 64, interpolation="bilinear")[0][0][0], load_val(root, 64)[0][0][0])
-    train, val, _ = load_folder(root, 64, crop_pct=0.5, interpolation="bilinear", train_interpolation="bicubic", hflip=0.)
+    train, val, _ = load_folder(root, 64, crop_pct=0.5, interpolation="bilinear", train_interpolation="bicubic",
+                                hflip=0.)
     assert torch.equal(val[0][0], load_val(root, 64, crop_pct=0.5, interpolation="bilinear")[0][0][0])
     crop = train.transform.transforms[0]
     assert type(crop).__name__ == "RandomResizedCropAndInterpolation" and len(set(np.ravel(crop.interpolation))) == 1
@@ -532,7 +554,8 @@ def test_load_val_of_a_source():
 
 
 @pytest.mark.parametrize("source,option,takes", [
-    ("digits", "crop_pct", "augment"), ("shapes-same", "task", "augment, distance"), ("digits", "unreadable", "augment"),
+    ("digits", "crop_pct", "augment"), ("shapes-same", "task", "augment, distance"),
+    ("digits", "unreadable", "augment"),
     ("folder", "augment", "auto_augment, .*unreadable")])
 def test_an_option_that_a_source_does_not_take(root, source, option, takes):
     where = root if source == "folder" else source

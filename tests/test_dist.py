@@ -76,14 +76,16 @@ def test_every_held_out_image_once(n, batch, parts):
     keys = [list(s) for s in shards]
     assert sorted(sum(keys, [])) == list(range(n)) and [len(s) for s in shards] == [len(k) for k in keys]
     batches = [k[i:i + batch] for k in keys for i in range(0, len(k), batch)]
-    assert sorted(batches) == [list(range(i, min(i + batch, n))) for i in range(0, n, batch)]  # so the last bit is the same
+    # so the last bit is the same
+    assert sorted(batches) == [list(range(i, min(i + batch, n))) for i in range(0, n, batch)]
 
 
 def rows(*index):
     return dict(index=torch.tensor(index), label=torch.tensor(index) * 10) if index else {}
 
 
-@pytest.mark.parametrize("parts", [[rows(0, 1, 4), rows(2, 3)], [rows(2, 3), rows(0, 1, 4), {}], [{}, rows(0, 1, 2, 3, 4)]])
+@pytest.mark.parametrize("parts", [[rows(0, 1, 4), rows(2, 3)], [rows(2, 3), rows(0, 1, 4), {}],
+                                   [{}, rows(0, 1, 2, 3, 4)]])
 def test_gather_puts_all_in_order(parts, monkeypatch):
     monkeypatch.setattr(processes, "world_size", lambda: len(parts))
     monkeypatch.setattr(processes.dist, "all_gather_object", lambda found, mine: found.__setitem__(slice(None), parts))
@@ -111,7 +113,9 @@ def test_a_device_that_is_not_there(name):
 
 def test_devices_that_are_there(monkeypatch):
     assert open_device("cpu") == torch.device("cpu") and open_device().type in ("cpu", "cuda", "mps")
-    monkeypatch.setenv("RANK", "0"), monkeypatch.setenv("WORLD_SIZE", "1"), monkeypatch.setenv("LOCAL_RANK", "96")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("LOCAL_RANK", "96")
     with pytest.raises(ValueError, match="no device 'cuda:96'"):  # each process asks for its own
         open_device("cuda")
 
@@ -120,8 +124,10 @@ def test_devices_that_are_there(monkeypatch):
 
 def test_launch_gives_what_the_processes_print(tmp_path, capfd):
     script = tmp_path / "hello.py"
-    script.write_text("import os, sys; os.write(1, f'{os.environ[\"RANK\"]} of {os.environ[\"WORLD_SIZE\"]} {sys.argv[1]} "
-                      "{os.getppid()}\\n'.encode())")
+    script.write_text(
+        "import os, sys; os.write(1, f'{os.environ[\"RANK\"]} of {os.environ[\"WORLD_SIZE\"]} {sys.argv[1]} "
+        "{os.getppid()}\\n'.encode())"
+    )
     out = launch(script, "it's", processes=2)
     said = [line.rsplit(" ", 1) for line in out.splitlines() if " of 2" in line]
     assert sorted(text for text, _ in said) == ["0 of 2 it's", "1 of 2 it's"]

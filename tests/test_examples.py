@@ -49,7 +49,8 @@ def test_an_example_is_as_good_as_its_run(family, held_out):
 @pytest.mark.parametrize("family", RUNS)
 def test_an_example_has_all_its_snapshots(family, held_out):
     shots, log = read_snapshots(RUNS[family]), read_log(RUNS[family])
-    assert shots.epochs == [row["epoch"] for row in log] == list(range(1, read_about(RUNS[family])["settings"]["total_epochs"] + 1))
+    assert shots.epochs == [row["epoch"]
+                            for row in log] == list(range(1, read_about(RUNS[family])["settings"]["total_epochs"] + 1))
     assert shots.pictures.shape == (8, 96, 96, 3) and shots.labels.tolist() == held_out[1][:8].tolist()
     assert shots.probabilities.sum(-1).sub(1).abs().max() < 2e-3 and len(shots.probabilities.unique(dim=0)) == len(log)
 
@@ -57,7 +58,8 @@ def test_an_example_has_all_its_snapshots(family, held_out):
 # --- tools/examples.py ---
 
 def make(*args):
-    done = subprocess.run([sys.executable, ROOT / "tools/examples.py", *map(str, args)], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": "/"})
+    done = subprocess.run([sys.executable, ROOT / "tools/examples.py", *map(str, args)], capture_output=True, text=True,
+                          env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": "/"})
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
 
@@ -77,7 +79,9 @@ def test_the_command_makes_an_example(tmp_path):
     status, out, err = make(run, "--out", tmp_path / "out")
     assert (status, err) == (0, "") and "bytes in all" in out
     made = tmp_path / "out/caformer"
-    assert sorted(p.relative_to(made) for p in made.rglob("*.*")) == sorted(p.relative_to(RUNS["caformer"]) for p in RUNS["caformer"].rglob("*.*"))
+    assert sorted(p.relative_to(made)
+                  for p in made.rglob("*.*")) == sorted(p.relative_to(RUNS["caformer"])
+                                                        for p in RUNS["caformer"].rglob("*.*"))
     a, b = (load_file(f / "best.safetensors") for f in (made, RUNS["caformer"]))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 

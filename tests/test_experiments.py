@@ -22,12 +22,14 @@ SMALL = Budget(pictures=64, looks=2)
 def few(monkeypatch):
     "A few digits in place of thousands of pictures."
     g = torch.Generator().manual_seed(0)
-    sets = [torch.utils.data.TensorDataset(torch.randn(n, 3, 64, 64, generator=g), torch.arange(n) % 2) for n in (64, 20)]
+    sets = [torch.utils.data.TensorDataset(torch.randn(n, 3, 64, 64, generator=g), torch.arange(n) % 2)
+            for n in (64, 20)]
     monkeypatch.setattr(ex, "pictures", lambda task, img_size=64: sets)
 
 
 def two():
-    return Experiment("?", [Arm("texture", name, dict(token_mixers=name)) for name in ("Identity", "Pooling")], seeds=2, budget=SMALL)
+    return Experiment("?", [Arm("texture", name, dict(token_mixers=name)) for name in ("Identity", "Pooling")], seeds=2,
+                      budget=SMALL)
 
 
 def test_a_run_goes_on_where_it_was(tmp_path):
@@ -83,7 +85,9 @@ def test_another_budget_is_refused(tmp_path):
         read_results(path)
 
 
-@pytest.mark.parametrize("a, b, share", [([1, 2, 3], [4, 5, 6], 0.1), ([1], [2], 1), ([1, 1], [1, 1], 1), ([0.1, 0.2], [0.3, 0.4], 1 / 3)])
+@pytest.mark.parametrize("a, b, share",
+                         [([1, 2, 3], [4, 5, 6], 0.1), ([1], [2], 1), ([1, 1], [1, 1], 1),
+                          ([0.1, 0.2], [0.3, 0.4], 1 / 3)])
 def test_chance(a, b, share):
     assert chance(a, b) == pytest.approx(share)
     assert chance(b, a) == pytest.approx(share)
@@ -131,14 +135,19 @@ def test_kept_results_are_whole(name):
 
 
 def test_summary_tells_the_spread():
-    rows = [dict(task="t", name="n", seed=s, top1=v, curve=f"0 {v}", trainable=1500, frozen=0, macs=2e6) for s, v in enumerate((90, 94.5))]
-    assert co.summary(rows) == [{"task": "t", "name": "n", "runs": 2, "top1": "92.2", "lowest": "90.0", "highest": "94.5", "on the way": "46.1",
+    rows = [dict(task="t", name="n", seed=s, top1=v, curve=f"0 {v}", trainable=1500, frozen=0, macs=2e6)
+            for s, v in enumerate((90, 94.5))]
+    assert co.summary(rows) == [{"task": "t", "name": "n", "runs": 2, "top1": "92.2", "lowest": "90.0",
+                                 "highest": "94.5", "on the way": "46.1",
                                  "learns": "1.5k", "MACs": "2.0M"}]
 
 
 @pytest.mark.parametrize("args, said", [
-    (["mixer"], "mixers"), (["distance", "--pictures", "320"], "take 384 or more"), (["mixers", "--output", "x.txt"], "must end in .csv"), (["mixers", "--output", "nowhere/x.csv"], "folder that is there"),
-    (["mixers", "--device", "cuda:77"], "no device 'cuda:77'"), (["mixers", "--seeds", "0"], "0 is not 1 or more"), ([], "NAME")])
+    (["mixer"], "mixers"), (["distance", "--pictures", "320"], "take 384 or more"),
+    (["mixers", "--output", "x.txt"], "must end in .csv"),
+    (["mixers", "--output", "nowhere/x.csv"], "folder that is there"),
+    (["mixers", "--device", "cuda:77"], "no device 'cuda:77'"), (["mixers", "--seeds", "0"], "0 is not 1 or more"),
+    ([], "NAME")])
 def test_bad_input_is_a_sentence(args, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
@@ -167,14 +176,18 @@ def test_the_command_goes_on(tmp_path, monkeypatch, capsys):
 
 def test_processes_give_the_same_as_one(tmp_path):
     "In real processes, which draw the digits themselves."
-    code = ("from metaformer_edu.experiments.arms import *\n"
-            "import torch; torch.set_num_threads(1)\n"
-            "if __name__ == '__main__':\n"
-            "    e = Experiment('?', [Arm('digits', 'x', dict(token_mixers='Identity', depths=(1,), dims=(8,), res_scale_init_values=None))], seeds=2, budget=Budget(64, 1))\n"
-            "    one, two = (run(e, jobs=n, progress=False) for n in (1, 2))\n"
-            "    assert one == two, (one, two)\n")
+    code = (
+        "from metaformer_edu.experiments.arms import *\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "if __name__ == '__main__':\n"
+        "    e = Experiment('?', [Arm('digits', 'x', dict(token_mixers='Identity', depths=(1,), dims=(8,), "
+        "res_scale_init_values=None))], seeds=2, budget=Budget(64, 1))\n"
+        "    one, two = (run(e, jobs=n, progress=False) for n in (1, 2))\n"
+        "    assert one == two, (one, two)\n"
+    )
     (tmp_path / "both.py").write_text(code)
-    done = subprocess.run([sys.executable, "both.py"], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run([sys.executable, "both.py"], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
 
 

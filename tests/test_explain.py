@@ -23,8 +23,8 @@ from torch import nn
 
 from metaformer_edu.data.transforms import imagenet_transforms, seeded_rng
 from metaformer_edu.interpret.cam import (
-    METHODS, overlay, cam_grid, class_title, draw_map, explain, find_stage, map_title, imagenet_classes, stage_modules,
-    to_batch, frozen_eval)
+    METHODS, cam_grid, class_title, draw_map, explain, find_stage, frozen_eval, imagenet_classes, map_title,
+    overlay, stage_modules, to_batch)
 from metaformer_edu.models.registry import FAMILIES, create_model
 from shaken import ours, shaken
 
@@ -39,7 +39,8 @@ DEIT = dict(img_size=64, depth=8, embed_dim=48, num_heads=3)
 SWIN = dict(img_size=64, window_size=4, embed_dim=24, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4))
 MAKE = {
     **{family: lambda family=family: ours(family) for family in FAMILIES},
-    "resnet": lambda: shaken(resnet.ResNet, block=resnet.BasicBlock, layers=(1, 1, 1, 1), channels=(16, 24, 32, 48), num_classes=10),
+    "resnet": lambda: shaken(resnet.ResNet, block=resnet.BasicBlock, layers=(1, 1, 1, 1), channels=(16, 24, 32, 48),
+                             num_classes=10),
     "convnext": lambda: timms("convnext_atto", depths=(1, 1, 2, 1), dims=(16, 24, 32, 48)),
     "swin": lambda: timms("swin_tiny_patch4_window7_224", **SWIN),
     "deit": lambda: timms("deit_tiny_patch16_224", **DEIT),
@@ -140,7 +141,8 @@ def test_grad_cam_is_its_formula_at_every_stage(name, stage):
 
 
 @pytest.mark.parametrize("method", BY_GRADIENT)
-@pytest.mark.parametrize("name, stage", [("caformer", 4), ("swin", 3), ("deit", 2)])  # no norm of each token follows there
+# no norm of each token follows there
+@pytest.mark.parametrize("name, stage", [("caformer", 4), ("swin", 3), ("deit", 2)])
 def test_methods_of_gradients_are_their_formulas(name, stage, method):
     model, x, labels = exact(name), images(), [0, 9]
     expected = finished(FORMULAS[method](*inside(name, model, x, labels, stage)), (64, 64))
@@ -165,7 +167,8 @@ def test_the_sign_of_eigengradcam_agrees_with_grad_cam(name, stage):
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"eigencam", "eigengradcam", "ablationcam"}))
 @pytest.mark.parametrize("name", ["resnet", "identityformer"])
 def test_the_maps_are_those_of_grad_cam(name, method):
-    kind = {"gradcam": "GradCAM", "gradcam++": "GradCAMPlusPlus", "hirescam": "HiResCAM", "layercam": "LayerCAM", "xgradcam": "XGradCAM",
+    kind = {"gradcam": "GradCAM", "gradcam++": "GradCAMPlusPlus", "hirescam": "HiResCAM", "layercam": "LayerCAM",
+            "xgradcam": "XGradCAM",
             "elementwise": "GradCAMElementWise", "scorecam": "ScoreCAM", "random": "RandomCAM"}[method]
     model, x, labels = exact(name), images(), [4, 5]
     with frozen_eval(model):
@@ -194,7 +197,9 @@ def test_eigen_cam_is_the_first_component_and_its_larger_side_is_positive(name):
     close(explain(model, x, stage=3, method="eigencam").maps, finished(cam, (64, 64)), 2e-3)
 
 
-@pytest.mark.parametrize("name, stage", [("caformer", 4), ("randformer", 2), ("resnet", 1), ("swin", 3), ("deit", 2), ("deit averaged", 4),
+@pytest.mark.parametrize("name, stage",
+                         [("caformer", 4), ("randformer", 2), ("resnet", 1), ("swin", 3), ("deit", 2),
+                          ("deit averaged", 4),
                                          ("timm's caformer", 1)])
 def test_ablation_cam_is_what_happens_without_each_channel(name, stage):
     model, x = exact(name), images(1, seed=5).double()
@@ -221,7 +226,8 @@ def test_score_cam_is_the_answer_to_the_image_behind_each_channel():
     masks = F.interpolate(a, (64, 64), mode="bilinear", align_corners=True)[0]
     low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
     scores = model(x * ((masks - low) / (high - low + 1e-8))[:, None]).detach()[:, label]
-    close(explain(model, x, label, 4, "scorecam").maps, finished(torch.einsum("c,chw->hw", scores.softmax(0).double(), a[0])[None], (64, 64)))
+    close(explain(model, x, label, 4, "scorecam").maps,
+          finished(torch.einsum("c,chw->hw", scores.softmax(0).double(), a[0])[None], (64, 64)))
 
 
 def test_random_maps_follow_the_dice():
@@ -273,7 +279,8 @@ def test_any_height_and_width(name, h, w):
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", ["convformer", "caformer", "resnet", "convnext", "swin", "deit averaged", "timm's caformer"])
+@pytest.mark.parametrize("name", ["convformer", "caformer", "resnet", "convnext", "swin", "deit averaged",
+                                  "timm's caformer"])
 def test_channels_are_second_as_the_model_itself_says(name, stage):
     model, kept = exact(name), []
     if name in ("convnext", "timm's caformer") and tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 20):
@@ -281,7 +288,8 @@ def test_channels_are_second_as_the_model_itself_says(name, stage):
     x = images(1, 64 if name in ("swin", "deit averaged") else 128).double()
     end = find_stage(model, stage)
     handle = end.module.register_forward_hook(lambda module, inputs, out: kept.append(out))
-    model(x), handle.remove()
+    model(x)
+    handle.remove()
     which = [2 * stage - 1] if name == "deit averaged" else [stage if name == "resnet" else stage - 1]
     expected, = model.forward_intermediates(x, indices=which, intermediates_only=True)
     close(end.maps(kept[0], x.shape[-2:]), expected.float(), 1e-5)
@@ -290,12 +298,14 @@ def test_channels_are_second_as_the_model_itself_says(name, stage):
 def test_tokens_of_an_image_that_is_not_square():
     model = timms("deit_tiny_patch16_224", **{**DEIT, "img_size": (32, 96)})
     x = images(2, 32, 96)
-    out = model.blocks[3].norm1(model.forward_intermediates(x, indices=[2], intermediates_only=True, return_prefix_tokens=False)[0]
+    out = model.blocks[3].norm1(model.forward_intermediates(x, indices=[2], intermediates_only=True,
+                                                            return_prefix_tokens=False)[0]
                                 .flatten(2).transpose(1, 2)).detach()
     end = find_stage(model, 2)
     close(end.maps(torch.cat([out[:, :1], out], 1), (32, 96)), out.transpose(1, 2).reshape(2, 48, 2, 6), 1e-6)
     model = model.double()
-    close(explain(model, x, [3, 4], 2).maps, finished(FORMULAS["gradcam"](*inside("deit", model, x, [3, 4], 2)), (32, 96)))
+    close(explain(model, x, [3, 4], 2).maps,
+          finished(FORMULAS["gradcam"](*inside("deit", model, x, [3, 4], 2)), (32, 96)))
 
 
 def test_stages_are_found_by_what_a_model_says_of_itself():
@@ -305,21 +315,28 @@ def test_stages_are_found_by_what_a_model_says_of_itself():
     assert stage_modules(model_of("deit")) == [(f"blocks.{i}.norm1", 16) for i in (1, 3, 5, 7)]
     assert stage_modules(model_of("deit averaged")) == [(f"blocks.{i}", 16) for i in (1, 3, 5, 7)]
     assert [p for _, p in stage_modules(timm.create_model("efficientnet_b0"))] == [4, 8, 16, 32]
-    assert stage_modules(create_model("tiny_caformer", depths=(1, 1, 1), dims=(8, 8, 16), token_mixers="Identity", norm_layers=nn.LayerNorm,
+    assert stage_modules(create_model("tiny_caformer", depths=(1, 1, 1), dims=(8, 8, 16), token_mixers="Identity",
+                                      norm_layers=nn.LayerNorm,
                                       res_scale_init_values=None))[-1] == ("stages.2", 16)
 
 
-@pytest.mark.parametrize("name, pixels", [("deit_tiny_patch16_224", 224), ("swin_tiny_patch4_window7_224", 224), ("caformer_s18", 96),
+@pytest.mark.parametrize("name, pixels",
+                         [("deit_tiny_patch16_224", 224), ("swin_tiny_patch4_window7_224", 224), ("caformer_s18", 96),
                                           ("resnet50", 96), ("convnext_tiny", 96)])
 def test_the_well_known_models_as_they_are(name, pixels):
     shown = explain(timm.create_model(name), images(1, pixels), 281)
-    assert shown.maps.shape == (1, pixels, pixels) and (shown.maps.amax() > 0.99 or not shown.maps.any()) and shown.logits.shape == (1, 1000)
+    assert (
+        shown.maps.shape == (1, pixels, pixels)
+        and (shown.maps.amax() > 0.99 or not shown.maps.any())
+        and shown.logits.shape == (1, 1000)
+    )
 
 
 # --- what goes in ---
 
 TARGETS = {"one for all": 3, "list": [3, 3], "tuple": (3, 3), "array": np.array([3, 3]), "tensor": torch.tensor([3, 3]),
-           "number of NumPy": np.int64(3), "tensor of one": torch.tensor(3), "small integers": torch.tensor([3, 3], dtype=torch.uint8)}
+           "number of NumPy": np.int64(3), "tensor of one": torch.tensor(3),
+           "small integers": torch.tensor([3, 3], dtype=torch.uint8)}
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -335,7 +352,9 @@ def test_several_targets_of_one_image(method):
     model, x = model_of("poolformerv2"), images(1)
     shown = explain(model, x[0], [0, 5, None], 3, method)
     guess = int(model(x).argmax())
-    assert shown.targets == [0, 5, guess] and shown.images.shape == (3, 3, 64, 64) and torch.equal(shown.images[2], x[0])
+    assert (
+        shown.targets == [0, 5, guess] and shown.images.shape == (3, 3, 64, 64) and torch.equal(shown.images[2], x[0])
+    )
     for i, label in enumerate([0, 5, guess]):
         close(shown.maps[i:i + 1], explain(model, x, label, 3, method).maps, 1e-4)
 
@@ -357,9 +376,14 @@ def test_a_list_of_tensors_is_a_batch_and_the_input_is_not_touched():
 @pytest.mark.parametrize("name", ["convformer", "resnet", "swin", "deit"])
 def test_a_pil_image_goes_through_the_models_own_transform(name):
     rng = np.random.default_rng(0)
-    model, photos = model_of(name), [Image.fromarray(rng.integers(0, 256, (90 - 9 * i, 120, 3), dtype=np.uint8)) for i in range(2)]
+    model, photos = model_of(name), [Image.fromarray(rng.integers(0, 256, (90 - 9 * i, 120, 3), dtype=np.uint8))
+                                     for i in range(2)]
     own = {} if name == "resnet" else dict(input_size=(3, 64, 64))  # the others were built for 64 pixels
-    transform = imagenet_transforms(64)[1] if name in FAMILIES else create_transform(**{**resolve_model_data_config(model), **own})
+    transform = (
+        imagenet_transforms(64)[1]
+        if name in FAMILIES
+        else create_transform(**{**resolve_model_data_config(model), **own})
+    )
     shown = explain(model, photos, 1)
     expected = torch.stack([transform(p) for p in photos])
     close(shown.images, expected, 1e-6)
@@ -435,8 +459,10 @@ def test_what_is_no_class_is_one_sentence(target):
 
 
 NO_CLASSIFIER = {
-    "no classes": lambda: ours(num_classes=0), "one class": lambda: ours(num_classes=1), "no pooling": lambda: ours(global_pool=""),
-    "timm's, no classes": lambda: timms("resnet18", num_classes=0), "timm's, no pooling": lambda: timms("resnet18", num_classes=0, global_pool=""),
+    "no classes": lambda: ours(num_classes=0), "one class": lambda: ours(num_classes=1),
+    "no pooling": lambda: ours(global_pool=""),
+    "timm's, no classes": lambda: timms("resnet18", num_classes=0),
+    "timm's, no pooling": lambda: timms("resnet18", num_classes=0, global_pool=""),
     "features": lambda: timm.create_model("resnet18", features_only=True),
 }
 
@@ -474,7 +500,8 @@ def test_randformer_is_bound_to_its_size():
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_the_map_is_zero_where_nothing_speaks_for_the_class(method):
     model = ours("identityformer")
-    nn.init.zeros_(model.head.weight), nn.init.zeros_(model.head.bias)
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
     shown = explain(model, images(1), 4, method=method)
     if method != "random":
         assert not shown.maps.any() and map_title(shown, 0).replace(":", "") == "class 4 10%\nnothing speaks for it"
@@ -485,12 +512,23 @@ def test_the_map_is_zero_where_nothing_speaks_for_the_class(method):
 
 def everything(model):
     "All of a model that could be changed, to be compared."
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs", "_state_dict_hooks")
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+             "_forward_hooks_with_kwargs", "_state_dict_hooks")
     return (
         {n: (id(m), m.training, {h: list(getattr(m, h)) for h in hooks}) for n, m in model.named_modules()},
-        {n: (id(p), p.requires_grad, id(p.grad), p._version, None if p.grad is None else p.grad.clone(), p._backward_hooks)
-         for n, p in model.named_parameters()},
-        {n: b.clone() for n, b in model.named_buffers()})
+        {
+            n: (
+                id(p),
+                p.requires_grad,
+                id(p.grad),
+                p._version,
+                None if p.grad is None else p.grad.clone(),
+                p._backward_hooks,
+            )
+            for n, p in model.named_parameters()
+        },
+        {n: b.clone() for n, b in model.named_buffers()},
+    )
 
 
 def check_untouched(model, before):
@@ -504,10 +542,12 @@ def check_untouched(model, before):
 
 
 def in_use(name):
-    "A model in the middle of a training: some parts frozen, some in eval mode, gradients here and there, hooks of the user."
+    """A model in the middle of a training: some parts frozen, some in eval mode, gradients here and there, hooks of
+    the user."""
     model = MAKE[name]().train()
     children = list(model.children())
-    children[0].eval(), children[-1].train()
+    children[0].eval()
+    children[-1].train()
     for i, p in enumerate(model.parameters()):
         p.grad = torch.full_like(p, i) if i % 3 == 0 else None
         p.requires_grad_(i % 2 == 0)
@@ -537,7 +577,9 @@ def test_timms_models_are_left_as_found(name, method):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("method, nth", [("gradcam", 1), ("eigencam", 1), *((m, n) for m in ("scorecam", "ablationcam") for n in (1, 2, 3))])
+@pytest.mark.parametrize("method, nth",
+                         [("gradcam", 1), ("eigencam", 1),
+                          *((m, n) for m in ("scorecam", "ablationcam") for n in (1, 2, 3))])
 def test_the_model_is_left_as_found_after_an_error(method, nth, error):
     model, runs = in_use("caformer"), []
     def stop(*_):
@@ -552,7 +594,9 @@ def test_the_model_is_left_as_found_after_an_error(method, nth, error):
     assert ablation_cam.tqdm.__name__ == score_cam.tqdm.__name__ == "tqdm"  # the bars are back
 
 
-@pytest.mark.parametrize("change", [dict(target=10), dict(target=[1, 99]), dict(stage=9), dict(method="x"), dict(target=[1, 2, 3])])
+@pytest.mark.parametrize("change",
+                         [dict(target=10), dict(target=[1, 99]), dict(stage=9), dict(method="x"),
+                          dict(target=[1, 2, 3])])
 @pytest.mark.parametrize("method", ["gradcam", "ablationcam", "scorecam", "eigencam"])
 def test_the_model_is_left_as_found_after_a_wrong_wish(method, change):
     model = in_use("convformer")
@@ -592,7 +636,9 @@ def test_frozen_models_and_callers_without_gradients(within, method):
     model = ours().requires_grad_(False)
     with within():
         shown = explain(model, images(), [1, 2], 3, method)
-        assert torch.is_grad_enabled() is (within is torch.enable_grad) and torch.is_inference_mode_enabled() is (within is torch.inference_mode)
+        assert torch.is_grad_enabled() is (within is torch.enable_grad) and torch.is_inference_mode_enabled() is (
+            within is torch.inference_mode
+        )
         close(shown.maps, expected, 1e-6)
         assert shown.show().axes
     assert not any(p.requires_grad for p in model.parameters())
@@ -678,7 +724,11 @@ def test_low_precision(name):
     double = explain(MAKE[name]().double(), images(1).double(), label, 3)
     close(double.maps, exact.maps, 1e-3)
     for shown in (rounded, auto):
-        assert shown.maps.dtype == shown.logits.dtype == torch.float32 and shown.maps.isfinite().all() and shown.show().axes
+        assert (
+            shown.maps.dtype == shown.logits.dtype == torch.float32
+            and shown.maps.isfinite().all()
+            and shown.show().axes
+        )
         assert np.corrcoef(shown.maps.flatten(), exact.maps.flatten())[0, 1] > 0.9
 
 
@@ -692,8 +742,10 @@ class Wrapped(nn.Module):
         return getattr(self, self.name)(x)
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: Wrapped(m, "module"), lambda m: Wrapped(m, "_orig_mod"), torch.compile,
-                                  lambda m: Wrapped(Wrapped(m, "_orig_mod"), "module"), lambda m: Wrapped(Wrapped(m, "module"), "_orig_mod")])
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: Wrapped(m, "module"), lambda m: Wrapped(m, "_orig_mod"),
+                                  torch.compile,
+                                  lambda m: Wrapped(Wrapped(m, "_orig_mod"), "module"),
+                                  lambda m: Wrapped(Wrapped(m, "module"), "_orig_mod")])
 def test_wrappers_are_looked_through(wrap):
     model = model_of("convformer")
     assert torch.equal(explain(wrap(model), images(), 1).maps, explain(model, images(), 1).maps)
@@ -710,7 +762,8 @@ def test_memory_does_not_grow(method):
     n = 20 if method == "ablationcam" else 60
     tensors, blocks = after(n // 2)
     more_tensors, more_blocks = after(n)
-    assert more_tensors <= tensors and more_blocks - blocks < 2 * n  # what one call made and kept would be several blocks
+    # what one call made and kept would be several blocks
+    assert more_tensors <= tensors and more_blocks - blocks < 2 * n
     assert not any(m._forward_hooks for m in model.modules())
 
 
@@ -734,9 +787,15 @@ def test_methods_are_known_without_grad_cam():
 # --- names and pictures ---
 
 def test_names_of_classes():
-    assert imagenet_classes(1000)[0] == "tench" and imagenet_classes(1000)[281] == "tabby" and len(imagenet_classes(21841)) == 21841
+    assert (
+        imagenet_classes(1000)[0] == "tench"
+        and imagenet_classes(1000)[281] == "tabby"
+        and len(imagenet_classes(21841)) == 21841
+    )
     assert imagenet_classes(10) is None
-    assert class_title(281, 1000) == "tabby" and class_title(3, 10) == "class 3" and class_title(1, 10, ["a", "b"]) == "b"
+    assert (
+        class_title(281, 1000) == "tabby" and class_title(3, 10) == "class 3" and class_title(1, 10, ["a", "b"]) == "b"
+    )
     assert class_title(2, 10, ["a", "b"]) == "class 2" and class_title(0, 10, ["x" * 40]) == "x" * 22
     assert len(imagenet_classes(1000)) == 1000
 
@@ -799,7 +858,8 @@ def test_a_notebook_draws_an_explanation_by_itself():
 
 def test_the_figure_of_the_paper():
     models = {"first": model_of("convformer"), "second": model_of("resnet"), "third": model_of("deit")}
-    fig = cam_grid(images(2), models, target=[3, 4], stage=3, method="hirescam", class_names=[f"n{i}" for i in range(10)])
+    fig = cam_grid(images(2), models, target=[3, 4], stage=3, method="hirescam",
+                   class_names=[f"n{i}" for i in range(10)])
     drawn = panels(fig)
     assert len(drawn) == 2 * 4 and len(fig.axes) == 9
     for column, (name, model) in enumerate(models.items(), 1):
@@ -838,5 +898,7 @@ def test_a_dollar_in_a_name_is_a_dollar():
 
 def test_one_image_or_several():
     model = model_of("convformer")
-    assert to_batch(torch.zeros(3, 8, 8), model).shape == (1, 3, 8, 8) and to_batch((torch.zeros(3, 8, 8),) * 2, model).shape == (2, 3, 8, 8)
+    assert to_batch(torch.zeros(3, 8, 8), model).shape == (1, 3, 8, 8) and to_batch(
+        (torch.zeros(3, 8, 8),) * 2, model
+    ).shape == (2, 3, 8, 8)
     assert to_batch(Image.new("RGB", (99, 70)), model).shape == (1, 3, 64, 64)

@@ -11,25 +11,30 @@ import nbformat
 import pytest
 from PIL import Image
 
-from browser import ALL_DRAWN, PATIENCE, ROOT, browser, changes, environment, explore, jupyterlab, listen, move_everything
+from browser import (
+    ALL_DRAWN, PATIENCE, ROOT, browser, changes, environment, explore, jupyterlab, listen, move_everything)
 from metaformer_edu.commands import explore as app
 from metaformer_edu.core.basics import sample_photo
 from metaformer_edu.widgets.sources import example_runs, to_pil
 
 NAMES = list(app.SECTIONS)
-CONTROLS = dict(model={"family", "size", "resolution, px", "stage 1", "stage 2", "stage 3", "stage 4"}, cam={"model", "image", "class", "stage", "method", "strength"},
-                activation={"s", "b", "σ of the input"}, training={"curves", "curves of", "pictures of", "after epoch"}, mixing={"image", "stage"})
+CONTROLS = dict(model={"family", "size", "resolution, px", "stage 1", "stage 2", "stage 3", "stage 4"},
+                cam={"model", "image", "class", "stage", "method", "strength"},
+                activation={"s", "b", "σ of the input"}, training={"curves", "curves of", "pictures of", "after epoch"},
+                mixing={"image", "stage"})
 
 
 # --- the command, without a browser ---
 
 def run(*args, cwd=ROOT):
-    return subprocess.run([sys.executable, "-m", "metaformer_edu.commands.explore", *map(str, args)], capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-m", "metaformer_edu.commands.explore", *map(str, args)],
+                          capture_output=True, text=True,
                           stdin=subprocess.DEVNULL, timeout=120, env=environment(Path(cwd)), cwd=cwd)
 
 
 @pytest.mark.parametrize("args, sentence", [
-    (["nowhere"], "nowhere"), (["--port", "99999"], "65535"), (["--images", "none.png"], "none.png"), (["--theme", "blue"], "blue"), (["--prot", "1"], "--port")])
+    (["nowhere"], "nowhere"), (["--port", "99999"], "65535"), (["--images", "none.png"], "none.png"),
+    (["--theme", "blue"], "blue"), (["--prot", "1"], "--port")])
 def test_bad_input_is_one_sentence(args, sentence, tmp_path):
     done = run("--no-browser", *args, cwd=tmp_path)
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
@@ -77,13 +82,15 @@ def test_page_has_all_explorers_of_runs_and_images(tmp_path):
 
 # --- in a browser ---
 
-CELLS = dict(model="explore_model('tiny_caformer', 64)", mixing="explore_mixing()", cam="explore_cam()", activation="explore_activation()", training="explore_training()")
+CELLS = dict(model="explore_model('tiny_caformer', 64)", mixing="explore_mixing()", cam="explore_cam()",
+             activation="explore_activation()", training="explore_training()")
 
 
 def notebook(folder, cells):
     kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
     cells = ["import sys\nsys.path.insert(0, %r)\nfrom metaformer_edu import *" % str(ROOT), *cells]
-    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(o) for o in cells]), folder / "explore.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(o) for o in cells]),
+                   folder / "explore.ipynb")
 
 
 def run_all(page, n):
@@ -123,7 +130,8 @@ def test_in_jupyterlab(tmp_path):
         page.reload()
         images.first.wait_for(timeout=PATIENCE)
         assert images.count() == len(NAMES), "A reader without a kernel misses a picture."
-    outputs = [o for cell in nbformat.read(tmp_path / "explore.ipynb", as_version=4).cells for o in cell.get("outputs", [])]
+    outputs = [o for cell in nbformat.read(tmp_path / "explore.ipynb", as_version=4).cells
+               for o in cell.get("outputs", [])]
     kept = [data for o in outputs for kind, data in o.get("data", {}).items() if kind.startswith("image/")]
     assert len(kept) == len(NAMES)
     for data in kept:
@@ -149,7 +157,8 @@ def test_voila_answers_only_with_the_token(tmp_path):
             opened = urllib.request.urlopen(bare + path, timeout=60)
             assert "/login" in opened.url and b"edu-" not in opened.read(), path
         kernel = "api/kernels/00000000-0000-0000-0000-000000000000/channels"
-        for asked in (urllib.request.Request(f"{bare}api/kernels", b"{}", method="POST"), f"{bare}{kernel}", f"{bare}voila/files/metaformer_edu.ipynb"):
+        for asked in (urllib.request.Request(f"{bare}api/kernels", b"{}", method="POST"), f"{bare}{kernel}",
+                      f"{bare}voila/files/metaformer_edu.ipynb"):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(asked, timeout=60)
             assert refused.value.code == 403
@@ -166,8 +175,10 @@ def test_in_voila(tmp_path, width, theme):
         page.goto(url)
         page.wait_for_function(ALL_DRAWN, arg=len(NAMES), timeout=PATIENCE)
         assert page.locator(".jp-InputArea").count() == 0, "There is code on the page."
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth && [...document.querySelectorAll('.edu-explorer')]"
-                             ".every(o => o.scrollWidth <= o.clientWidth + 1)"), "Something is wider than the page."
+        assert page.evaluate(
+            "document.documentElement.scrollWidth <= innerWidth && [...document.querySelectorAll('.edu-explorer')]"
+            ".every(o => o.scrollWidth <= o.clientWidth + 1)"
+        ), "Something is wider than the page."
         ink = page.locator(".edu-words, .edu-picture p").first.evaluate("o => getComputedStyle(o).color")
         assert (sum(map(int, ink[ink.index("(") + 1:-1].split(",")[:3])) > 382) == (theme == "dark")
         explorers = dict(zip(NAMES, page.locator(".edu-explorer").all()))
@@ -183,9 +194,14 @@ def test_in_voila(tmp_path, width, theme):
 
 def test_the_last_change_wins_while_a_model_works(tmp_path):
     "Twenty keys in a row on a slow view: it says that it works, and it is asked a few times only."
-    slow = ("import time\nfrom metaformer_edu.widgets.base import Explorer\nfrom metaformer_edu.widgets.activation_explorer import view_activation\nasked = []\n"
-            "def view(**values):\n    asked.append(values['s']); time.sleep(1 if len(asked) > 1 else 0)\n    shown = view_activation(**values)\n"
-            "    shown.words = f'asked {len(asked)} times, s = {values[\"s\"]:.2f}'\n    return shown\nExplorer(view, explore_activation().controls)")
+    slow = (
+        "import time\nfrom metaformer_edu.widgets.base import Explorer\nfrom "
+        "metaformer_edu.widgets.activation_explorer import view_activation\nasked = []\n"
+        "def view(**values):\n    asked.append(values['s']); time.sleep(1 if len(asked) > 1 else 0)\n    shown = "
+        "view_activation(**values)\n"
+        "    shown.words = f'asked {len(asked)} times, s = {values[\"s\"]:.2f}'\n    return shown\nExplorer(view, "
+        "explore_activation().controls)"
+    )
     notebook(tmp_path, [slow])
     with browser() as chromium, jupyterlab(tmp_path) as address:
         page = chromium.new_page()
@@ -197,6 +213,7 @@ def test_the_last_change_wins_while_a_model_works(tmp_path):
             page.keyboard.press("ArrowRight")
         page.wait_for_selector(".edu-picture[aria-busy=true]", timeout=PATIENCE)
         assert root.get_by_text("working …").count() == 1
-        page.wait_for_function("document.querySelector('.edu-picture p').textContent.includes('s = 1.20')", timeout=PATIENCE)
+        page.wait_for_function("document.querySelector('.edu-picture p').textContent.includes('s = 1.20')",
+                               timeout=PATIENCE)
         assert int(page.locator(".edu-picture p").inner_text().split()[1]) < 10
         assert page.locator(".edu-picture").get_attribute("aria-busy") == "false"

@@ -23,7 +23,8 @@ def model_and_images(family="caformer", batch=4, **kwargs):
 @pytest.fixture
 def always_quicker(monkeypatch):
     "Every new candidate is timed as quicker than the one before."
-    monkeypatch.setattr(module, "clock", lambda *fs, rounds=1, device="cpu": [[f() is None or 1.0 / (i + 1)] for i, f in enumerate(fs)])
+    monkeypatch.setattr(module, "clock",
+                        lambda *fs, rounds=1, device="cpu": [[f() is None or 1.0 / (i + 1)] for i, f in enumerate(fs)])
 
 
 @pytest.mark.parametrize("family", ["identityformer", "randformer", "poolformerv2", "convformer", "caformer"])
@@ -32,7 +33,10 @@ def test_all_steps_taken_together_leave_the_answers(family, always_quicker):
     before = copy.deepcopy(model.state_dict())
     quick = fast(model.train(), images, without=EAGER + ["bfloat16"])
     taken = {s["step"] for s in quick.steps if s["taken"]}
-    assert taken >= {"folded", "channels last", "half the batch at a time", "a quarter at a time"} and quick.candidate.piece == 1
+    assert (
+        taken >= {"folded", "channels last", "half the batch at a time", "a quarter at a time"}
+        and quick.candidate.piece == 1
+    )
     assert ("attention as products" in taken) == (family == "caformer")
     model.eval()
     for n in (1, 3, 4, 7):
@@ -101,14 +105,20 @@ def test_the_report_has_a_row_for_each_step():
     quick = fast(model, images, without=EAGER, rounds=1)
     rows = quick.report
     assert [r["step"] for r in rows] == ["as it is", *[s for s in STEPS if s not in EAGER]]
-    assert rows[0]["times"] == "1.00" and next(r for r in rows if r["step"] == "attention as products")["why"] == "there is no attention in it"
+    assert (
+        rows[0]["times"] == "1.00"
+        and next(r for r in rows if r["step"] == "attention as products")["why"] == "there is no attention in it"
+    )
     assert "images/s" in repr(quick) and "<table" in quick._repr_html_() and isinstance(quick, Fast)
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (dict(model=3), "wants a module"), (dict(example="photo.jpg"), "wants an example"), (dict(example=torch.randn(0, 3, 64, 64)), "wants an example"),
-    (dict(example=torch.ones(2, 3, 64, 64, dtype=torch.uint8)), "wants an example"), (dict(without=["compile"]), "Did you mean 'compiled'"),
-    (dict(example=torch.randn(2, 3, 64, 64, device="meta")), "move one with"), (dict(example=torch.randn(2, 4, 64, 64)), "Expected images of shape"),
+    (dict(model=3), "wants a module"), (dict(example="photo.jpg"), "wants an example"),
+    (dict(example=torch.randn(0, 3, 64, 64)), "wants an example"),
+    (dict(example=torch.ones(2, 3, 64, 64, dtype=torch.uint8)), "wants an example"),
+    (dict(without=["compile"]), "Did you mean 'compiled'"),
+    (dict(example=torch.randn(2, 3, 64, 64, device="meta")), "move one with"),
+    (dict(example=torch.randn(2, 4, 64, 64)), "Expected images of shape"),
     (dict(model=nn.Linear(3, 2), example=torch.randn(2, 5)), "The model cannot take this example: .*mat1 and mat2"),
 ])
 def test_bad_input_of_fast(arguments, sentence):
@@ -161,7 +171,10 @@ def test_a_compiler_that_fails_is_a_row(monkeypatch, always_quicker):
 
     monkeypatch.setattr(torch, "compile", fails)
     quick = fast(*model_and_images(), without=[s for s in STEPS if s != "compiled"])
-    assert quick.steps[1]["why"] == "it cannot be compiled here: Failed to find C compiler." and not quick.steps[1]["taken"]
+    assert (
+        quick.steps[1]["why"] == "it cannot be compiled here: Failed to find C compiler."
+        and not quick.steps[1]["taken"]
+    )
 
 
 def test_compiling_one_small_module_for_real():
@@ -181,7 +194,8 @@ def test_compiling_one_small_module_for_real():
 @pytest.mark.parametrize("format", ["torch.export", "onnx"])
 def test_an_exported_file_answers_as_the_model(format, tmp_path):
     if format == "onnx":
-        pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
     model, images = model_and_images()
     path = tmp_path / "model.file"
     report = export(model.train(), format, path)
@@ -197,7 +211,8 @@ def test_export_of_half_precision_and_of_one_image(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (dict(format="onxx"), "Did you mean 'onnx'"), (dict(path="/no/such/folder/m.pt2"), "There is no folder /no/such/folder"),
+    (dict(format="onxx"), "Did you mean 'onnx'"),
+    (dict(path="/no/such/folder/m.pt2"), "There is no folder /no/such/folder"),
     (dict(model=nn.Linear(3, 3)), "Give an example"),
 ])
 def test_bad_input_of_export(arguments, sentence, tmp_path):

@@ -101,7 +101,8 @@ def test_norm_goes_into_the_convolution_of_a_downsampling(norm):
     folds_to(shaken(Downsampling(6, 8, 3, 2, 1, pre_norm=norm)), tokens(2, 5, 7, 6), norm=1)
 
 
-@pytest.mark.parametrize("part", [nn.Linear(6, 6), nn.Linear(6, 6, bias=False), LayerNormGeneral(6), nn.LayerNorm(6)], ids=repr)
+@pytest.mark.parametrize("part", [nn.Linear(6, 6), nn.Linear(6, 6, bias=False), LayerNormGeneral(6), nn.LayerNorm(6)],
+                         ids=repr)
 def test_layer_scale_goes_into_what_comes_before_it(part):
     part, scale, x = shaken(copy.deepcopy(part)), shaken(Scale(6)), tokens(2, 5, 7, 6)
     wanted = scale(part(x))
@@ -149,7 +150,8 @@ def test_a_folded_model_computes_the_same(family, options):
         same(folded(x), model(x))
         same(folded.forward_features(x), model.forward_features(x))
         if "global_pool" not in options:
-            same(folded.forward_head(folded.forward_features(x), pre_logits=True), model.forward_head(model.forward_features(x), pre_logits=True))
+            same(folded.forward_head(folded.forward_features(x), pre_logits=True),
+                 model.forward_head(model.forward_features(x), pre_logits=True))
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "randformer"])
@@ -166,9 +168,11 @@ def test_a_pruned_model():
         same(fold(model).forward_features(x), model.forward_features(x))
 
 
-COUNTS = {"identityformer": {"norm": 8, "StarReLU": 5, "ResScale": 6}, "randformer": {"norm": 8, "StarReLU": 5, "ResScale": 6},
+COUNTS = {"identityformer": {"norm": 8, "StarReLU": 5, "ResScale": 6},
+          "randformer": {"norm": 8, "StarReLU": 5, "ResScale": 6},
           "poolformerv2": {"norm": 8, "StarReLU": 5, "ResScale": 6, "Pooling": 5},
-          "convformer": {"norm": 14, "StarReLU": 10, "ResScale": 6}, "caformer": {"norm": 14, "StarReLU": 7, "ResScale": 6}}
+          "convformer": {"norm": 14, "StarReLU": 10, "ResScale": 6},
+          "caformer": {"norm": 14, "StarReLU": 7, "ResScale": 6}}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -178,7 +182,9 @@ def test_it_says_what_it_did_and_leaves_the_original_alone(family):
     folded = fold(model)
     assert folds(folded) == COUNTS[family] and folds(model) == {}
     assert folds(fold(folded)) == COUNTS[family], "nothing is left for a second time"
-    assert all(m.training for m in model.modules()) and all(p.requires_grad for n, p in model.named_parameters() if "random" not in n)
+    assert all(m.training for m in model.modules()) and all(
+        p.requires_grad for n, p in model.named_parameters() if "random" not in n
+    )
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(m.training for m in folded.modules()) and not any(p.requires_grad for p in folded.parameters())
     own = {t.data_ptr() for t in model.parameters()}
@@ -229,39 +235,57 @@ def with_parts(block, **parts):
 
 UNKNOWN = {  # a block, and the folds that remain
     "a mixer of one's own": (lambda: block_of(Doubling), {"norm": 1, "StarReLU": 1}),
-    "a mixer that is no module of ours": (lambda: block_of(lambda dim: nn.Linear(dim, dim)), {"norm": 1, "StarReLU": 1}),
+    "a mixer that is no module of ours":
+               (lambda: block_of(lambda dim: nn.Linear(dim, dim)), {"norm": 1, "StarReLU": 1}),
     "an activation of one's own": (lambda: block_of(Identity, mlp=partial(Mlp, act_layer=OwnStar)), {"norm": 1}),
     "GELU": (lambda: block_of(partial(SepConv, act1_layer=nn.GELU), mlp=partial(Mlp, act_layer=nn.GELU)), {"norm": 2}),
-    "a second activation in SepConv": (lambda: block_of(partial(SepConv, act2_layer=nn.Tanh)), {"norm": 2, "StarReLU": 2}),
+    "a second activation in SepConv":
+               (lambda: block_of(partial(SepConv, act2_layer=nn.Tanh)), {"norm": 2, "StarReLU": 2}),
     "an MLP of one's own": (lambda: block_of(Attention, mlp=nn.LayerNorm), {"norm": 1}),
     "PyTorch's norm": (lambda: block_of(Attention, norm=nn.LayerNorm), {"norm": 2, "StarReLU": 1}),
-    "a norm without weight": (lambda: block_of(Attention, norm=partial(nn.LayerNorm, elementwise_affine=False)), {"StarReLU": 1}),
+    "a norm without weight":
+               (lambda: block_of(Attention, norm=partial(nn.LayerNorm, elementwise_affine=False)), {"StarReLU": 1}),
     "no norm": (lambda: block_of(SepConv, norm=nn.Identity), {"StarReLU": 2}),
     "pooling behind a norm of tokens": (lambda: block_of(Pooling), {"norm": 1, "StarReLU": 1}),
     "a pooling of one's own": (lambda: block_of(OwnPooling, norm=LayerNormGeneral), {"norm": 1, "StarReLU": 1}),
     "pooling that counts the padding": (lambda: with_parts(block_of(Pooling, norm=LayerNormGeneral),
-                                                           token_mixer__pool=nn.AvgPool2d(3, 1, 1)), {"norm": 1, "StarReLU": 1}),
-    "pooling with another divisor": (lambda: with_parts(block_of(Pooling, norm=LayerNormGeneral), token_mixer__pool=nn.AvgPool2d(
+                                                           token_mixer__pool=nn.AvgPool2d(3, 1, 1)),
+                                        {"norm": 1, "StarReLU": 1}),
+    "pooling with another divisor":
+               (lambda: with_parts(block_of(Pooling, norm=LayerNormGeneral), token_mixer__pool=nn.AvgPool2d(
         3, 1, 1, count_include_pad=False, divisor_override=2)), {"norm": 1, "StarReLU": 1}),
     "a scale of one's own": (lambda: with_parts(block_of(Pooling, norm=LayerNormGeneral), layer_scale1=OwnScale(8),
-                                                res_scale1=OwnScale(8), res_scale2=OwnScale(8), layer_scale2=OwnScale(8)),
+                                                res_scale1=OwnScale(8), res_scale2=OwnScale(8),
+                                                layer_scale2=OwnScale(8)),
                              {"norm": 1, "StarReLU": 1}),
-    "a branch scale of one's own beside pooling": (lambda: with_parts(block_of(Pooling, norm=LayerNormGeneral), layer_scale1=OwnScale(8)),
+    "a branch scale of one's own beside pooling":
+               (lambda: with_parts(block_of(Pooling, norm=LayerNormGeneral), layer_scale1=OwnScale(8)),
                                                    {"norm": 1, "StarReLU": 1}),
     "something in the place of drop path beside pooling": (lambda: with_parts(block_of(Pooling, norm=LayerNormGeneral),
-                                                                              drop_path1=nn.Tanh()), {"norm": 1, "StarReLU": 1}),
-    "a residual scale of one's own beside pooling": (lambda: with_parts(block_of(Pooling, norm=LayerNormGeneral, res_scale_init_value=1.),
-                                                                        res_scale1=OwnScale(8)), {"norm": 1, "StarReLU": 1, "ResScale": 1}),
-    "something in the place of dropout": (lambda: with_parts(block_of(SepConv, layer_scale_init_value=0.5), mlp__drop=nn.Tanh(),
+                                                                              drop_path1=nn.Tanh()),
+                                                           {"norm": 1, "StarReLU": 1}),
+    "a residual scale of one's own beside pooling":
+               (lambda: with_parts(block_of(Pooling, norm=LayerNormGeneral, res_scale_init_value=1.),
+                                                                        res_scale1=OwnScale(8)),
+                {"norm": 1, "StarReLU": 1, "ResScale": 1}),
+    "something in the place of dropout":
+               (lambda: with_parts(block_of(SepConv, layer_scale_init_value=0.5), mlp__drop=nn.Tanh(),
                                                              drop_path1=nn.Tanh()), {"norm": 2, "StarReLU": 1}),
-    "drop path": (lambda: block_of(Attention, drop_path=0.5, layer_scale_init_value=0.5), {"norm": 2, "StarReLU": 1, "LayerScale": 2}),
-    "random mixing": (lambda: block_of(partial(RandomMixing, num_tokens=35), norm=LayerNormGeneral, layer_scale_init_value=0.5),
+    "drop path": (lambda: block_of(Attention, drop_path=0.5, layer_scale_init_value=0.5),
+                  {"norm": 2, "StarReLU": 1, "LayerScale": 2}),
+    "random mixing": (lambda: block_of(partial(RandomMixing, num_tokens=35), norm=LayerNormGeneral,
+                                       layer_scale_init_value=0.5),
                       {"norm": 1, "StarReLU": 1, "LayerScale": 2}),
-    "biases everywhere": (lambda: block_of(partial(SepConv, bias=True), mlp=partial(Mlp, bias=True), layer_scale_init_value=0.5),
+    "biases everywhere":
+               (lambda: block_of(partial(SepConv, bias=True), mlp=partial(Mlp, bias=True), layer_scale_init_value=0.5),
                           {"norm": 2, "StarReLU": 2, "LayerScale": 2}),
-    "attention with biases": (lambda: block_of(partial(Attention, head_dim=4, qkv_bias=True, proj_bias=True), layer_scale_init_value=0.5),
+    "attention with biases":
+               (lambda: block_of(partial(Attention, head_dim=4, qkv_bias=True, proj_bias=True),
+                                 layer_scale_init_value=0.5),
                               {"norm": 2, "StarReLU": 1, "LayerScale": 2}),
-    "a frozen StarReLU": (lambda: block_of(mlp=partial(Mlp, act_layer=partial(StarReLU, 0.9, -0.4, False, False))), {"norm": 2, "StarReLU": 2}),
+    "a frozen StarReLU":
+               (lambda: block_of(mlp=partial(Mlp, act_layer=partial(StarReLU, 0.9, -0.4, False, False))),
+                {"norm": 2, "StarReLU": 2}),
 }
 
 
@@ -336,7 +360,10 @@ def test_a_large_mean_spoils_sigma_no_more_than_the_norm():
 
 def test_products_are_rounded_once():
     act, linear = StarReLU(0.1, 0.3).requires_grad_(False), nn.Linear(64, 8, bias=False).requires_grad_(False)
-    wanted = (act.scale.double() * linear.weight.double()).float(), (act.bias.double() * linear.weight.double().sum(1)).float()
+    wanted = (
+        (act.scale.double() * linear.weight.double()).float(),
+        (act.bias.double() * linear.weight.double().sum(1)).float(),
+    )
     star_into_linear(act, linear)
     assert torch.equal(linear.weight, wanted[0]) and torch.equal(linear.bias, wanted[1])
 

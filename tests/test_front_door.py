@@ -63,18 +63,22 @@ def elsewhere(tmp_path_factory):
     shutil.copytree(ROOT / "metaformer_edu", copy / "metaformer_edu", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, copy], check=True, capture_output=True)
-    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", *folder.glob("*.whl")], check=True, capture_output=True)
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, copy], check=True,
+                   capture_output=True)
+    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", *folder.glob("*.whl")], check=True,
+                   capture_output=True)
     return folder
 
 
 def test_the_wheel_trains_and_opens_the_explorer(elsewhere, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(elsewhere / "site"))
     monkeypatch.chdir(elsewhere)
-    where = subprocess.run([sys.executable, "-c", "import metaformer_edu; print(metaformer_edu.__file__)"], capture_output=True, text=True)
+    where = subprocess.run([sys.executable, "-c", "import metaformer_edu; print(metaformer_edu.__file__)"],
+                           capture_output=True, text=True)
     assert Path(where.stdout.strip()).parent == elsewhere / "site/metaformer_edu"
     assert (elsewhere / "site/metaformer_edu/py.typed").exists()
-    done = subprocess.run([sys.executable, "-m", "metaformer_edu.train", "--epochs", "1", "--warmup-epochs", "0"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "metaformer_edu.train", "--epochs", "1", "--warmup-epochs", "0"],
+                          capture_output=True, text=True)
     assert done.returncode == 0 and "best epoch (1)" in done.stdout, done.stderr
     assert (elsewhere / "runs/tiny_convformer-digits-seed0/explained.png").exists()
     command = [sys.executable, "-m", "metaformer_edu.commands.explore", "--no-browser"]

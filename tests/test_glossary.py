@@ -7,7 +7,8 @@ import nbcells
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 TEXT = (NBS / "glossary.md").read_text(encoding="utf-8")
-ENTRIES = {term: text.strip() for term, _, text in (part.partition("\n") for part in re.split(r"^### ", TEXT, flags=re.M)[1:])}
+ENTRIES = {term: text.strip()
+           for term, _, text in (part.partition("\n") for part in re.split(r"^### ", TEXT, flags=re.M)[1:])}
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]*)(?:#([^)]*))?\)")
 LESSON = re.compile(r" Lesson \[([^\]]+)\]\((\w+\.ipynb)\)\.$")  # an entry ends with it
 WORDS = 75

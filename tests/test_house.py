@@ -24,18 +24,21 @@ WIDTH = 120                  # columns, in the package and in the notebooks' cod
 IMPORTS_FROM = {"core": set(), "models": {"core"}, "data": {"models", "core"}, "training": {"data", "models", "core"}}
 IMPORTS_FROM["interpret"] = IMPORTS_FROM["speed"] = {"training", *IMPORTS_FROM["training"]}
 IMPORTS_FROM["widgets"] = IMPORTS_FROM["experiments"] = {"interpret", *IMPORTS_FROM["interpret"]}
-IMPORTS_FROM["commands"] = {*IMPORTS_FROM, "train", "validate"}  # train and validate stand at the root, for what people type
+# train and validate stand at the root, for what people type
+IMPORTS_FROM["commands"] = {*IMPORTS_FROM, "train", "validate"}
 AT_ROOT = {"train", "validate"}
 NOTEBOOK_BYTES = 500_000     # one notebook
 MEAN_NOTEBOOK_BYTES = 300_000
-MEDIAN_CELL_LINES = 5        # code cells of a lesson or tutorial, apart from exported ones, which have their own limit, and exercises
+# code cells of a lesson or tutorial, apart from exported ones, which have their own limit, and exercises
+MEDIAN_CELL_LINES = 5
 MARKDOWN_SHARE = (0.30, 0.50)  # of its cells
 FLAGS_READ_ELSEWHERE = {}    # {"dest": "who reads it, if not metaformer_edu"}
 GUARD_WITHIN = 3             # the Colab guard stands in one of the first code cells
 NEVER_IMPORTED = {"nbdev", "fastcore", "execnb", "ghapi"}
 NOT_AT_IMPORT_TIME = {"IPython", "ipykernel", "google", "matplotlib_inline"}  # absent outside notebooks
 # what nbdev 2 and tools/readme.py act on; quarto's layout directives do nothing here
-DIRECTIVES = {"default_exp", "export", "exporti", "exports", "hide", "filter_stream", "eval", "echo", "output", "include"}
+DIRECTIVES = {"default_exp", "export", "exporti", "exports", "hide", "filter_stream", "eval", "echo", "output",
+              "include"}
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, LIB = ROOT / "nbs", ROOT / "metaformer_edu"
@@ -84,7 +87,8 @@ def run(copy, code):
 
 
 def differing(a, b, pattern):
-    names = {p.relative_to(o) for o in (a, b) for p in o.rglob(pattern) if not any(q[0] == "." for q in p.relative_to(o).parts)}
+    names = {p.relative_to(o) for o in (a, b)
+             for p in o.rglob(pattern) if not any(q[0] == "." for q in p.relative_to(o).parts)}
     return sorted(str(n) for n in names
                   if not (a / n).exists() or not (b / n).exists() or (a / n).read_bytes() != (b / n).read_bytes())
 
@@ -132,7 +136,9 @@ def written_by(path):
 def test_notebook_writes_its_one_module_at_the_same_place(path):
     own = path.relative_to(NBS).with_suffix("").as_posix().replace("/", ".")
     own = own.removeprefix("commands.") if own.removeprefix("commands.") in AT_ROOT else own
-    assert written_by(path) == [own], f"{path.name} must say `#| default_exp {own}` exactly once; it says {written_by(path)}."
+    assert written_by(path) == [own], (
+        f"{path.name} must say `#| default_exp {own}` exactly once; it says {written_by(path)}."
+    )
 
 
 def test_every_module_has_its_notebook():
@@ -142,20 +148,25 @@ def test_every_module_has_its_notebook():
 
 
 def test_the_course_names_every_notebook_that_teaches():
-    missing = [p.relative_to(NBS).as_posix() for p in NOTEBOOKS if p not in [c.path for c in CHAPTERS] and p.stem not in ("index", "solutions")]
+    missing = [p.relative_to(NBS).as_posix()
+               for p in NOTEBOOKS if p not in [c.path for c in CHAPTERS] and p.stem not in ("index", "solutions")]
     assert not missing, f"nbs/course.yml does not name {missing}."
     old = [c.was for c in CHAPTERS if c.was]
-    assert len(old) == len(set(old)) and len({c.path for c in CHAPTERS}) == len(CHAPTERS), "nbs/course.yml names a chapter twice."
+    assert len(old) == len(set(old)) and len({c.path for c in CHAPTERS}) == len(CHAPTERS), (
+        "nbs/course.yml names a chapter twice."
+    )
 
 
 def test_minutes_are_those_that_reading_takes():
     counted = {c.notebook: website.Lesson(c.path).reading_time for c in CHAPTERS}
-    wrong = {c.notebook: (c.minutes, counted[c.notebook]) for c in CHAPTERS if abs(c.minutes - counted[c.notebook]) > max(2, 0.2 * c.minutes)}
+    wrong = {c.notebook: (c.minutes, counted[c.notebook])
+             for c in CHAPTERS if abs(c.minutes - counted[c.notebook]) > max(2, 0.2 * c.minutes)}
     assert not wrong, f"nbs/course.yml says these minutes, and reading takes those: {wrong}."
 
 
 def test_stories_export_nothing():
-    wrong = [where(p, c) for p in STORIES for c in code_cells(p) if nbcells.directives(c).keys() & {"default_exp", "export", "exporti", "exports"}]
+    wrong = [where(p, c) for p in STORIES
+             for c in code_cells(p) if nbcells.directives(c).keys() & {"default_exp", "export", "exporti", "exports"}]
     assert not wrong, f"Tutorials export nothing; these do: {wrong}."
 
 
@@ -193,7 +204,8 @@ def test_imports_run_down_the_table_of_parts(path):
 
 
 def test_imports_close_no_circle():
-    graphlib.TopologicalSorter({name_of(p): {name for _, name in inside(p)} - {name_of(p)} for p in MODULES}).prepare()  # CycleError
+    # CycleError
+    graphlib.TopologicalSorter({name_of(p): {name for _, name in inside(p)} - {name_of(p)} for p in MODULES}).prepare()
 
 
 @each([LIB / "__init__.py", *MODULES])
@@ -230,7 +242,8 @@ def test_package_imports_without_a_notebook(path):
 
 def docstrings(module):
     for node in ast.walk(module):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node) is not None:
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef,
+                             ast.AsyncFunctionDef)) and ast.get_docstring(node) is not None:
             yield from range(node.body[0].lineno, node.body[0].end_lineno + 1)
 
 
@@ -251,23 +264,28 @@ def test_module_is_short(path):
 
 @each(MODULES)
 def test_module_says_what_it_is(path):
-    assert ast.get_docstring(tree(path)), f"{name_of(path)} has no docstring: write it as `> …` under the title of its notebook."
+    assert ast.get_docstring(tree(path)), (
+        f"{name_of(path)} has no docstring: write it as `> …` under the title of its notebook."
+    )
 
 
 @each(MODULES)
 def test_one_statement_a_line(path):
-    wrong = [o.lineno for o in ast.walk(tree(path)) if isinstance(o, ast.Expr) and isinstance(o.value, (ast.Tuple, ast.BoolOp))]
+    wrong = [o.lineno for o in ast.walk(tree(path)) if isinstance(o, ast.Expr)
+             and isinstance(o.value, (ast.Tuple, ast.BoolOp))]
     assert not wrong, f"{name_of(path)}: tuples, or `and` and `or`, as statements in lines {wrong}."
 
 
 @each(NOTEBOOKS)
 def test_lines_are_narrow(path):
-    wide = [f"{where(path, c)}: {line[:60]}…" for c in code_cells(path) for line in c["source"].splitlines() if len(line) > WIDTH]
+    wide = [f"{where(path, c)}: {line[:60]}…" for c in code_cells(path)
+            for line in c["source"].splitlines() if len(line) > WIDTH]
     assert not wide, f"More than {WIDTH} columns: {wide}."
 
 
 def test_ruff_finds_nothing():
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", LIB, ROOT / "tools", ROOT / "tests"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", LIB, ROOT / "tools", ROOT / "tests"],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -279,7 +297,9 @@ def test_notebook_is_light(path):
 
 def test_notebooks_are_light_on_average():
     mean = statistics.mean(p.stat().st_size for p in NOTEBOOKS)
-    assert mean <= MEAN_NOTEBOOK_BYTES, f"Notebooks have {mean:,.0f} bytes on average; {MEAN_NOTEBOOK_BYTES:,} is the most."
+    assert mean <= MEAN_NOTEBOOK_BYTES, (
+        f"Notebooks have {mean:,.0f} bytes on average; {MEAN_NOTEBOOK_BYTES:,} is the most."
+    )
 
 
 # --- what a notebook stores ---
@@ -302,7 +322,8 @@ def test_no_stored_errors(path):
 @each(LESSONS + STORIES)
 def test_a_picture_is_stored(path):
     kinds = {k for c in code_cells(path) for o in c["outputs"] for k in o.get("data", {})}
-    assert any(k.startswith("image/") for k in kinds), f"{path.name} stores no picture: run it in place before committing."
+    assert any(k.startswith("image/")
+               for k in kinds), f"{path.name} stores no picture: run it in place before committing."
 
 
 # --- how a lesson reads ---
@@ -310,16 +331,21 @@ def test_a_picture_is_stored(path):
 @each(LESSONS + STORIES)
 def test_cells_are_short(path):
     cells = list(itertools.takewhile(lambda c: "## Exercises" not in c["source"], nbcells.read(path)["cells"]))
-    lengths = [n for c in cells if c["cell_type"] == "code" and (n := len(nbcells.code(c))) and "export" not in nbcells.directives(c)]
+    lengths = [n for c in cells if c["cell_type"] == "code" and (n := len(nbcells.code(c)))
+               and "export" not in nbcells.directives(c)]
     median = statistics.median(lengths)
-    assert median <= MEDIAN_CELL_LINES, f"{path.name}: the median code cell has {median:g} lines; {MEDIAN_CELL_LINES} is the most."
+    assert median <= MEDIAN_CELL_LINES, (
+        f"{path.name}: the median code cell has {median:g} lines; {MEDIAN_CELL_LINES} is the most."
+    )
 
 
 @each(LESSONS + STORIES)
 def test_prose_and_code_are_balanced(path):
     kinds = [c["cell_type"] for c in nbcells.read(path)["cells"] if c["cell_type"] != "raw"]
     share, (low, high) = kinds.count("markdown") / len(kinds), MARKDOWN_SHARE
-    assert low <= share <= high, f"{path.name}: {share:.0%} of the cells are markdown; {low:.0%} to {high:.0%} is the range."
+    assert low <= share <= high, (
+        f"{path.name}: {share:.0%} of the cells are markdown; {low:.0%} to {high:.0%} is the range."
+    )
 
 
 @each(MODULES)
@@ -336,14 +362,17 @@ def test_public_names_have_docstrings(path):
 @each(LESSONS + STORIES)
 def test_colab_guard_comes_first(path):
     first = "\n".join(c["source"] for c in code_cells(path)[:GUARD_WITHIN])
-    assert "google.colab" in first, f"{path.name}: no Colab install guard (google.colab) in its first {GUARD_WITHIN} code cells."
+    assert "google.colab" in first, (
+        f"{path.name}: no Colab install guard (google.colab) in its first {GUARD_WITHIN} code cells."
+    )
 
 
 # --- no flag that does nothing ---
 
 @each(NOTEBOOKS)
 def test_directives_do_something(path):
-    unknown = [f"{where(path, c)}: {k}" for c in code_cells(path) for k in nbcells.directives(c).keys() - DIRECTIVES - FLAGS]
+    unknown = [f"{where(path, c)}: {k}" for c in code_cells(path)
+               for k in nbcells.directives(c).keys() - DIRECTIVES - FLAGS]
     assert not unknown, f"Directives that nothing here reads: {unknown}."
     late = [f"{where(path, c)}: {o}" for c in code_cells(path) for o in nbcells.late_directives(c)]
     assert not late, f"nbdev ignores directives below the first code line: {late}."
@@ -355,7 +384,8 @@ def string(node):
 
 def arguments(module):
     "(line, dest) of every add_argument call, also through a short name for it; dest None if it is computed."
-    short = {t.id for o in ast.walk(module) if isinstance(o, ast.Assign) and getattr(o.value, "attr", "") == "add_argument"
+    short = {t.id for o in ast.walk(module) if isinstance(o, ast.Assign)
+             and getattr(o.value, "attr", "") == "add_argument"
              for t in o.targets if isinstance(t, ast.Name)}
     for call in (o for o in ast.walk(module) if isinstance(o, ast.Call)):
         if getattr(call.func, "attr", "") != "add_argument" and getattr(call.func, "id", "") not in short:
@@ -391,7 +421,9 @@ def test_command_line_arguments_are_read(path):
     read = {name for p in MODULES for name in reads(tree(p))} | FLAGS_READ_ELSEWHERE.keys()
     found = list(arguments(tree(path)))
     computed = [n for n, dest in found if dest is None]
-    assert not computed, f"{path.name}: argument names must be written out, so that this test can see them: lines {computed}."
+    assert not computed, (
+        f"{path.name}: argument names must be written out, so that this test can see them: lines {computed}."
+    )
     idle = [f"{dest} (line {n})" for n, dest in found if dest not in read]
     assert not idle, f"{path.name}: arguments that nothing reads: {idle}."
 
@@ -415,6 +447,8 @@ def test_nbdev_is_pinned_for_development_only():
     names = lambda key: {re.match(r"[\w-]+", r)[0]: r for r in SETTINGS[key].split()}
     runtime, dev = names("requirements"), names("dev_requirements")
     assert not NEVER_IMPORTED & runtime.keys(), "nbdev and what it needs belong to dev_requirements only."
-    assert dev.get("nbdev", "").startswith("nbdev=="), "nbdev must be pinned in dev_requirements: later releases do not read settings.ini."
+    assert dev.get("nbdev", "").startswith("nbdev=="), (
+        "nbdev must be pinned in dev_requirements: later releases do not read settings.ini."
+    )
     loose = [n for n in ("execnb", "fastcore", "ghapi") if "<" not in dev.get(n, "")]
     assert not loose, f"The pinned nbdev breaks without an upper bound on: {loose}."

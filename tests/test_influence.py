@@ -72,8 +72,10 @@ class Squeeze(nn.Module):
 
 # --- the Jacobian ---
 
-@pytest.mark.parametrize("module", [SepConv(6, bias=True, kernel_size=3), attention(6, head_dim=4, num_heads=2, qkv_bias=True),
-                                    Squeeze(), MetaFormerBlock(6, Pooling, norm_layer=LayerNormGeneral, res_scale_init_value=1.)],
+@pytest.mark.parametrize("module",
+                         [SepConv(6, bias=True, kernel_size=3), attention(6, head_dim=4, num_heads=2, qkv_bias=True),
+                                    Squeeze(),
+                          MetaFormerBlock(6, Pooling, norm_layer=LayerNormGeneral, res_scale_init_value=1.)],
                          ids=["SepConv", "Attention", "Squeeze", "Block"])
 def test_influence_is_what_nudges_do(module):
     module, x = module.double(), double(1, 3, 4, 6)
@@ -116,7 +118,9 @@ def test_chunks_change_nothing(chunk):
 def test_chunk_bounds_the_batch():
     sizes = []
     class Watch(nn.Module):
-        def forward(self, x): sizes.append(len(x)); return x * 2
+        def forward(self, x):
+            sizes.append(len(x))
+            return x * 2
     influence(Watch(), double(1, 2, 2, 10), chunk=4)
     assert max(sizes) == 4
 
@@ -151,7 +155,9 @@ def test_zero_is_zero():
     class Zeros(nn.Module):
         def forward(self, x): return torch.zeros_like(x)
     class Bias(nn.Module):  # a gradient for the parameter, none for the tokens
-        def __init__(self): super().__init__(); self.b = nn.Parameter(torch.ones(2))
+        def __init__(self):
+            super().__init__()
+            self.b = nn.Parameter(torch.ones(2))
         def forward(self, x): return self.b.expand_as(x)
     for module in (Zeros(), Bias()):
         assert torch.equal(influence(module, torch.randn(2, 2, 2)), torch.zeros(4, 4))
@@ -272,8 +278,10 @@ def test_identity_and_random_in_closed_form(grid):
     assert mixer.random_matrix.abs().sum() > 0, "the caller got a copy"
 
 
-OPTIONS = [dict(head_dim=6), dict(head_dim=4), dict(head_dim=12), dict(head_dim=5, num_heads=3), dict(head_dim=5, num_heads=2, qkv_bias=True),
-           dict(head_dim=6, qkv_bias=True, proj_bias=True), dict(head_dim=32), dict(head_dim=6, attn_drop=0.5, proj_drop=0.5)]
+OPTIONS = [dict(head_dim=6), dict(head_dim=4), dict(head_dim=12), dict(head_dim=5, num_heads=3),
+           dict(head_dim=5, num_heads=2, qkv_bias=True),
+           dict(head_dim=6, qkv_bias=True, proj_bias=True), dict(head_dim=32),
+           dict(head_dim=6, attn_drop=0.5, proj_drop=0.5)]
 
 
 class Frozen(nn.Module):
@@ -441,7 +449,8 @@ def test_sides_and_shares():
     m[4, 4], m[4, 6], m[0, 4] = 0.5, 0.3, 0.2
     field = Field(m, (4, 4))
     assert [field.side(s) for s in (0.1, 0.49, 0.51, 0.79, 0.81, 1)] == [1, 1, 5, 5, 9, 9]
-    torch.testing.assert_close([field.share(s) for s in (1, 3, 5, 7, 9, 99)], [0.5, 0.5, 0.8, 0.8, 1.0, 1.0], atol=1e-6, rtol=0)
+    torch.testing.assert_close([field.share(s) for s in (1, 3, 5, 7, 9, 99)], [0.5, 0.5, 0.8, 0.8, 1.0, 1.0], atol=1e-6,
+                               rtol=0)
     assert Field(torch.ones(64, 64) / 4096, (32, 32)).side() == 47  # 45² is just less than half of 64²
     assert Field(torch.ones(8, 4) / 32, (4, 2)).side(1) == 8, "never more than the input"
     assert Field(torch.ones(8, 4) / 32, (7, 0)).side(1) == 8
@@ -451,7 +460,8 @@ def test_sides_and_shares():
 
 def test_images_count_alike():
     class Loud(nn.Module):  # a slope that depends on the image, and another neighbour
-        def forward(self, x): return torch.where(x.mean((1, 2, 3), keepdim=True) > 0, 1000 * torch.roll(x, 1, 1), torch.roll(x, 1, 2))
+        def forward(self, x):
+            return torch.where(x.mean((1, 2, 3), keepdim=True) > 0, 1000 * torch.roll(x, 1, 1), torch.roll(x, 1, 2))
     x = torch.ones(2, 5, 5, 2)
     x[1] = -1
     field = receptive_field(Loud(), x)
@@ -487,7 +497,8 @@ def test_heads_draw_the_weights():
 
 
 def test_more_heads_than_fit_in_a_row():
-    model = MetaFormer(depths=(1, 1, 1), dims=(8, 16, 224), token_mixers=("Identity", "Identity", "Attention"), num_classes=2,
+    model = MetaFormer(depths=(1, 1, 1), dims=(8, 16, 224), token_mixers=("Identity", "Identity", "Attention"),
+                       num_classes=2,
                        res_scale_init_values=None)
     assert sum(bool(ax.images) for ax in show_heads(model, torch.randn(1, 3, 32, 32)).axes) == 7
 
@@ -524,7 +535,10 @@ def test_picture_of_fields():
     fields = {f"conv {s}": receptive_field(Conv(s), x, token=(4, 7)) for s in (3, 5)}
     fig = show_fields(fields, share=1)
     *axes, bar = fig.axes
-    assert [ax.get_title() for ax in axes] == ["conv 3\n100% in 3×3", "conv 5\n100% in 5×5"] and "largest" in bar.get_ylabel()
+    assert [ax.get_title() for ax in axes] == [
+        "conv 3\n100% in 3×3",
+        "conv 5\n100% in 5×5",
+    ] and "largest" in bar.get_ylabel()
     box = axes[1].patches[0]
     assert box.get_xy() == (4.5, 1.5) and box.get_width() == box.get_height() == 5
     assert isinstance(axes[0].images[0].norm, matplotlib.colors.LogNorm) and axes[0].images[0].get_array().max() == 1
@@ -545,21 +559,28 @@ def test_picture_of_fields():
     (lambda: closed_form(SepConv(4), torch.randn(3, 3, 4)), r"no closed form for SepConv: use influence\(mixer, x\)"),
     (lambda: closed_form(Pooling(), torch.randn(3, 3)), "one grid of tokens"),
     (lambda: closed_form(RandomMixing(num_tokens=16), torch.randn(3, 3, 4)), "16 tokens and got 3×3 = 9"),
-    (lambda: attention_weights(Pooling(), torch.randn(3, 3, 4)), "Pooling does not compute as Attention does: use influence"),
+    (lambda: attention_weights(Pooling(), torch.randn(3, 3, 4)),
+     "Pooling does not compute as Attention does: use influence"),
     (lambda: receptive_field(Pooling(), torch.randn(3, 3, 4), token=(3, 0)), r"no token \(3, 0\) in a grid of 3×3"),
     (lambda: receptive_field(Pooling(), torch.randn(3, 3, 4), token=(0, -1)), "columns 0 to 2"),
     (lambda: receptive_field(Pooling(), torch.randn(3, 3, 4), stage=2), "stage is for a whole model"),
-    (lambda: receptive_field(create_model("tiny_convformer"), torch.randn(1, 3, 64, 64), stage=5), "stages 1 to 4, not 5"),
-    (lambda: receptive_field(create_model("tiny_convformer"), torch.randn(1, 3, 64, 64), stage=0), "stages 1 to 4, not 0"),
-    (lambda: receptive_field(create_model("tiny_convformer"), torch.randn(64, 64, 3)), r"Expected images of shape \(B, 3, H, W\)"),
-    (lambda: receptive_field(create_model("tiny_randformer"), torch.randn(3, 96, 96)), "RandomMixing has a fixed matrix"),
+    (lambda: receptive_field(create_model("tiny_convformer"), torch.randn(1, 3, 64, 64), stage=5),
+     "stages 1 to 4, not 5"),
+    (lambda: receptive_field(create_model("tiny_convformer"), torch.randn(1, 3, 64, 64), stage=0),
+     "stages 1 to 4, not 0"),
+    (lambda: receptive_field(create_model("tiny_convformer"), torch.randn(64, 64, 3)),
+     r"Expected images of shape \(B, 3, H, W\)"),
+    (lambda: receptive_field(create_model("tiny_randformer"), torch.randn(3, 96, 96)),
+     "RandomMixing has a fixed matrix"),
     (lambda: show_heads(create_model("tiny_caformer"), torch.randn(3, 64, 64), stage=1),
      "Stage 1 of this model mixes with SepConv and has no attention weights: choose a stage with Attention"),
-    (lambda: show_heads(create_model("tiny_caformer"), torch.randn(3, 64, 64), block=3), "Stage 3 has the blocks 1 to 2, not 3"),
+    (lambda: show_heads(create_model("tiny_caformer"), torch.randn(3, 64, 64), block=3),
+     "Stage 3 has the blocks 1 to 2, not 3"),
     (lambda: show_heads(create_model("tiny_caformer"), torch.randn(3, 64, 64), block=0), "blocks 1 to 2, not 0"),
     (lambda: show_heads(create_model("tiny_caformer"), torch.randn(3, 64, 64), token=(4, 4)), "grid of 4×4"),
     (lambda: mixer_at(create_model("tiny_caformer"), torch.randn(2, 3, 64, 64), 3), "one image and got 2"),
-    (lambda: show_mixing({"a": Identity()}, torch.randn(3, 3, 4), torch.rand(3, 9, 9), token=(9, 9)), r"no token \(9, 9\)"),
+    (lambda: show_mixing({"a": Identity()}, torch.randn(3, 3, 4), torch.rand(3, 9, 9), token=(9, 9)),
+     r"no token \(9, 9\)"),
 ])
 def test_errors_are_one_clear_sentence(call, words):
     with pytest.raises(ValueError, match=words) as error: call()

@@ -1,4 +1,5 @@
-"""star_relu, star_linear and star_depthwise against their plain twins: values, gradients, what is kept, and who looks into them."""
+"""star_relu, star_linear and star_depthwise against their plain twins: values, gradients, what is kept, and who
+looks into them."""
 import copy
 import itertools
 import platform
@@ -43,7 +44,8 @@ def plain(model):
 
 def shaken_stars(model):
     for i, m in enumerate(m for m in model.modules() if isinstance(m, StarReLU)):
-        nn.init.constant_(m.scale, 0.7 + 0.1 * i), nn.init.constant_(m.bias, -0.5 + 0.1 * i)
+        nn.init.constant_(m.scale, 0.7 + 0.1 * i)
+        nn.init.constant_(m.bias, -0.5 + 0.1 * i)
     return model
 
 
@@ -111,7 +113,8 @@ def test_no_infinity_on_the_way_in_float16():
 
 @pytest.mark.parametrize("flags", list(itertools.product([True, False], repeat=3)))
 def test_gradients_of_whatever_wants_one(flags):
-    args = [t.double().requires_grad_(f) for t, f in zip((torch.randn(3, 4), torch.tensor([0.9]), torch.tensor([-0.4])), flags)]
+    args = [t.double().requires_grad_(f)
+            for t, f in zip((torch.randn(3, 4), torch.tensor([0.9]), torch.tensor([-0.4])), flags)]
     if any(flags):
         assert torch.autograd.gradcheck(star_relu, args) and torch.autograd.gradgradcheck(star_relu, args)
     else:
@@ -131,12 +134,14 @@ def twin(layer):
         y = star_formula(x, s, b)
         if not isinstance(layer, nn.Conv2d):
             return F.linear(y, weight, bias)
-        return F.conv2d(y.permute(0, 3, 1, 2), weight, bias, padding=layer.padding, groups=layer.groups).permute(0, 2, 3, 1)
+        return F.conv2d(y.permute(0, 3, 1, 2), weight, bias, padding=layer.padding,
+                        groups=layer.groups).permute(0, 2, 3, 1)
     return f
 
 
 LAYERS = [Linear(4, 3), Linear(4, 3, bias=False), DepthwiseConv(4, 3, 1), DepthwiseConv(4, 5, 0, bias=True)]
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=["linear", "linear without bias", "depthwise", "depthwise with bias"])
+each_layer = pytest.mark.parametrize("layer", LAYERS,
+                                     ids=["linear", "linear without bias", "depthwise", "depthwise with bias"])
 
 
 def arguments(layer, dtype=torch.float64):
@@ -172,7 +177,8 @@ class Calls(torch.utils._python_dispatch.TorchDispatchMode):
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         out = f(*args, **(kwargs or {}))
         self.names.append(f.overloadpacket.__name__)
-        if torch.is_tensor(out) and out.dtype == torch.float32 and any(torch.is_tensor(a) and a.dtype != out.dtype for a in args):
+        if torch.is_tensor(out) and out.dtype == torch.float32 and any(torch.is_tensor(a) and a.dtype != out.dtype
+                                                                       for a in args):
             self.float32.append(out.numel())
         return out
 
@@ -184,7 +190,12 @@ def test_a_gradient_that_nobody_needs_is_not_computed():
         y = star_linear(*args).sum()
         with Calls() as calls:
             y.backward()
-        return calls.names.count("mm"), calls.names.count("addcmul"), calls.names.count("dot"), calls.names.count("relu")
+        return (
+            calls.names.count("mm"),
+            calls.names.count("addcmul"),
+            calls.names.count("dot"),
+            calls.names.count("relu"),
+        )
     assert products() == (2, 1, 1, 2)
     assert products(weight=True) == (1, 0, 1, 1)  # y is not computed again
     assert products(s=True, b=True) == (2, 1, 0, 2)
@@ -205,7 +216,8 @@ def test_in_16_bits_no_float32_copy_of_a_whole_tensor(f, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pair", [False, True], ids=["star_relu", "star_linear"])
 def test_in_16_bits_the_gradients_of_scale_and_bias_are_summed_in_float32(pair, dtype):
-    "4,099 ones: neither format has that number, nor is 3 times it one; a sum in 16 bits, or rounded to them, is another."
+    """4,099 ones: neither format has that number, nor is 3 times it one; a sum in 16 bits, or rounded to them, is
+    another."""
     s, b = nn.Parameter(torch.tensor([0.5])), nn.Parameter(torch.tensor([0.25]))
     x = torch.ones(4099, 1, dtype=dtype).requires_grad_()
     y = star_linear(x, s, b, torch.ones(3, 1, dtype=dtype)) if pair else star_relu(x, s, b)
@@ -228,7 +240,8 @@ def kept(f, *args):
 @pytest.mark.parametrize("part, widths", [(lambda: Mlp(8), 1 + 4), (lambda: SepConv(8), 1 + 2 + 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_hidden_tensor_is_kept_once(part, widths, dtype):
-    "Input and hidden tensor of an Mlp; input, hidden tensor and what comes out of the depthwise convolution of a SepConv."
+    """Input and hidden tensor of an Mlp; input, hidden tensor and what comes out of the depthwise convolution of a
+    SepConv."""
     part, x = part().to(dtype), torch.randn(2, 16, 16, 8, dtype=dtype, requires_grad=True)
     weights = sum(p.nbytes for p in part.parameters())
     assert widths * x.nbytes <= kept(part, x) <= widths * x.nbytes + weights
@@ -270,7 +283,11 @@ class LoRA(nn.Module):
     "A frozen linear layer and a small one beside it, as adapters have it."
     def __init__(self, base, rank=2):
         super().__init__()
-        self.base, self.down, self.up = base.requires_grad_(False), nn.Linear(base.in_features, rank), nn.Linear(rank, base.out_features)
+        self.base, self.down, self.up = (
+            base.requires_grad_(False),
+            nn.Linear(base.in_features, rank),
+            nn.Linear(rank, base.out_features),
+        )
 
     @property
     def weight(self):
@@ -324,8 +341,11 @@ def test_the_fused_path_is_taken_and_the_switch_turns_it_off(fused_calls):
     assert fused_calls == ["star_linear", "star_depthwise", "star_linear", "star_linear"] and kernels.use_fused_star()
 
 
-@pytest.mark.parametrize("replace", [lambda fc: nn.Linear(32, 8, bias=False), lambda fc: Doubled(32, 8), LoRA, lambda fc: nn.Identity(),
-                                     lambda fc: nn.Sequential(fc, nn.Tanh()), lambda fc: nn.utils.parametrizations.weight_norm(fc)],
+@pytest.mark.parametrize("replace",
+                         [lambda fc: nn.Linear(32, 8, bias=False), lambda fc: Doubled(32, 8), LoRA,
+                          lambda fc: nn.Identity(),
+                                     lambda fc: nn.Sequential(fc, nn.Tanh()),
+                          lambda fc: nn.utils.parametrizations.weight_norm(fc)],
                          ids=["PyTorch's", "a subclass", "LoRA", "identity", "sequence", "weight norm"])
 def test_another_layer_in_its_place_is_not_passed_over(replace, fused_calls):
     mlp = Mlp(8)
@@ -338,7 +358,8 @@ def test_another_layer_in_its_place_is_not_passed_over(replace, fused_calls):
 
 
 def test_another_convolution_or_activation_is_not_passed_over(fused_calls):
-    for change in (dict(dwconv=nn.Conv2d(16, 16, 3, padding=1)), dict(act1=nn.GELU()), dict(act1=PlainStar(StarReLU()))):
+    for change in (dict(dwconv=nn.Conv2d(16, 16, 3, padding=1)), dict(act1=nn.GELU()),
+                   dict(act1=PlainStar(StarReLU()))):
         part = SepConv(8)
         for name, new in change.items():
             setattr(part, name, new)
@@ -354,7 +375,8 @@ def test_another_convolution_or_activation_is_not_passed_over(fused_calls):
 
 
 @pytest.mark.parametrize("name", ["act", "fc2"])
-@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
+@pytest.mark.parametrize("register",
+                         ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
                                       "register_full_backward_pre_hook"])
 def test_a_hook_sees_the_call(name, register, fused_calls):
     mlp, calls = Mlp(8), []
@@ -369,7 +391,8 @@ def test_a_hook_sees_the_call(name, register, fused_calls):
 def test_a_hook_for_all_modules_and_a_forward_of_its_own_are_seen(fused_calls):
     mlp, calls = Mlp(8), []
     handle = nn.modules.module.register_module_forward_hook(lambda m, *args: calls.append(m))
-    mlp(X4), handle.remove()
+    mlp(X4)
+    handle.remove()
     assert mlp.fc2 in calls and mlp.act in calls
     mlp.fc2.forward = seen
     with pytest.raises(Seen):
@@ -406,7 +429,8 @@ def test_a_changed_activation_is_not_computed_again_from_its_recipe():
     twin.act.register_forward_hook(lambda m, i, y: y * 3)
     x = torch.randn(1, 3, 3, 4).double()
     for a, b in zip(torch.autograd.grad(mlp(x).square().sum(), mlp.parameters()),
-                    torch.autograd.grad(twin(x).square().sum(), [twin.fc1.weight, twin.act.scale, twin.act.bias, twin.fc2.weight])):
+                    torch.autograd.grad(twin(x).square().sum(),
+                                        [twin.fc1.weight, twin.act.scale, twin.act.bias, twin.fc2.weight])):
         torch.testing.assert_close(a, b)
 
 
@@ -422,7 +446,8 @@ def test_checkpointing_frees_what_a_recipe_holds():
 
 
 def per_sample(f, loss):
-    return torch.func.vmap(torch.func.grad(lambda *a: loss(f(*a)), argnums=tuple(range(5))), in_dims=(0, None, None, None, None))
+    return torch.func.vmap(torch.func.grad(lambda *a: loss(f(*a)), argnums=tuple(range(5))),
+                           in_dims=(0, None, None, None, None))
 
 
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3]], ids=["linear", "depthwise"])
@@ -432,10 +457,16 @@ def test_torch_func(layer):
     loss = lambda *a, f: f(*a).sin().sum()  # noqa: E731
     close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)  # noqa: E731
     many = torch.stack([args[0], args[0] - 1, 2 * args[0]])
-    for how in (lambda f: torch.func.jacrev(f, argnums=(0, 1, 2, 3, 4))(*args), lambda f: torch.func.jacfwd(f, argnums=(0, 1, 2, 3, 4))(*args),
-                lambda f: torch.func.hessian(partial(loss, f=f), argnums=(1, 2, 3))(*args), lambda f: per_sample(f, lambda y: y.sin().sum())(many, *args[1:]),
-                lambda f: torch.func.vmap(f, in_dims=(None, 0, 0, None, None))(args[0], args[1] * torch.ones(3, 1), args[2] + torch.ones(3, 1), *args[3:]),
-                lambda f: torch.func.vmap(f, in_dims=(0, None, None, 0, 0))(many, *args[1:3], *(torch.stack([a, -a, 2 * a]) for a in args[3:])),
+    for how in (lambda f: torch.func.jacrev(f, argnums=(0, 1, 2, 3, 4))(*args),
+                lambda f: torch.func.jacfwd(f, argnums=(0, 1, 2, 3, 4))(*args),
+                lambda f: torch.func.hessian(partial(loss, f=f), argnums=(1, 2, 3))(*args),
+                lambda f: per_sample(f, lambda y: y.sin().sum())(many, *args[1:]),
+                lambda f: torch.func.vmap(f, in_dims=(None, 0, 0, None,
+                                                      None))(args[0], args[1] * torch.ones(3, 1),
+                                                             args[2] + torch.ones(3, 1), *args[3:]),
+                lambda f: torch.func.vmap(f, in_dims=(0, None, None, 0,
+                                                      0))(many, *args[1:3],
+                                                          *(torch.stack([a, -a, 2 * a]) for a in args[3:])),
                 lambda f: torch.func.jvp(f, tuple(args), tuple(torch.ones_like(a) for a in args))):
         close(how(f), how(plain_f))
 
@@ -469,7 +500,8 @@ def test_a_whole_model_under_torch_func():
 @pytest.mark.parametrize("part", [Mlp(8), SepConv(8)], ids=["Mlp", "SepConv"])
 def test_for_torch_fx_the_pair_is_one_step_forward_and_backward(part):
     graph = torch.fx.symbolic_trace(part)
-    called = [n.target.__name__ for n in graph.graph.nodes if n.op == "call_function" and n.target.__module__ == kernels.__name__]
+    called = [n.target.__name__
+              for n in graph.graph.nodes if n.op == "call_function" and n.target.__module__ == kernels.__name__]
     assert called == (["_linear", "star_linear"] if isinstance(part, Mlp) else ["_linear", "star_depthwise", "_linear"])
     x, weights = torch.randn(2, 9, 9, 8, requires_grad=True), sum(p.nbytes for p in part.parameters())
     assert torch.equal(graph(x), part(x)) and kept(graph, x) == kept(part, x) <= 5 * x.nbytes + weights
@@ -505,7 +537,8 @@ def test_a_traced_model_knows_nothing_of_kernels():
     nn.init.constant_(mlp.act.scale, 2.0)  # a number read while tracing would be a constant
     torch.testing.assert_close(traced(x), mlp(x))
     program = torch.export.export(mlp.eval(), (x,))
-    nn.init.constant_(program.state_dict["act.scale"], 3.0), nn.init.constant_(mlp.act.scale, 3.0)
+    nn.init.constant_(program.state_dict["act.scale"], 3.0)
+    nn.init.constant_(mlp.act.scale, 3.0)
     torch.testing.assert_close(program.module()(x), mlp(x))
 
 
@@ -535,7 +568,8 @@ def test_kept_memory_is_not_asked_for_again():
         def step(): return [torch.ones(2**21) for _ in range(4)]
         def pages(): step(); return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         print(-pages() + [pages() for _ in range(10)][-1])"""
-    lazy, kept = (int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout) for how in ("", "keep"))
+    lazy, kept = (int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True,
+                                     check=True).stdout) for how in ("", "keep"))
     assert kept < lazy / 4, (lazy, kept)
 
 

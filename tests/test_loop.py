@@ -1,6 +1,10 @@
-"""The loop: an update by hand, sums, averages, limits, numbers that are none, schedules, and going on from any update."""
+"""The loop: an update by hand, sums, averages, limits, numbers that are none, schedules, and going on from any
+update."""
 import copy
 import math
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
+import exercises
 from metaformer_edu.data.datasets import load_digits
 from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.data.transforms import ImageDataset, seeded_rng
@@ -22,6 +27,7 @@ from metaformer_edu.training.callbacks import (
 from metaformer_edu.training.processes import EvalSampler, TrainSampler
 from metaformer_edu.training.trainer import SCHEDULES, Trainer, draw_curves, find_lr, fit, make_schedule
 
+OLD = Path(__file__).parent / "reference/state-0.1.0.pt"
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEED = {"seconds", "images_per_s", "waiting"}  # the columns that no seed fixes
 
@@ -39,7 +45,12 @@ class Net(nn.Module):
 
     def __init__(self, drop_path=0.):
         super().__init__()
-        self.stem, self.norm, self.block, self.head = nn.Linear(192, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.stem, self.norm, self.block, self.head = (
+            nn.Linear(192, 8),
+            nn.LayerNorm(8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 4),
+        )
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x):
@@ -76,7 +87,8 @@ each_optimizer = pytest.mark.parametrize("opt", OPTIMIZERS)
 def trainer(model=None, opt="adamw", loaders=None, epochs=2, **kwargs):
     model = model or net()
     options = dict(progress=False, log_interval=1) | kwargs
-    return Trainer(model, loaders or shards(accum=options.get("accum", 1)), OPTIMIZERS[opt](model), epochs=epochs, **options)
+    return Trainer(model, loaders or shards(accum=options.get("accum", 1)), OPTIMIZERS[opt](model), epochs=epochs,
+                   **options)
 
 
 def same(a, b):
@@ -172,7 +184,8 @@ def blend(**kwargs):
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 def test_mixup_is_a_function_of_seed_update_and_batch(mode):
     shown, targets = seen(mixup=blend(mode=mode), seed=7, accum=2, epochs=2)
-    torch.rand(9), np.random.rand(9)  # what happened before must not matter
+    torch.rand(9)  # what happened before must not matter
+    np.random.rand(9)
     again = seen(mixup=blend(mode=mode), seed=7, accum=2, epochs=2)
     assert same(shown, again[0]) and same(targets, again[1]) and len(shown) == 12
     loader, mixup = shards(accum=2)[0], blend(mode=mode)
@@ -411,7 +424,8 @@ def rates(epochs=10, steps=4, total=None, **kwargs):
     for epoch in range(total or epochs):
         for step in range(steps):
             if schedule:
-                schedule.step(epoch), schedule.step_update(epoch * steps + step)
+                schedule.step(epoch)
+                schedule.step_update(epoch * steps + step)
             found.append(optimizer.param_groups[0]["lr"])
     return found
 
@@ -589,7 +603,8 @@ def test_a_state_that_cuts_the_epoch_in_another_way_is_refused(whole):
 
 
 def test_the_end_of_an_epoch_is_not_its_middle(whole):
-    "The message of the refusal says: resume from a state at the end of an epoch. The states that a run leaves are these."
+    """The message of the refusal says: resume from a state at the end of an epoch. The states that a run leaves are
+    these."""
     run = full(accum=1)
     run.load(whole[0][3])
     assert run.epoch + run.step // run.steps == 1
@@ -658,7 +673,8 @@ def test_smoothing_reaches_the_loss():
     for smoothing in (0, 0.9):
         model = net()
         nn.init.normal_(model.head.weight)  # sure of something
-        log = fit(model, make_loaders(data, data, 24), OPTIMIZERS["sgd"](model), 1, 0, smoothing=smoothing, progress=False)
+        log = fit(model, make_loaders(data, data, 24), OPTIMIZERS["sgd"](model), 1, 0, smoothing=smoothing,
+                  progress=False)
         losses.append(log[0]["train_loss"])
     images, labels = next(iter(make_loaders(data, data, 24)[0]))
     model = net()
@@ -690,6 +706,215 @@ def test_the_bar(capsys):
     assert "24/24" in said and all(word in said for word in ("epoch 1/1", "loss=", "lr=", "waiting=", "img/s"))
 
 
+# --- callbacks ---
+
+class Patient(Callback):
+    "Has a memory and uses random numbers."
+    def __init__(self):
+        self.seen = 0
+
+    def before_batch(self, trainer):
+        trainer.images = trainer.images + 0.01 * torch.randn_like(trainer.images)
+
+    def after_update(self, trainer):
+        self.seen += 1
+
+    def state_dict(self):
+        return dict(seen=self.seen)
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+def test_callbacks_are_called_in_their_order():
+    told = []
+    tell = lambda event, order: lambda trainer: told.append((event, order))
+    listeners = [On(**{event: tell(event, order) for event in EVENTS}) for order in (90, 5, 70)]
+    for listener, order in zip(listeners, (90, 5, 70)):
+        listener.order = order
+    run = trainer(epochs=1, loaders=shards(8), callbacks=listeners)
+    run.fit()
+    update = ["before_update", "before_batch", "after_backward", "after_update"]
+    expected = ["before_fit", "before_epoch", *update * 3, "before_evaluate", "after_evaluate", "after_epoch", "after_fit", "cleanup"]
+    assert told == [(event, order) for event in expected for order in (5, 70, 90)]
+    assert [c.order for c in run.callbacks] == sorted(c.order for c in run.callbacks)
+
+
+EVENTS = [name for name in vars(Callback) if name.startswith(("before_", "after_")) or name == "cleanup"]
+
+
+def test_cleanup_comes_after_an_error_too():
+    told = []
+
+    def fail(t):
+        raise RuntimeError("no more")
+    run = trainer(callbacks=[On(after_update=fail, cleanup=lambda t: told.append(t.step), after_fit=lambda t: told.append("done"))])
+    with pytest.raises(RuntimeError, match="no more"):
+        run.fit()
+    assert told == [1]
+
+
+def test_every_argument_of_the_trainer_has_its_callback():
+    kinds = lambda t: {type(c) for c in t.callbacks}
+    assert kinds(trainer()) == {Recorder, BadSteps}
+    assert kinds(full(progress=True)) == {Recorder, BadSteps, ScheduleLR, MixUp, ClipGradients, AverageWeights, ProgressBar}
+
+
+@pytest.mark.parametrize("update", [0, 1, 4, 6, 9])
+def test_any_set_of_callbacks_goes_on_bit_for_bit(update):
+    more = lambda: [Patient(), EarlyStopping("val_loss", patience=9), Patient()]
+    states, run = [], full(callbacks=more())
+    states.append(copy.deepcopy(run.state()))
+    run.add(On(after_update=lambda t: states.append(copy.deepcopy(t.state()))))
+    run.fit()
+    assert states[4]["callbacks"].keys() == {"Patient", "Patient (2)", "EarlyStopping"}
+    again = full(callbacks=more())
+    again.load(states[update])
+    again.fit()
+    assert same(decided(again.state()), decided(run.state())) and again.state()["callbacks"]["Patient"] == dict(seen=9)
+
+
+def test_a_state_of_0_1_0_goes_on_as_it_did():
+    "Made with the code before there were callbacks: after update 4 of `full`, with bad updates 4, 6 and 7; and its end."
+    kept = torch.load(OLD, weights_only=True)
+    run = full()
+    assert run.state().keys() == kept["state"].keys()  # so a state of today is read by 0.1.0, too
+    run.load(kept["state"])
+    assert run.updates == 4 and run.step == 1
+    run.fit()
+    assert same(decided(run.state()), kept["end"])
+
+
+@pytest.mark.parametrize("losses, patience, column, epochs", [([5, 4, 4, 4, 3], 2, "val_loss", 4), ([1, 2, 3, 2, 1], 1, "val_top1", 4),
+                                                              ([3, 2, 1, 0, -1], 1, "val_loss", None), ([1, math.nan, math.nan], 2, "val_loss", 3)])
+def test_early_stopping(losses, patience, column, epochs):
+    class Trained:
+        log, stop = [], False
+    stopping = EarlyStopping(column, patience)
+    for value in losses:
+        Trained.log.append({column: value})
+        stopping.after_epoch(Trained)
+        if Trained.stop:
+            break
+        again = EarlyStopping(column, patience)  # it goes on from its state at any epoch
+        again.load_state_dict(stopping.state_dict())
+        stopping = again
+    assert (len(Trained.log) if Trained.stop else None) == epochs
+
+
+def test_a_training_that_was_stopped_early_stays_stopped():
+    run = trainer(epochs=9, callbacks=[EarlyStopping("lr", patience=2)])  # the rate is constant: never better
+    assert len(run.fit()) == 3 and run.state()["stop"] and "stop" not in trainer().state()
+    again = trainer(epochs=9, callbacks=[EarlyStopping("lr", patience=2)])
+    again.load(run.state())
+    assert len(again.fit()) == 3 and same(again.model.state_dict(), run.model.state_dict())
+
+
+def test_one_process_that_stops_early_stops_all(monkeypatch):
+    from metaformer_edu.training import callbacks
+    monkeypatch.setattr(callbacks, "any_rank", lambda flag: True)  # another one has had enough
+    assert len(trainer(epochs=9, callbacks=[EarlyStopping(patience=9)]).fit()) == 1
+
+
+def test_tensorboard_gets_the_log_of_a_training(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    log = trainer(callbacks=[TensorBoard(tmp_path)]).fit()
+    found = EventAccumulator(str(tmp_path)).Reload().Scalars("val/loss")
+    assert [(e.step, e.value) for e in found] == [(r["epoch"], pytest.approx(r["val_loss"])) for r in log]
+
+
+def cell(lesson, start):
+    "The code of the one cell of a lesson that begins so."
+    found, = [c.source for c in exercises.read(exercises.NBS / f"{lesson}.ipynb") if c.source.startswith(start)]
+    return found
+
+
+def test_the_lessons_logger_for_weights_and_biases(monkeypatch):
+    class Run:
+        logged, finished = [], 0
+
+        def log(self, row, step):
+            self.logged.append((step, row))
+
+        def finish(self):
+            Run.finished += 1
+    asked = []
+    stub = types.SimpleNamespace(init=lambda **options: asked.append(options) or Run())
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    names = dict(Callback=Callback, rank=lambda: 0)
+    exec(cell("training/trainer", "class WandB"), names)
+    log = trainer(callbacks=[names["WandB"](project="digits", name="one")]).fit()
+    assert asked == [dict(project="digits", name="one")] and Run.logged == list(enumerate(log, 1)) and Run.finished == 1
+    names["rank"] = lambda: 1  # the other processes say nothing
+    trainer(callbacks=[names["WandB"](project="digits")]).fit()
+    assert len(asked) == 1 and Run.finished == 1
+
+
+# --- which rate? ---
+
+def everything(run):
+    "All that a training depends on: its state, its gradients, its loader, and the generators of the machine."
+    loader = run.loaders[0]
+    return copy.deepcopy([run.state(), [p.grad for p in run.weights], run.optimizer.state_dict(), run.epoch, run.step, run.stop,
+                          id(run.criterion), sorted(vars(run)), run.net.training, vars(loader.sampler),
+                          loader.generator.get_state(), torch.get_rng_state()])
+
+
+@each_optimizer
+@pytest.mark.parametrize("after", [0, 4, 6])
+def test_find_lr_and_then_fit_is_fit(opt, after):
+    def make():
+        model = net(0.3)
+        optimizer = OPTIMIZERS[opt](model)
+        return Trainer(model, shards(accum=2), optimizer, make_schedule(optimizer, 3, 3, 1), 3, accum=2, mixup=blend(), clip_grad=1.,
+                       ema=ModelEmaV3(model, 0.9), seed=11, progress=False, callbacks=[Patient()])
+    asked, plain = make(), make()
+    for run in (asked, plain):
+        if after:
+            stop = On(after_update=lambda t: setattr(t, "interrupt", RuntimeError("now")) if t.updates == after else None)
+            run.add(stop)
+            with pytest.raises(RuntimeError, match="now"):
+                run.fit()
+            run.callbacks.remove(stop)
+    before = everything(asked)
+    curve = find_lr(asked, updates=7)
+    assert same(everything(asked), before)
+    assert len(curve.rates) == len(curve.losses) > 3
+    asked.fit()
+    plain.fit()
+    assert same(decided(asked.state()), decided(plain.state()))
+
+
+def test_find_lr_leaves_a_shuffled_loader_and_its_workers_alone():
+    def make():
+        model, data = net(), torch.utils.data.TensorDataset(torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
+        loader = torch.utils.data.DataLoader(data, 4, shuffle=True, num_workers=1, persistent_workers=True,
+                                             generator=torch.Generator().manual_seed(2))
+        return trainer(model, loaders=(loader, shards()[1]))
+    asked, plain = make(), make()
+    find_lr(asked, updates=8)
+    for run in (asked, plain):
+        run.fit()
+        run.close()
+    assert same(decided(asked.state()), decided(plain.state()))
+
+
+def test_find_lr_finds_a_rate_that_learns_and_stops_where_it_breaks():
+    curve = find_lr(trainer(opt="sgd"), lowest=1e-4, highest=1e4, updates=60)
+    assert len(curve.rates) < 60 and curve.losses[-1] > min(curve.losses) and 1e-3 < curve.steepest < 100
+    assert curve.rates == sorted(curve.rates) and curve.rates[0] == pytest.approx(1e-4)
+    ax, = curve.draw().axes
+    assert list(ax.lines[0].get_ydata()) == curve.losses and ax.get_xscale() == "log"
+
+
+def test_find_lr_survives_rates_at_which_all_is_infinite():
+    run = trainer(poison(net(), 3, 4), opt="sgd")
+    before = copy.deepcopy(run.model.state_dict())
+    assert all(map(math.isfinite, find_lr(run, lowest=1., highest=1e30, updates=30).losses))
+    assert same(run.model.state_dict(), before)
+
+
 # --- pictures ---
 
 def test_curves_show_what_the_log_says():
@@ -704,7 +929,8 @@ def test_curves_show_what_the_log_says():
 
 
 def test_curves_show_the_average_too():
-    log = [dict(epoch=e, train_loss=2 / e, val_loss=1 / e, val_top1=90 + e, ema_top1=80 + e, ema_loss=1.) for e in (1, 2, 3)]
+    log = [dict(epoch=e, train_loss=2 / e, val_loss=1 / e, val_top1=90 + e, ema_top1=80 + e, ema_loss=1.)
+           for e in (1, 2, 3)]
     right = draw_curves({"mine": log}).axes[1]
     assert [list(line.get_ydata()) for line in right.lines] == [[91, 92, 93], [81, 82, 83]]
     assert "mine average 83.00 %" in [t.get_text() for t in right.get_legend().get_texts()]

@@ -1,4 +1,5 @@
-"""mixing.js alone in Chromium: in the page that `save_mixing_page` writes, and beside a kernel that answers when the test says so."""
+"""mixing.js alone in Chromium: in the page that `save_mixing_page` writes, and beside a kernel that answers when the
+test says so."""
 import base64
 import json
 
@@ -44,7 +45,8 @@ def opened(chromium, path):
     def open_page(width=1280, file=path, **options):
         context = chromium.new_context(viewport=dict(width=width, height=1000), offline=True, **options)
         page = context.new_page()
-        contexts.append(context), said.append(listen(page))
+        contexts.append(context)
+        said.append(listen(page))
         page.on("request", lambda r: said[-1].append(r.url) if r.url != file.as_uri() else None)
         page.goto(file.as_uri())
         page.wait_for_selector(MAPS)
@@ -116,7 +118,8 @@ def test_what_is_drawn_and_said_is_what_python_computes(opened, heard, stage, gr
 
 def test_an_empty_panel_says_why(opened, tmp_path):
     own = ("RandomMixing", "Identity", "Identity", "Identity")
-    models = dict(small=create_model("tiny_identityformer", num_classes=0), large=create_model("tiny_randformer", img_size=290, token_mixers=own, num_classes=0))
+    models = dict(small=create_model("tiny_identityformer", num_classes=0),
+                  large=create_model("tiny_randformer", img_size=290, token_mixers=own, num_classes=0))
     image = to_pil(sample_photo("flower", 290))
     file = save_mixing_page(tmp_path / "page.html", models, image, [(1, 1)])
     place, page = MixingModels(models, image)[1, 1], opened(file=file)
@@ -146,11 +149,15 @@ def test_a_tap(opened):
 
 def test_keys(opened):
     page = opened()
-    page.keyboard.press("Tab"), page.keyboard.press("Tab"), page.keyboard.press("Tab"), page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.matches('.edu-panels')")
     assert page.locator(BOARD).evaluate("o => getComputedStyle(o).outlineStyle") == "solid"
     found, before = [token(page)], pixels(page)
-    for key in ("ArrowUp", "ArrowLeft", "ArrowDown", "ArrowRight", "Home", "End", "ArrowRight", "Control+Home", "ArrowUp", "Control+End"):
+    for key in ("ArrowUp", "ArrowLeft", "ArrowDown", "ArrowRight", "Home", "End", "ArrowRight", "Control+Home",
+                "ArrowUp", "Control+End"):
         page.keyboard.press(key)
         found.append(token(page))
     assert found == [[4, 4], [3, 4], [3, 3], [4, 3], [4, 4], [4, 0], [4, 7], [4, 7], [0, 0], [0, 0], [7, 7]]
@@ -163,7 +170,9 @@ def test_keys(opened):
 def test_other_keys_are_left_alone(opened):
     page = opened()
     page.locator(BOARD).focus()
-    page.evaluate("window.taken = []; document.addEventListener('keydown', e => taken.push([e.key, e.defaultPrevented]))")
+    page.evaluate(
+        "window.taken = []; document.addEventListener('keydown', e => taken.push([e.key, e.defaultPrevented]))"
+    )
     for key in ("a", "Escape", "ArrowUp"):
         page.keyboard.press(key)
     assert page.evaluate("taken") == [["a", False], ["Escape", False]]
@@ -203,7 +212,9 @@ def test_what_is_found_is_ticked(opened):
     for stage in "124":
         page.get_by_label("stage").select_option(stage)
         flush(page)
-    assert any("every stage" in text for text in done(page)) and any("SepConv hears every" in text for text in done(page))
+    assert any("every stage" in text for text in done(page)) and any(
+        "SepConv hears every" in text for text in done(page)
+    )
 
 
 def test_a_token_that_attention_lets_hear_itself_most(opened, heard):
@@ -230,7 +241,8 @@ def test_nothing_runs_out_of_the_page(opened, width, scheme):
 
 
 def luminance(color):
-    parts = np.array([float(c) for c in color[color.index("(") + 1:-1].replace("/", " ").replace(",", " ").split() if c[0].isdigit()][:3])
+    parts = np.array([float(c) for c in color[color.index("(") + 1:-1].replace("/", " ").replace(",", " ").split()
+                      if c[0].isdigit()][:3])
     linear = np.array(parts) / (1 if color.startswith("color(") else 255)
     linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055)**2.4)
     return linear @ [0.2126, 0.7152, 0.0722]
@@ -249,7 +261,8 @@ def test_text_stands_out(opened, scheme):
 def test_everything_has_a_name(opened):
     page = opened()
     tree = page.locator("#page").aria_snapshot()
-    for name in ('combobox "stage"', 'combobox "block"', 'checkbox "one scale for all"', 'application "Who hears whom', 'list "Try this"', "status"):
+    for name in ('combobox "stage"', 'combobox "block"', 'checkbox "one scale for all"', 'application "Who hears whom',
+                 'list "Try this"', "status"):
         assert name in tree, f"{name} is not in\n{tree}"
 
 
@@ -289,8 +302,10 @@ def beside(chromium, heard):
     "The page beside a kernel, and a function that makes the kernel answer."
     script = (STATIC / "mixing.js").read_text(encoding="utf-8").replace("export default", "const mixing =")
     text = lambda data: base64.b64encode(data).decode()
-    place = lambda stage, block, ask=0: dict(place=dict(heard[stage, block].spec(), ask=ask, nth=ask), data=text(heard[stage, block].data()))
-    state = dict(place(3, 1), choices=heard.places, stage=3, block=1, token=[4, 4], size=heard.picture.shape, picture=text(heard.picture.tobytes()),
+    place = lambda stage, block, ask=0: dict(place=dict(heard[stage, block].spec(), ask=ask, nth=ask),
+                                             data=text(heard[stage, block].data()))
+    state = dict(place(3, 1), choices=heard.places, stage=3, block=1, token=[4, 4], size=heard.picture.shape,
+                 picture=text(heard.picture.tobytes()),
                  done=[], ask=[], busy=False, fault="")
     page = chromium.new_page()
     said = listen(page)

@@ -61,7 +61,9 @@ def test_packing_keeps_what_counts():
     values[3] = 0
     numbers, step = quantize(values)
     assert numbers.dtype == np.dtype("<i2") and abs(numbers).max() == 32767
-    assert np.array_equal(numbers == 0, values.numpy() == 0) and np.array_equal(np.sign(numbers), np.sign(values.numpy()))
+    assert np.array_equal(numbers == 0, values.numpy() == 0) and np.array_equal(
+        np.sign(numbers), np.sign(values.numpy())
+    )
     np.testing.assert_allclose(numbers * step, values, atol=step, rtol=0)
 
 
@@ -83,12 +85,19 @@ class Cross(nn.Module):
 
 
 @pytest.mark.parametrize("h, w", GRIDS)
-@pytest.mark.parametrize("make", [Identity, nn.Identity, Pooling, lambda c: Pooling(pool_size=5), SepConv, lambda c: SepConv(c, kernel_size=3, bias=True),
+@pytest.mark.parametrize("make", [Identity, nn.Identity, Pooling, lambda c: Pooling(pool_size=5), SepConv,
+                                  lambda c: SepConv(c, kernel_size=3, bias=True),
                                   Attention, lambda c: None, Cross])
 def test_a_panel_holds_the_mixing_matrix(make, h, w):
     x, mixer = torch.randn(1, h, w, 6), make(6) or RandomMixing(num_tokens=h * w)
     panel = make_panel(mixer, x)
-    known = influence(mixer, x) if isinstance(mixer, SepConv) else influence(mixer, x, lesson.PROBES) if isinstance(mixer, Cross) else mixing_matrix(mixer, x)
+    known = (
+        influence(mixer, x)
+        if isinstance(mixer, SepConv)
+        else influence(mixer, x, lesson.PROBES)
+        if isinstance(mixer, Cross)
+        else mixing_matrix(mixer, x)
+    )
     rows, columns = matrices(panel)
     np.testing.assert_allclose(rows, known.detach(), atol=panel.step + 1e-6, rtol=0)
     assert np.array_equal(rows, columns)
@@ -97,7 +106,8 @@ def test_a_panel_holds_the_mixing_matrix(make, h, w):
 
 def test_signs_are_shown_where_there_are_some():
     x = torch.randn(1, 3, 3, 6)
-    signed = {type(m).__name__: make_panel(m, x).signed for m in (Identity(), RandomMixing(num_tokens=9), Pooling(), SepConv(6), Attention(6), Cross(6))}
+    signed = {type(m).__name__: make_panel(m, x).signed
+              for m in (Identity(), RandomMixing(num_tokens=9), Pooling(), SepConv(6), Attention(6), Cross(6))}
     assert signed == dict(Identity=True, RandomMixing=True, Pooling=True, SepConv=False, Attention=False, Cross=False)
 
 
@@ -109,7 +119,9 @@ def test_many_tokens_become_groups():
     rows, columns = matrices(panel)
     np.testing.assert_allclose(rows, known, atol=panel.step)
     assert np.array_equal(rows, columns) and panel.at((32, 35), (33, 36)) == (16, 17)
-    assert "rows 0 to 1" in lesson.token_name(panel, 0) and "row 32, columns 34 to 35" == lesson.token_name(panel, 17 * 18 - 1)
+    assert "rows 0 to 1" in lesson.token_name(panel, 0) and "row 32, columns 34 to 35" == lesson.token_name(
+        panel, 17 * 18 - 1
+    )
 
 
 def test_attention_says_what_is_held_fixed():
@@ -118,8 +130,10 @@ def test_attention_says_what_is_held_fixed():
 
 @pytest.mark.parametrize("mixer, x, why", [
     (Attention(4), torch.zeros(1, 65, 64, 4), "4,160 tokens"), (Cross(4), torch.zeros(1, 17, 16, 4), "272 tokens"),
-    (SepConv(4, kernel_size=4), torch.zeros(1, 5, 5, 4), "changes the grid"), (nn.Sequential(nn.Linear(4, 4), nn.AvgPool2d((2, 1))), torch.zeros(1, 4, 4, 4), "changes the grid"),
-    (RandomMixing(num_tokens=9), torch.zeros(1, 4, 4, 4), "fixed matrix"), (Pooling(), torch.zeros(1, 4, 4, 4), "")], ids=lambda o: type(o).__name__)
+    (SepConv(4, kernel_size=4), torch.zeros(1, 5, 5, 4), "changes the grid"),
+    (nn.Sequential(nn.Linear(4, 4), nn.AvgPool2d((2, 1))), torch.zeros(1, 4, 4, 4), "changes the grid"),
+    (RandomMixing(num_tokens=9), torch.zeros(1, 4, 4, 4), "fixed matrix"), (Pooling(), torch.zeros(1, 4, 4, 4), "")],
+                         ids=lambda o: type(o).__name__)
 def test_a_panel_says_why_it_is_empty(mixer, x, why):
     panel = make_panel(mixer, x)
     assert why in panel.why and bool(why) == bool(panel.why)
@@ -142,9 +156,13 @@ def test_tokens_of_one_grid_in_another():
 # --- words ---
 
 def test_words():
-    assert panel_text(make_panel(Identity(), torch.zeros(2, 2, 1)), (0, 1)) == "Identity hears 1 token, most of all itself (1.000), and is heard by 1 token."
+    assert panel_text(make_panel(Identity(), torch.zeros(2, 2, 1)),
+                      (0, 1)) == "Identity hears 1 token, most of all itself (1.000), and is heard by 1 token."
     pooling = make_panel(Pooling(), torch.zeros(4, 4, 1), "mine")
-    assert panel_text(pooling, (0, 0)) == "mine (Pooling) hears 4 tokens, most of all itself (-0.750), and is heard by 4 tokens."
+    assert (
+        panel_text(pooling, (0, 0))
+        == "mine (Pooling) hears 4 tokens, most of all itself (-0.750), and is heard by 4 tokens."
+    )
 
     class Left(nn.Module):
         def forward(self, x): return torch.cat([0 * x[:, :, :1], x[:, :, :-1]], 2)
@@ -154,7 +172,14 @@ def test_words():
 
 
 def test_numbers_in_words():
-    assert [format_number(v) for v in (0, 1, -0.8888, 0.001, 0.00012, -3.14e-12)] == ["0.000", "1.000", "-0.889", "0.001", "1.2e-4", "-3.1e-12"]
+    assert [format_number(v) for v in (0, 1, -0.8888, 0.001, 0.00012, -3.14e-12)] == [
+        "0.000",
+        "1.000",
+        "-0.889",
+        "0.001",
+        "1.2e-4",
+        "-3.1e-12",
+    ]
 
 
 # --- places ---
@@ -172,28 +197,38 @@ def test_one_model_and_four_new_mixers(model, photo):
     for place, own in (((1, 1), "SepConv"), ((3, 2), "Attention")):
         panels = heard[place].panels
         assert [p.title for p in panels] == list(MIXERS)
-        assert {p.title: p.note.split(",")[0] for p in panels} == {name: "this model's own" if name == own else "new" for name in MIXERS}
+        assert {p.title: p.note.split(",")[0] for p in panels} == {name: "this model's own" if name == own else "new"
+                                                                   for name in MIXERS}
         mixer, x = mixer_at(model, lesson.to_batch(photo, model), *place)
-        np.testing.assert_allclose(matrices(panels[list(MIXERS).index(own)])[0], influence(mixer, x) if own == "SepConv" else mixing_matrix(mixer, x), atol=1e-6)
+        np.testing.assert_allclose(matrices(panels[list(MIXERS).index(own)])[0],
+                                   influence(mixer, x) if own == "SepConv" else mixing_matrix(mixer, x), atol=1e-6)
     assert heard[1, 1] is heard[1, 1]
 
 
 def test_one_mixer_of_ones_own_stands_beside_all_five(photo):
     panels = MixingModels(swap_mixer(tiny("identityformer"), 3, Cross), photo)[3, 1].panels
-    assert [p.title for p in panels] == ["Cross", *MIXERS] and panels[0].note == "this model's own, estimated with 8 probes"
+    assert [p.title for p in panels] == ["Cross", *MIXERS] and panels[
+        0
+    ].note == "this model's own, estimated with 8 probes"
 
 
 def test_several_models(photo):
     models = {family: tiny(family) for family in FAMILIES}
     heard = MixingModels(models, photo)
-    assert [(p.title, p.mixer) for p in heard[3, 1].panels] == list(zip(FAMILIES, ("Identity", "RandomMixing", "Pooling", "SepConv", "Attention")))
+    assert [(p.title, p.mixer) for p in heard[3, 1].panels] == list(
+        zip(FAMILIES, ("Identity", "RandomMixing", "Pooling", "SepConv", "Attention"))
+    )
     assert [p.mixer for p in heard[1, 1].panels] == ["Identity", "Identity", "Pooling", "SepConv", "SepConv"]
     assert "caformer (Attention) hears 16 tokens" in heard[3, 1].words((0, 0))
-    assert [p.title for p in MixingModels(list(models.values())[:2], photo)[1, 1].panels] == ["tiny_identityformer", "tiny_randformer"]
+    assert [p.title for p in MixingModels(list(models.values())[:2], photo)[1, 1].panels] == [
+        "tiny_identityformer",
+        "tiny_randformer",
+    ]
 
 
 def test_models_of_other_sizes_share_what_both_have(photo):
-    small = MetaFormer(depths=(1, 2), dims=(8, 16), token_mixers="Pooling", img_size=32, num_classes=0, res_scale_init_values=None).eval()
+    small = MetaFormer(depths=(1, 2), dims=(8, 16), token_mixers="Pooling", img_size=32, num_classes=0,
+                       res_scale_init_values=None).eval()
     heard = MixingModels(dict(small=small, large=tiny("convformer")), photo)
     assert heard.places == [(1, 1), (2, 1)]
     assert [p.tokens for p in heard[1, 1].panels] == [(8, 8), (16, 16)] and heard[1, 1].grid == (8, 8)
@@ -215,11 +250,18 @@ def test_images_of_all_kinds(model, photo, tmp_path):
 
 
 def test_what_cannot_be_shown_is_said(model, photo, tmp_path):
-    for make, why in ((lambda: MixingModels(nn.Linear(3, 3), photo), "not a MetaFormer of this library"), (lambda: MixingModels({}, photo), "at least one model"),
-                      (lambda: MixingModels(dict(a=model, b=nn.ReLU()), photo), "ReLU is not a MetaFormer"), (lambda: MixingModels(model, torch.zeros(2, 3, 64, 64)), "one image"),
-                      (lambda: MixingModels(model, photo)[5, 1], r"no \(stage, block\) \(5, 1\)"), (lambda: MixingModels(3, photo), "int is not a MetaFormer"),
-                      (lambda: MixingModels(model, 3), "PIL images"), (lambda: explore_mixing(3), "int is not a MetaFormer"), (lambda: explore_mixing(model, []), "PIL images"),
-                      (lambda: explore_mixing(model, 3), "PIL images"), (lambda: explore_mixing(model, tmp_path / "none.png"), "none.png"), (lambda: MixingModels(model, tmp_path / "none.png"), "none.png"),
+    for make, why in ((lambda: MixingModels(nn.Linear(3, 3), photo), "not a MetaFormer of this library"),
+                      (lambda: MixingModels({}, photo), "at least one model"),
+                      (lambda: MixingModels(dict(a=model, b=nn.ReLU()), photo), "ReLU is not a MetaFormer"),
+                      (lambda: MixingModels(model, torch.zeros(2, 3, 64, 64)), "one image"),
+                      (lambda: MixingModels(model, photo)[5, 1], r"no \(stage, block\) \(5, 1\)"),
+                      (lambda: MixingModels(3, photo), "int is not a MetaFormer"),
+                      (lambda: MixingModels(model, 3), "PIL images"),
+                      (lambda: explore_mixing(3), "int is not a MetaFormer"),
+                      (lambda: explore_mixing(model, []), "PIL images"),
+                      (lambda: explore_mixing(model, 3), "PIL images"),
+                      (lambda: explore_mixing(model, tmp_path / "none.png"), "none.png"),
+                      (lambda: MixingModels(model, tmp_path / "none.png"), "none.png"),
                       (lambda: MixingModels(tiny("randformer"), torch.zeros(3, 96, 96)), "fixed matrix")):
         with pytest.raises(ValueError, match=why):
             make()
@@ -231,7 +273,11 @@ def test_models_and_dice_are_left_as_they_were(photo):
     heard = MixingModels(model, photo)
     for place in heard.places:
         heard[place]
-    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and torch.equal(dice, torch.get_rng_state())
+    assert (
+        model.training
+        and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        and torch.equal(dice, torch.get_rng_state())
+    )
     assert not any(m._forward_hooks for m in model.modules()) and all(p.grad is None for p in model.parameters())
 
 
@@ -257,7 +303,12 @@ def test_data_are_the_panels_in_a_row(model, photo):
 
 def test_paint():
     rgba = influence_colors(np.array([[0, 1, -1, 0.5]]), 1, True)
-    assert rgba[0, 0, 3] == 0 and rgba[0, 1, 0] > rgba[0, 1, 2] and rgba[0, 2, 2] > rgba[0, 2, 0] and rgba[0, 1, 3] > rgba[0, 3, 3] > 0
+    assert (
+        rgba[0, 0, 3] == 0
+        and rgba[0, 1, 0] > rgba[0, 1, 2]
+        and rgba[0, 2, 2] > rgba[0, 2, 0]
+        and rgba[0, 1, 3] > rgba[0, 3, 3] > 0
+    )
     strength = influence_colors(np.array([[0.1, 1]]), 1, False)
     assert strength[0, 0, :3].sum() > strength[0, 1, :3].sum()
 
@@ -265,7 +316,8 @@ def test_paint():
 def test_the_figure_belongs_to_no_pyplot_and_no_thread(model, photo):
     heard, found = MixingModels(model, photo), []
     thread = threading.Thread(target=lambda: found.append(draw_mixing(heard[3, 1], heard.picture, (1, 2))))
-    thread.start(), thread.join()
+    thread.start()
+    thread.join()
     titles = [ax.get_title().split("\n")[0] for ax in found[0].axes[:5]]
     assert titles == list(MIXERS) and not plt.get_fignums()
     with pytest.raises(ValueError, match="rows are 0 to 3"):
@@ -296,7 +348,11 @@ def test_it_opens_computed(explorer):
 def test_value_and_words_follow_the_token(explorer):
     value, words = explorer.value, explorer.words
     explorer.token = [0, 0]
-    assert explorer.value != value and explorer.words != words and explorer.words.startswith("Token row 0, column 0 of 4×4.")
+    assert (
+        explorer.value != value
+        and explorer.words != words
+        and explorer.words.startswith("Token row 0, column 0 of 4×4.")
+    )
     with pytest.raises(ValueError, match="no token"):
         explorer.token = [0, 4]
     assert explorer.token == [0, 0]
@@ -306,7 +362,9 @@ def test_the_stage_changes_everything_but_the_place_in_the_picture(explorer):
     explorer.token = [3, 1]
     value = explorer.value
     explorer.stage = 1
-    assert explorer.wait() and explorer.token == [14, 6] and explorer.page.place["stage"] == 1 and explorer.value != value
+    assert (
+        explorer.wait() and explorer.token == [14, 6] and explorer.page.place["stage"] == 1 and explorer.value != value
+    )
     assert explorer.page.data == explorer.mixing_models[1, 1].data()
     explorer.stage = 3
     explorer.wait()
@@ -347,7 +405,9 @@ def test_only_the_last_ask_is_computed(explorer, monkeypatch):
     whole = MixingModels.panels
 
     def slow(self, place):
-        asked.append(place), begun.set(), go.wait(10)
+        asked.append(place)
+        begun.set()
+        go.wait(10)
         return whole(self, place)
     monkeypatch.setattr(MixingModels, "panels", slow)
     explorer.stage = 1
@@ -356,7 +416,9 @@ def test_only_the_last_ask_is_computed(explorer, monkeypatch):
     explorer.stage = 2
     explorer.stage = 4
     go.set()
-    assert explorer.wait() and asked == [(1, 1), (4, 1)] and explorer.page.place["stage"] == 4 and not explorer.page.busy
+    assert (
+        explorer.wait() and asked == [(1, 1), (4, 1)] and explorer.page.place["stage"] == 4 and not explorer.page.busy
+    )
 
 
 def test_another_image(explorer):
@@ -381,8 +443,10 @@ def test_several_images_to_choose_from(model, photo, tmp_path):
         small.save(tmp_path / name / "x.png")
     files = [tmp_path / "a/x.png", str(tmp_path / "b/x.png")]
     others = list(example_images())
-    for images, names in ((dict(mine=photo, small=small), ["mine", "small"]), ([photo, small], ["image 1", "image 2"]), (files, ["x.png", "x.png (2)"]),
-                          (photo, ["yours", *others]), (files[0], ["x.png", *others]), (files[1], ["x.png", *others]), (None, others)):
+    for images, names in ((dict(mine=photo, small=small), ["mine", "small"]), ([photo, small], ["image 1", "image 2"]),
+                          (files, ["x.png", "x.png (2)"]),
+                          (photo, ["yours", *others]), (files[0], ["x.png", *others]), (files[1], ["x.png", *others]),
+                          (None, others)):
         explorer = explore_mixing(model, images)
         assert list(explorer.picker.names.options) == names
         first = photo if images is photo or "mine" in names or "image 1" in names else explorer.picker.value
@@ -407,7 +471,8 @@ def test_a_reader_without_a_kernel_sees_a_picture(explorer, monkeypatch):
 # --- a page in a file ---
 
 def state_of(path):
-    return json.loads(re.search(r'<script type="application/json" id="state">(.*?)</script>', Path(path).read_text(encoding="utf-8"), re.S)[1])
+    return json.loads(re.search(r'<script type="application/json" id="state">(.*?)</script>',
+                                Path(path).read_text(encoding="utf-8"), re.S)[1])
 
 
 def test_a_page_holds_its_places(model, photo, tmp_path):
@@ -440,7 +505,8 @@ def test_a_page_is_not_too_large(model, photo, tmp_path, monkeypatch):
 
 def test_a_page_asks_nobody_and_runs_no_names(photo, tmp_path):
     evil = "</script><script>alert(1)</script>{{state}}"
-    text = save_mixing_page(tmp_path / "page.html", {evil: tiny("poolformerv2")}, photo, [(4, 1)], title=evil).read_text(encoding="utf-8")
+    text = save_mixing_page(tmp_path / "page.html", {evil: tiny("poolformerv2")}, photo, [(4, 1)],
+                            title=evil).read_text(encoding="utf-8")
     assert text.count("<script") == text.count("</script>") == 2 and "alert(1)</script>" not in text
     assert "default-src 'none'" in text and not re.search(r"https?://|@import|url\(|src=", text)
     assert evil in state_of(tmp_path / "page.html")["places"]["4,1"]["panels"][0]["title"]

@@ -22,11 +22,13 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def answers(found, lesson):
     "[(number, answer, what the check must say)], wrong ones before right ones; None: right."
     return [(n, answer, says) for n in found
-            for answer, says in [*WRONG.get(lesson, {}).get(n, {}).items(), (SOLVED.get(lesson, {}).get(n), None)] if answer]
+            for answer, says in [*WRONG.get(lesson, {}).get(n, {}).items(), (SOLVED.get(lesson, {}).get(n), None)]
+            if answer]
 
 
 def mistakes(cells, tried, tries):
-    "What the checks said and should not have said: in the lesson's own cells, and in those behind them, where it was answered."
+    """What the checks said and should not have said: in the lesson's own cells, and in those behind them, where it
+    was answered."""
     found, tried = exercises(cells), iter(tried)
     for n, stubs in found.items():
         if verdicts(stubs) != [("○", "Not answered yet.")]:
@@ -51,7 +53,8 @@ def test_notebook_runs(path):
     tries = answers(found, name(path))
     failure = None
     try:
-        cells = run.execute(path, then=[o for number, answer, _ in tries for o in answered(found[number], answer)]).cells
+        cells = run.execute(path, then=[o for number, answer, _ in tries
+                                        for o in answered(found[number], answer)]).cells
         failure = "\n\n".join(mistakes(cells[:n], cells[n:], tries))
     except run.NotebookFailed as error:
         failure = str(error)
@@ -80,7 +83,8 @@ def cells_of(*said):
     ("✓ Right.\n", ("✗ Not yet. it is less.\n", "✓ Right.\n"), "as it stands"),
     ("○ Not answered yet.\n", ("✓ Right.\n", "✓ Right.\n"), "accepts a wrong answer:\nanswer = 3"),
     ("○ Not answered yet.\n", ("✗ Not yet. Hint: is it less?\n", "✓ Right.\n"), "should say what is wrong"),
-    ("○ Not answered yet.\n", ("✗ Not yet. it is less.\n", "✗ Not yet. it is less.\n"), "refuses its solution:\nanswer = 2"),
+    ("○ Not answered yet.\n", ("✗ Not yet. it is less.\n", "✗ Not yet. it is less.\n"),
+     "refuses its solution:\nanswer = 2"),
     ("○ Not answered yet.\n", ("✗ Not yet. it is less.\n", "nothing\n"), "refuses its solution"),
 ])
 def test_mistakes_are_seen(asked, said, complaint):

@@ -86,7 +86,8 @@ def head_norm(theirs):
 def test_timm_gives_the_same_logits_but_for_one_eps(pair):
     _, theirs, logits = pair
     tokens, norm = theirs.forward_features(golden.images()[:1]), head_norm(theirs)
-    if norm is not None and norm.eps != PUBLISHED_EPS:  # timm may put it right some day: then there is no difference to show
+    # timm may put it right some day: then there is no difference to show
+    if norm is not None and norm.eps != PUBLISHED_EPS:
         assert gap(logits[:1], theirs.forward_head(tokens)) > 1e-7  # if not, the line below would prove nothing
         norm.eps = PUBLISHED_EPS
     assert gap(logits[:1], theirs.forward_head(tokens)) < 1e-10
@@ -99,7 +100,8 @@ def test_timm_gives_the_same_features(pair):
     x = golden.images(96, batch=1)
     final, features = ours.forward_intermediates(x)
     their_final = theirs.stem(x)
-    for ours_now, stage in zip(features, theirs.stages, strict=True):  # older versions of timm have no forward_intermediates here
+    # older versions of timm have no forward_intermediates here
+    for ours_now, stage in zip(features, theirs.stages, strict=True):
         their_final = stage(their_final)
         assert gap(ours_now, their_final) < 1e-10 * max(1, their_final.abs().max().item())
     assert torch.equal(final.permute(0, 3, 1, 2), features[-1])
@@ -144,7 +146,8 @@ MIXERS = [
     ("pooling, pool_size 5", Pooling(DIM, pool_size=5), theirs_lib.Pooling(pool_size=5)),
     ("sepconv", SepConv(DIM), theirs_lib.SepConv(DIM)),
     ("sepconv, all options", SepConv(DIM, 3, act1_layer=SquaredReLU, act2_layer=nn.GELU, bias=True, kernel_size=5),
-     theirs_lib.SepConv(DIM, 3, act1_layer=theirs_lib.SquaredReLU, act2_layer=nn.GELU, bias=True, kernel_size=5, padding=2)),
+     theirs_lib.SepConv(DIM, 3, act1_layer=theirs_lib.SquaredReLU, act2_layer=nn.GELU, bias=True, kernel_size=5,
+                        padding=2)),
     ("sepconv, own padding", SepConv(DIM, kernel_size=3, padding=0), theirs_lib.SepConv(DIM, kernel_size=3, padding=0)),
     ("norm over all tokens", LayerNormGeneral(DIM), theirs_lib.GroupNorm1NoBias(DIM)),
     ("norm of each token", LayerNormWithoutBias(DIM), theirs_lib.LayerNorm2dNoBias(DIM)),
@@ -163,7 +166,9 @@ def test_part_equals_its_twin_in_timm(ours, theirs):
     assert gap(ours(x), y) < 1e-12 * max(1, y.abs().max().item())
 
 
-@pytest.mark.parametrize("options", [{}, dict(head_dim=16), dict(num_heads=4, head_dim=16), dict(qkv_bias=True, proj_bias=True)], ids=str)
+@pytest.mark.parametrize("options",
+                         [{}, dict(head_dim=16), dict(num_heads=4, head_dim=16), dict(qkv_bias=True, proj_bias=True)],
+                         ids=str)
 @torch.inference_mode()
 def test_attention_equals_its_twin_in_timm(options):
     ours, theirs = with_weights_of(Attention(DIM, **options), theirs_lib.Attention(DIM, **options))

@@ -1,6 +1,7 @@
 """Real processes and real signals: killed and resumed, stopped, shared, restarted, and out of disk, it is one run.
 
-The processes are forked by a server that has imported the package once, which saves seconds each; torchrun is tested, too.
+The processes are forked by a server that has imported the package once, which saves seconds each; torchrun is
+tested, too.
 """
 import contextlib
 import multiprocessing
@@ -27,7 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as on Linux and macOS")
 SMALL = ["--model", "tiny_poolformerv2", "--img-size", "32", "--threads", "1"]
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["metaformer_edu.train", "metaformer_edu.training.setup", "metaformer_edu.interpret.snapshots"])
+FORK.set_forkserver_preload(["metaformer_edu.train", "metaformer_edu.training.setup",
+                             "metaformer_edu.interpret.snapshots"])
 AGENT = dict(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0", TORCHELASTIC_MAX_RESTARTS="0")
 FINAL = ["last.safetensors", "best.safetensors", "summary.csv"]
 SPEED = {"seconds", "images_per_s", "waiting"}
@@ -74,7 +76,8 @@ def full_disk(pattern, name):
 
 def job(folder, args, env, changes):
     os.setsid()  # a process group of its own, as a shell's or Slurm's
-    multiprocessing.set_start_method("fork", force=True)  # the loader's workers are children of this process, as from a shell
+    # the loader's workers are children of this process, as from a shell
+    multiprocessing.set_start_method("fork", force=True)
     os.chdir(folder)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"../{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -199,7 +202,8 @@ def pictures(tmp_path_factory):
             folder.mkdir(parents=True)
             for i in range(n):
                 base = np.array([60 + 40 * label, 200 - 30 * label, 128])
-                Image.fromarray(rng.normal(base, 50, (32, 32, 3)).clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+                Image.fromarray(rng.normal(base, 50,
+                                           (32, 32, 3)).clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
     return str(root)
 
 
@@ -223,7 +227,10 @@ def whole_in_two(args, tmp_path_factory):
 # --- SIGKILL ---
 
 UPDATE, EVALUATE = "metaformer_edu.training.trainer:Trainer.update", "metaformer_edu.validate:answers"
-SAVE, TABLE = "metaformer_edu.training.run_folder:save_weights", "metaformer_edu.training.run_folder:RunFolder.write_log"
+SAVE, TABLE = (
+    "metaformer_edu.training.run_folder:save_weights",
+    "metaformer_edu.training.run_folder:RunFolder.write_log",
+)
 FINISH = "metaformer_edu.training.run_folder:SavePictures.after_fit"
 SNAPSHOT, TENSORS = "metaformer_edu.interpret.snapshots:take_snapshot", "metaformer_edu.interpret.snapshots:as_bytes"
 POINTS = {  # states are written after updates 5, 10, 12, 17, 22 and 24; fsync and replace first serve args.yaml
@@ -314,7 +321,8 @@ def test_asked_to_stop(number, where, n, state, args, whole, tmp_path):
 @pytest.mark.parametrize("number, where, n, state", [(signal.SIGTERM, UPDATE, 8, 8), (signal.SIGINT, UPDATE, 8, 8),
                                                      (signal.SIGTERM, EVALUATE, 3, 12)])
 def test_asked_to_stop_together_with_the_loaders_workers(number, where, n, state, args, whole, tmp_path):
-    status, _, err = train(tmp_path, *args, "-j", "1", changes=[At(where, n, kill_group, number)])  # as Slurm and Ctrl-C do
+    # as Slurm and Ctrl-C do
+    status, _, err = train(tmp_path, *args, "-j", "1", changes=[At(where, n, kill_group, number)])
     run = only_run(tmp_path)
     assert status == 128 + number and err.count("\n") == 1 and "Stopped by" in err, err
     assert last_state(run)["updates"] == state
@@ -367,7 +375,8 @@ SHARES = [(32, 1, 1), (8, 4, 1), (8, 2, 2), (8, 1, 4), (16, 1, 2)]  # images at 
 
 
 def share(folder, batch, accum, processes, *more):
-    return ok(folder / f"{batch} {accum} {processes}", *DIGITS, "-b", str(batch), "--grad-accum-steps", str(accum), *more,
+    return ok(folder / f"{batch} {accum} {processes}", *DIGITS, "-b", str(batch), "--grad-accum-steps", str(accum),
+              *more,
               processes=processes if processes > 1 else None)
 
 
@@ -379,7 +388,8 @@ def test_one_two_and_four_processes_and_any_helpings(tmp_path):
 
 
 def test_the_same_helpings_are_blended_and_dropped_alike(tmp_path):
-    first, *others = [share(tmp_path, *how, "--mixup", "0.8", "--cutmix", "1", "--drop-path", "0.2", "--head-dropout", "0.2")
+    first, *others = [share(tmp_path, *how, "--mixup", "0.8", "--cutmix", "1", "--drop-path", "0.2", "--head-dropout",
+                            "0.2")
                       for how in SHARES if how[0] == 8]
     for other in others:
         assert_close_runs(other, first)
@@ -402,7 +412,8 @@ def count_reductions():
 def test_gradients_are_reduced_once_in_an_update(args, tmp_path):
     ratio = {}
     for accum in (1, 3):
-        status, out, err = train(tmp_path / str(accum), *args, "-b", "2", "--grad-accum-steps", str(accum), "--epochs", "1",
+        status, out, err = train(tmp_path / str(accum), *args, "-b", "2", "--grad-accum-steps", str(accum), "--epochs",
+                                 "1",
                                  changes=[count_reductions], processes=2)
         assert status == [0, 0], err
         _, seen, _, updates = next(line for line in out.splitlines() if line.startswith("reductions")).split()
@@ -458,7 +469,8 @@ DISK = {
     "the first state": ([At(UPDATE, 1, limit, 500_000)], "state-00000005.pt", None),
     "a later state": ([At(UPDATE, 8, limit, 500_000)], "state-00000010.pt", 5),
     "the weights": ([At(SAVE, 1, limit, 500_000)], "last.safetensors", 12),
-    "the weights of the second epoch": ([At("metaformer_edu.training.run_folder:RunFolder.save_epoch", 2, limit, 500_000)], "last.safetensors", 24),
+    "the weights of the second epoch":
+        ([At("metaformer_edu.training.run_folder:RunFolder.save_epoch", 2, limit, 500_000)], "last.safetensors", 24),
     "a snapshot": ([At(SNAPSHOT, 1, limit, 1_000)], "snapshots/pictures.safetensors", 12),
     "the table": ([At(TABLE, 2, full_disk, "runs/*", "summary.csv.unfinished")], "summary.csv", 24),
 }
@@ -478,14 +490,16 @@ def test_a_full_disk(what, args, whole, tmp_path):
 
 def become_nobody():
     if os.getuid() == 0:
-        os.setgid(65534), os.setuid(65534)
+        os.setgid(65534)
+        os.setuid(65534)
 
 
 def test_an_output_folder_without_permission(tmp_path):
     locked = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
     try:
         locked.chmod(0o555)
-        late = At("metaformer_edu.training.setup:open_folder", 1, become_nobody)  # some imports are late, and root's to read
+        # some imports are late, and root's to read
+        late = At("metaformer_edu.training.setup:open_folder", 1, become_nobody)
         status, out, err = train(tmp_path, *SMALL, "--output", str(locked / "runs"), changes=[late])
         assert (status, out, err) == (2, "", f"metaformer-train: Cannot use {locked / 'runs'}: Permission denied.\n")
         assert list(locked.iterdir()) == []

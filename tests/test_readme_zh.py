@@ -24,7 +24,8 @@ def lessons(text):
     return [re.findall(r"\]\(([^)]*)\)", row) for row in table_rows(text) if row.startswith("| [")]
 
 
-@pytest.mark.parametrize("part, least", [(fenced, 10), (model_rows, 55), (lessons, 30)], ids=["commands", "models", "lessons"])
+@pytest.mark.parametrize("part, least", [(fenced, 10), (model_rows, 55), (lessons, 30)],
+                         ids=["commands", "models", "lessons"])
 def test_the_same_in_both(part, least):
     assert len(part(ENGLISH)) >= least and part(CHINESE) == part(ENGLISH)
 
@@ -113,18 +114,43 @@ def test_a_faithful_pair_has_no_problems_and_stays():
     assert not translation.problems(EN, ZH) and refreshed(EN) == ZH
 
 
-@pytest.mark.parametrize("old, new, says", [
-    ("## Cite", "```bash\nnew\n```\n\n## Cite", "section '开始' (in English 'Start') has 1 paragraph, 1 code block, 2 tables; README.md has 1 paragraph, 2 code blocks"),
-    ("The paper.", "The paper.\n\nAnd more.", "section '引用' (in English 'Cite') has 1 paragraph; README.md has 2 paragraphs"),
-    ("## Cite", "## Tutorials\n\nFour stories.\n\n## Cite", "lacks the section 'Tutorials' (1 paragraph), after 'Start'"),
-    ("1,797", "1,798", "numbers that are in English and not here: ['1,798']"),
-    ("It trains", "It is trained", "(in English 'Start') has changed in English since it was translated"),
-    ("\ntrain\n", "\ntrain now\n", "the code that begins with '```bash' is not that of README.md: run python tools/readme.py"),
-    ("74.6", "74.7", "the table that begins with '| model | top-1 |' is not that of README.md"),
-    ("`runs/`", "`run/`", "other code in a sentence than in English: missing ['`run/`'], too many ['`runs/`']"),
-    ("(here.md)", "(there.md)", "other links or pictures than in English: missing ['there.md'], too many ['here.md']"),
-    ("## Cite", "## Citation", "of which README.md has no 'Cite' any more"),
-], ids=["code", "paragraph", "section", "number", "wording", "command", "table", "inline code", "link", "heading"])
+@pytest.mark.parametrize(
+    "old, new, says",
+    [
+        (
+            "## Cite",
+            "```bash\nnew\n```\n\n## Cite",
+            "section '开始' (in English 'Start') has 1 paragraph, 1 code block, 2 tables; README.md has 1 paragraph, 2 "
+            "code blocks",
+        ),
+        (
+            "The paper.",
+            "The paper.\n\nAnd more.",
+            "section '引用' (in English 'Cite') has 1 paragraph; README.md has 2 paragraphs",
+        ),
+        (
+            "## Cite",
+            "## Tutorials\n\nFour stories.\n\n## Cite",
+            "lacks the section 'Tutorials' (1 paragraph), after 'Start'",
+        ),
+        ("1,797", "1,798", "numbers that are in English and not here: ['1,798']"),
+        ("It trains", "It is trained", "(in English 'Start') has changed in English since it was translated"),
+        (
+            "\ntrain\n",
+            "\ntrain now\n",
+            "the code that begins with '```bash' is not that of README.md: run python tools/readme.py",
+        ),
+        ("74.6", "74.7", "the table that begins with '| model | top-1 |' is not that of README.md"),
+        ("`runs/`", "`run/`", "other code in a sentence than in English: missing ['`run/`'], too many ['`runs/`']"),
+        (
+            "(here.md)",
+            "(there.md)",
+            "other links or pictures than in English: missing ['there.md'], too many ['here.md']",
+        ),
+        ("## Cite", "## Citation", "of which README.md has no 'Cite' any more"),
+    ],
+    ids=["code", "paragraph", "section", "number", "wording", "command", "table", "inline code", "link", "heading"],
+)
 def test_what_is_stale_is_said(old, new, says):
     assert EN.count(old) == 1 and says in "\n".join(translation.problems(EN.replace(old, new), ZH))
 
@@ -148,4 +174,5 @@ def test_a_new_section_is_put_in_and_waits_for_its_chinese():
     found = "\n".join(translation.problems(english, chinese))
     assert "'Tutorials') is still to be translated" in found and "has no Chinese in it" in found
     sections = translation.read(chinese.replace("Four stories.", "四个故事。"))
-    assert not translation.problems(english, translation.write(translation.stamp(translation.read(english), sections), ""))
+    assert not translation.problems(english, translation.write(translation.stamp(translation.read(english), sections),
+                                                               ""))

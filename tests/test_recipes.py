@@ -12,7 +12,8 @@ from metaformer_edu.models.registry import MODELS
 from metaformer_edu.models.weights import url_of
 
 FOLDER = Path(metaformer_edu.__file__).parent / "recipes"
-PUBLISHED = {f"{r['model']}_{r['kind']}": r for r in json.loads((golden.REFERENCE / "recipes.json").read_text(encoding="utf-8"))}
+PUBLISHED = {f"{r['model']}_{r['kind']}": r
+             for r in json.loads((golden.REFERENCE / "recipes.json").read_text(encoding="utf-8"))}
 SCHED = {"cosine": "cosine", "constant": "None"}  # 'None' is what the published command calls a constant rate
 each_recipe = pytest.mark.parametrize("name", sorted(PUBLISHED))
 
@@ -23,11 +24,13 @@ def text(name):
 
 def wanted(row):
     "What the file of a published recipe must hold, written down from the reference alone."
-    same = ("model", "img_size", "global_batch", "epochs", "lr", "warmup_epochs", "opt", "drop_path", "head_dropout", "mixup", "cutmix")
+    same = ("model", "img_size", "global_batch", "epochs", "lr", "warmup_epochs", "opt", "drop_path", "head_dropout",
+            "mixup", "cutmix")
     keys = {k: row[k] for k in same} | {"sched": SCHED[row["sched"]]}
     if row["kind"] == "train":
         return keys | {"min_lr": 1e-5, "warmup_lr": 1e-6, "cooldown_epochs": 10}
-    return keys | {"initial_checkpoint": re.sub("_384$", "", row["model"]), "model_ema": True, "model_ema_decay": row["ema_decay"]}
+    return keys | {"initial_checkpoint": re.sub("_384$", "", row["model"]), "model_ema": True,
+                   "model_ema_decay": row["ema_decay"]}
 
 
 def faults(recipe, row):
@@ -35,12 +38,14 @@ def faults(recipe, row):
     got, want = yaml.safe_load(recipe), wanted(row)
     comments, lines = re.findall(r"^# (.*)", recipe, re.M), re.findall(r"^(\w+):", recipe, re.M)
     found = [f"{k}: {got.get(k)!r}, published {want.get(k)!r}" for k in sorted(got.keys() | want.keys())
-             if got.get(k) != want.get(k) or type(got.get(k)) is not type(want.get(k))]  # 1e-4 without a point would be text
+             # 1e-4 without a point would be text
+             if got.get(k) != want.get(k) or type(got.get(k)) is not type(want.get(k))]
     if len(lines) != len(got):
         found.append(f"{len(lines)} keys in the file, {len(got)} different ones")
     family, size = row["model"].split("_")[:2]
     title = f"{family}-{size} "
-    facts = [f" {row['img_size']}", f" top-1 {golden.BY_NAME[row['model']]['published']['top1']} %", "Yu et al., TPAMI 2024"]
+    facts = [f" {row['img_size']}", f" top-1 {golden.BY_NAME[row['model']]['published']['top1']} %",
+             "Yu et al., TPAMI 2024"]
     first = recipe.splitlines()[0]
     if not first.lower().startswith(f"# {title}"):
         found.append(f"the first line does not begin with a comment on {title}")
@@ -70,12 +75,18 @@ def test_recipe_fits_the_zoo(name):
     assert row.data == "in1k" and row.num_classes == 1000
     if "initial_checkpoint" in recipe:  # the same network, trained at 224
         start = MODELS[recipe["initial_checkpoint"]]
-        assert url_of(recipe["initial_checkpoint"]) == start.url and start.resolution == 224 and (start.family, start.depths, start.dims) == (row.family, row.depths, row.dims)
+        assert (
+            url_of(recipe["initial_checkpoint"]) == start.url
+            and start.resolution == 224
+            and (start.family, start.depths, start.dims) == (row.family, row.depths, row.dims)
+        )
 
 
 def test_every_published_number_of_imagenet_1k_has_its_recipe():
     # numbers after ImageNet-21K have no published script
-    assert {f"{r.name}_{'train' if r.resolution == 224 else 'finetune'}" for r in MODELS.values() if r.data == "in1k"} == PUBLISHED.keys()
+    assert {
+        f"{r.name}_{'train' if r.resolution == 224 else 'finetune'}" for r in MODELS.values() if r.data == "in1k"
+    } == PUBLISHED.keys()
 
 
 def test_files_go_into_the_package():
@@ -87,7 +98,8 @@ def test_files_go_into_the_package():
 
 BREAKS = {  # what -> (pattern in caformer_s36_384_finetune, what it becomes)
     "another rate": ("^lr: .*", "lr: 2.0e-4"), "a rate that YAML reads as text": ("^lr: .*", "lr: 1e-4"),
-    "a whole number for a float": ("^mixup: .*", "mixup: 0"), "a float for a whole number": ("^epochs: .*", "epochs: 30.0"),
+    "a whole number for a float": ("^mixup: .*", "mixup: 0"),
+          "a float for a whole number": ("^epochs: .*", "epochs: 30.0"),
     "no schedule at all": ("^sched: .*", "sched: null"), "a schedule": ("^sched: .*", "sched: cosine"),
     "the wrong model of the published script": ("^model: .*", "model: caformer_s18_384"),
     "other initial weights": ("^initial_checkpoint: .*", "initial_checkpoint: caformer_s18"),

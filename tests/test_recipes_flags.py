@@ -70,9 +70,13 @@ def test_the_published_training_command(monkeypatch):
 
 def test_the_published_fine_tuning_command(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
-    args = parse(words("/path/to/imagenet --model convformer_s18 --img-size 384 --epochs 30 --opt lamb --lr 1e-4 "
-                       "--sched None -b 32 --grad-accum-steps 4 --initial-checkpoint /path/to/w.pth --mixup 0 --cutmix 0 "
-                       "--model-ema --model-ema-decay 0.9999 --drop-path 0.3 --head-dropout 0.4"))
+    args = parse(
+        words(
+            "/path/to/imagenet --model convformer_s18 --img-size 384 --epochs 30 --opt lamb --lr 1e-4 "
+            "--sched None -b 32 --grad-accum-steps 4 --initial-checkpoint /path/to/w.pth --mixup 0 --cutmix 0 "
+            "--model-ema --model-ema-decay 0.9999 --drop-path 0.3 --head-dropout 0.4"
+        )
+    )
     assert (args.img_size, args.epochs, args.total_epochs, args.warmup_epochs, args.opt) == (384, 30, 30, 0, "lamb")
     assert (args.lr, args.sched, args.global_batch) == (1e-4, "None", 1024) and "warning" not in args
     assert (args.initial_checkpoint, args.mixup, args.cutmix) == ("/path/to/w.pth", 0, 0)
@@ -105,7 +109,8 @@ def test_flags_are_read_as_published(flags, expected):
 def test_defaults_are_the_published_ones():
     published = dict(batch_size=128, epochs=300, warmup_epochs=5, cooldown_epochs=10, warmup_lr=1e-6, min_lr=1e-5,
                      opt="adamw",
-                     weight_decay=0.05, smoothing=0.1, aa="rand-m9-mstd0.5-inc1", reprob=0.25, remode="pixel", recount=1,
+                     weight_decay=0.05, smoothing=0.1, aa="rand-m9-mstd0.5-inc1", reprob=0.25, remode="pixel",
+                     recount=1,
                      mixup=0.8,
                      cutmix=1., cutmix_minmax=None, mixup_prob=1., mixup_switch_prob=0.5, mixup_mode="batch",
                      mixup_off_epoch=0,
@@ -113,7 +118,8 @@ def test_defaults_are_the_published_ones():
                      clip_mode="norm",
                      clip_grad=None, opt_eps=None, opt_betas=None, model_ema=False, model_ema_decay=0.9998, seed=42,
                      log_interval=50,
-                     recovery_interval=0, drop_path=0., head_dropout=0., train_interpolation="random", eval_metric="top1",
+                     recovery_interval=0, drop_path=0., head_dropout=0., train_interpolation="random",
+                     eval_metric="top1",
                      grad_accum_steps=1, sched="cosine", sched_on_updates=False, amp=False, channels_last=False,
                      no_aug=False,
                      validation_batch_size=None, pretrained=False, resume=None, workers=min(8, os.cpu_count()))
@@ -225,7 +231,8 @@ REFUSED = {
     "a limit of zero": ("--clip-grad 0", "--clip-grad"),
     "crops of digits": ("--crop-pct 0.9", "--crop-pct changes nothing for digits, whose transforms are its own"),
     **{f"--{flag} for digits": (f"--{flag} {value}", f"--{flag} changes nothing for digits") for flag, value in {
-        "aa": "none", "scale": "0.5 1", "ratio": "1 1", "hflip": "0", "vflip": "0.5", "color-jitter": "0.1", "reprob": "0",
+        "aa": "none", "scale": "0.5 1", "ratio": "1 1", "hflip": "0", "vflip": "0.5", "color-jitter": "0.1",
+        "reprob": "0",
         "remode": "const", "recount": "2", "train-interpolation": "bicubic"}.items()},
 }
 
@@ -302,7 +309,8 @@ def stripes(tmp_path_factory):
         for name in ("broad", "fine"):
             (folder / part / name).mkdir(parents=True)
             for i in range(n):
-                Image.fromarray(rng.integers(256, size=(40, 48, 3), dtype=np.uint8)).save(folder / part / name / f"{i}.png")
+                Image.fromarray(rng.integers(256, size=(40, 48, 3),
+                                             dtype=np.uint8)).save(folder / part / name / f"{i}.png")
     return folder
 
 
@@ -347,13 +355,15 @@ def courses(t):
     for epoch in range(t.epochs):
         for step in range(t.steps):
             if t.schedule:
-                t.schedule.step(epoch), t.schedule.step_update(epoch * t.steps + step)
+                t.schedule.step(epoch)
+                t.schedule.step_update(epoch * t.steps + step)
             found.append(t.rate)
     return found
 
 
 def fingerprint(t):
-    "What a run is made of. The settings themselves are left out: they are what the flags should change by more than name."
+    """What a run is made of. The settings themselves are left out: they are what the flags should change by more
+    than name."""
     folder, loaders, model = callback(t, SaveEpoch).folder, t.loaders, t.model
     weight = next(p for p in model.parameters() if p.ndim == 4)
     return dict(
@@ -363,12 +373,14 @@ def fingerprint(t):
         max_bad=t.max_bad, mixup=inside(t.mixup), ema=t.ema and (t.ema.decay, str(t.ema.device)),
         optimizer=(type(t.optimizer).__name__, inside(t.optimizer.defaults),
                    [g["weight_decay"] for g in t.optimizer.param_groups]),
-        model=(repr(model), model.num_classes, model.img_size, sum(p.double().sum().item() for p in model.parameters())),
+        model=(repr(model), model.num_classes, model.img_size,
+               sum(p.double().sum().item() for p in model.parameters())),
         checkpointing=[m.grad_checkpointing for m in model.modules() if hasattr(m, "grad_checkpointing")],
         layout=weight.is_contiguous(memory_format=torch.channels_last), threads=t.threads,
         loaders=[(x.batch_size, x.num_workers, len(x.dataset)) for x in loaders],
         data=[(type(x.dataset.images).__name__, x.dataset.seed, inside(x.dataset.transform)) for x in loaders],
-        samplers=[inside(x.sampler) for x in loaders], folder=str(folder.path), key=folder.column, writer=type(callback(t, TensorBoard)).__name__,
+        samplers=[inside(x.sampler) for x in loaders], folder=str(folder.path), key=folder.column,
+        writer=type(callback(t, TensorBoard)).__name__,
         every=callback(t, SaveStates).every, snapshots=inside(callback(t, SaveSnapshots)))
 
 
@@ -377,10 +389,12 @@ EFFECTS = {  # dest: (flags, flags without which they could do nothing)
     "model": ("--model tiny_caformer", ""), "pretrained": ("--pretrained", ""),
     "initial_checkpoint": ("--initial-checkpoint {gone}", ""),
     "resume": ("--resume {gone}", ""), "num_classes": ("--num-classes 7", ""), "img_size": ("--img-size 48", ""),
-    "crop_pct": ("--crop-pct 0.5", ""), "drop_path": ("--drop-path 0.3", ""), "head_dropout": ("--head-dropout 0.3", ""),
+    "crop_pct": ("--crop-pct 0.5", ""), "drop_path": ("--drop-path 0.3", ""),
+           "head_dropout": ("--head-dropout 0.3", ""),
     "grad_checkpointing": ("--grad-checkpointing", ""), "torchcompile": ("--torchcompile eager", ""),
     "epochs": ("--epochs 9", ""),
-    "batch_size": ("-b 6", ""), "validation_batch_size": ("-vb 3", ""), "grad_accum_steps": ("--grad-accum-steps 2", ""),
+    "batch_size": ("-b 6", ""), "validation_batch_size": ("-vb 3", ""),
+           "grad_accum_steps": ("--grad-accum-steps 2", ""),
     "opt": ("--opt lamb", ""), "opt_eps": ("--opt-eps 1e-7", ""), "opt_betas": ("--opt-betas 0.8 0.9", ""),
     "momentum": ("--momentum 0.5", "--opt sgd"), "weight_decay": ("--weight-decay 0.3", ""),
     "clip_grad": ("--clip-grad 2", ""),
@@ -418,7 +432,8 @@ def test_every_flag_is_looked_after(parser):
 @pytest.mark.parametrize("dest", EFFECTS)
 def test_a_flag_does_something(dest, stripes, tmp_path, monkeypatch, capsys):
     flags, needed = (words(f.format(gone=tmp_path / "gone", elsewhere=tmp_path / "there")) for f in EFFECTS[dest])
-    base = ["--model", "tiny_convformer", "--img-size", "32", "-b", "4", "-j", "0", "--epochs", "8", "--warmup-epochs", "1",
+    base = ["--model", "tiny_convformer", "--img-size", "32", "-b", "4", "-j", "0", "--epochs", "8", "--warmup-epochs",
+            "1",
             *([] if dest == "recipe" else ["--lr", "0.004"]), *needed]
     found = []
     for more in ([], flags):
@@ -439,7 +454,8 @@ def test_a_flag_does_something(dest, stripes, tmp_path, monkeypatch, capsys):
 
 
 def test_the_fingerprint_is_the_same_for_the_same_flags(stripes, tmp_path, monkeypatch):
-    base = [stripes, "--model", "tiny_convformer", "--img-size", "32", "-b", "4", "-j", "0", "--experiment", "x", "--output"]
+    base = [stripes, "--model", "tiny_convformer", "--img-size", "32", "-b", "4", "-j", "0", "--experiment", "x",
+            "--output"]
     a, b = (fingerprint(built(monkeypatch, [*base, tmp_path / name])) for name in "ab")
     assert {k for k in a if a[k] != b[k]} == {"folder"}
 
@@ -454,7 +470,9 @@ def make(stripes, tmp_path, monkeypatch):
 
 
 def test_flags_of_the_optimizer(make):
-    t = make("--opt adamw --opt-eps 1e-7 --opt-betas 0.8 0.99 --weight-decay 0.3 --lr 0.002 --clip-grad 3 --clip-mode agc")
+    t = make(
+        "--opt adamw --opt-eps 1e-7 --opt-betas 0.8 0.99 --weight-decay 0.3 --lr 0.002 --clip-grad 3 --clip-mode agc"
+    )
     assert isinstance(t.optimizer, torch.optim.AdamW) and (t.clip_grad, t.clip_mode) == (3, "agc")
     for group in t.optimizer.param_groups:
         assert (group["eps"], tuple(group["betas"]), group["initial_lr"]) == (1e-7, (0.8, 0.99), 0.002)
@@ -524,7 +542,8 @@ def test_flags_of_the_images(make):
             (0.7, 1.3))
     assert "ColorJitter" not in steps_of(make("").loaders[0].dataset.transform)  # --aa stands in for it, as published
     plain = steps_of(make("--no-aug").loaders[0].dataset.transform)
-    assert not {"RandAugment", "RandomErasing", "RandomHorizontalFlip", "RandomResizedCropAndInterpolation"} & plain.keys()
+    assert not {"RandAugment", "RandomErasing", "RandomHorizontalFlip",
+                "RandomResizedCropAndInterpolation"} & plain.keys()
 
 
 def test_published_transforms_are_the_default(make):
@@ -543,7 +562,8 @@ def test_flags_of_the_run(make):
     t = make("-b 6 -vb 5 -j 1 --seed 5 --log-interval 7 --recovery-interval 3 "
              "--max-bad-steps 4 --grad-accum-steps 2 --channels-last")
     train_loader, val_loader = t.loaders
-    assert (train_loader.batch_size, val_loader.batch_size, train_loader.num_workers, val_loader.num_workers) == (6, 5, 1, 1)
+    assert (train_loader.batch_size, val_loader.batch_size, train_loader.num_workers,
+            val_loader.num_workers) == (6, 5, 1, 1)
     assert (train_loader.sampler.seed, train_loader.dataset.seed, t.seed) == (5, 5, 5)
     assert (t.accum, t.steps, t.log_interval, t.max_bad, callback(t, SaveStates).every) == (2, 2, 7, 4, 3)
     assert sorted(val_loader.sampler) == list(range(8)) and val_loader.sampler.batch_size == 5
@@ -563,8 +583,9 @@ def test_flags_of_the_model(make):
 def test_flags_of_the_schedule(make):
     t = make("--lr 0.004 --epochs 20 --warmup-epochs 4 --warmup-lr 1e-4 --min-lr 1e-3 --cooldown-epochs 3 -b 12")
     rates = courses(t)[::t.steps]
-    assert t.epochs == len(rates) == 23 and rates[:5] == pytest.approx([1e-4 + i * (0.0039 / 4) for i in range(4)] +
-                                                                       [1e-3 + 3e-3 * (1 + math.cos(math.pi * 4 / 20)) / 2])
+    assert t.epochs == len(rates) == 23 and rates[:5] == pytest.approx(
+        [1e-4 + i * (0.0039 / 4) for i in range(4)] + [1e-3 + 3e-3 * (1 + math.cos(math.pi * 4 / 20)) / 2]
+    )
     assert rates[20:] == pytest.approx([1e-3] * 3)
     t = make("--lr 0.004 --epochs 3 --sched None")
     assert t.schedule is None and t.epochs == 3 and t.rate == 0.004

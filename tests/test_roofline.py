@@ -40,14 +40,17 @@ def linear(a, b):
 
 
 NORM, SUM = (6 * VALUES, 2 * VALUES + C), (VALUES, 3 * VALUES)
-MLP = {"norm2": NORM, "mlp.fc1": linear(C, 4 * C), "mlp.act": (16 * VALUES, 8 * VALUES + 2), "mlp.fc2": linear(4 * C, C), "residual2": SUM}
+MLP = {"norm2": NORM, "mlp.fc1": linear(C, 4 * C), "mlp.act": (16 * VALUES, 8 * VALUES + 2),
+       "mlp.fc2": linear(4 * C, C), "residual2": SUM}
 MIX = {
     Identity: {},
     RandomMixing: {"token_mixer": (2 * VALUES * H * W, 2 * VALUES + (H * W)**2)},
     Pooling: {"token_mixer.pool": (9 * VALUES, 2 * VALUES), "token_mixer.sub": SUM},
     SepConv: {"token_mixer.pwconv1": linear(C, 2 * C), "token_mixer.act1": (8 * VALUES, 4 * VALUES + 2),
-              "token_mixer.dwconv": (2 * 49 * 2 * VALUES, 4 * VALUES + 49 * 2 * C), "token_mixer.pwconv2": linear(2 * C, C)},
-    Attention: {"token_mixer.qkv": linear(C, 3 * C), "token_mixer.attention": (4 * VALUES * H * W, 4 * VALUES), "token_mixer.proj": linear(C, C)},
+              "token_mixer.dwconv": (2 * 49 * 2 * VALUES, 4 * VALUES + 49 * 2 * C),
+              "token_mixer.pwconv2": linear(2 * C, C)},
+    Attention: {"token_mixer.qkv": linear(C, 3 * C), "token_mixer.attention": (4 * VALUES * H * W, 4 * VALUES),
+                "token_mixer.proj": linear(C, C)},
 }
 
 
@@ -65,7 +68,16 @@ def test_products_are_the_multiply_accumulates_of_the_block(mixer):
     b = block(mixer)
     rows = parts(b, torch.randn(B, H, W, C), rounds=1)
     assert sum(p.flops for p in rows if p.products) == 2 * count_macs(b, (B, H, W, C))
-    assert {p.name.rpartition(".")[2] for p in rows if not p.products} <= {"norm1", "norm2", "act", "act1", "pool", "sub", "residual1", "residual2"}
+    assert {p.name.rpartition(".")[2] for p in rows if not p.products} <= {
+        "norm1",
+        "norm2",
+        "act",
+        "act1",
+        "pool",
+        "sub",
+        "residual1",
+        "residual2",
+    }
 
 
 def test_scales_are_parts_and_dropped_paths_are_not():
@@ -123,12 +135,18 @@ def test_the_block_is_left_as_it_was():
     modes, x = [m.training for m in b.modules()], torch.randn(B, H, W, C, requires_grad=True)
     state = {k: v.clone() for k, v in b.state_dict().items()}
     parts(b, x, rounds=1)
-    assert [m.training for m in b.modules()] == modes and x.grad is None and torch.equal(b.norm1.weight.grad, torch.ones(C))
+    assert (
+        [m.training for m in b.modules()] == modes
+        and x.grad is None
+        and torch.equal(b.norm1.weight.grad, torch.ones(C))
+    )
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in b.modules())
     assert all(torch.equal(v, state[k]) for k, v in b.state_dict().items())
     with pytest.raises(ValueError):
         parts(b, x[..., :5])
-    assert [m.training for m in b.modules()] == modes and not any(m._forward_hooks or m._forward_pre_hooks for m in b.modules())
+    assert [m.training for m in b.modules()] == modes and not any(
+        m._forward_hooks or m._forward_pre_hooks for m in b.modules()
+    )
 
 
 def test_steps_can_be_done_again():
@@ -141,11 +159,15 @@ def test_steps_can_be_done_again():
 
 
 @pytest.mark.parametrize("module, x, says", [
-    (3, torch.randn(1, 4, 4, C), "such as MetaFormerBlock"), (Identity, torch.randn(1, 4, 4, C), "such as MetaFormerBlock"),
+    (3, torch.randn(1, 4, 4, C), "such as MetaFormerBlock"),
+    (Identity, torch.randn(1, 4, 4, C), "such as MetaFormerBlock"),
     (nn.Linear(C, 7), torch.randn(1, 4, 4, C), "(1, 4, 4, 7)"), (nn.LSTM(C, C), torch.randn(1, 4, 4, C), "LSTM"),
-    (block(SepConv), torch.randn(4, 4, C), "(4, 4, 32)"), (block(SepConv), [1.], "list"), (block(SepConv), torch.empty(0, 4, 4, C), "(0, 4, 4, 32)"),
-    (block(SepConv), torch.randn(1, 4, 4, C + 1), "(1, 4, 4, 33)"), (block(SepConv), torch.ones(1, 4, 4, C, dtype=torch.long), "int64"),
-    (block(SepConv), torch.ones(1, 4, 4, C, dtype=torch.float64), "float64"), (block(RandomMixing), torch.randn(1, 5, 5, C), "24 tokens")])
+    (block(SepConv), torch.randn(4, 4, C), "(4, 4, 32)"), (block(SepConv), [1.], "list"),
+    (block(SepConv), torch.empty(0, 4, 4, C), "(0, 4, 4, 32)"),
+    (block(SepConv), torch.randn(1, 4, 4, C + 1), "(1, 4, 4, 33)"),
+    (block(SepConv), torch.ones(1, 4, 4, C, dtype=torch.long), "int64"),
+    (block(SepConv), torch.ones(1, 4, 4, C, dtype=torch.float64), "float64"),
+    (block(RandomMixing), torch.randn(1, 5, 5, C), "24 tokens")])
 def test_wrong_input_is_one_sentence(module, x, says):
     with pytest.raises(ValueError) as error:
         parts(module, x)
@@ -162,7 +184,9 @@ def test_memory_is_counted_once():
 def test_clock_goes_round():
     order = []
     times = clock(lambda: order.append("a"), lambda: order.append("b"), lambda: order.append("c"), rounds=2)
-    assert "".join(order) == "abc" * 3 and [len(t) for t in times] == [2, 2, 2] and all(s >= 0 for t in times for s in t)
+    assert (
+        "".join(order) == "abc" * 3 and [len(t) for t in times] == [2, 2, 2] and all(s >= 0 for t in times for s in t)
+    )
     assert clock() == [] and clock(lambda: None, rounds=1, device=torch.device("cpu"))[0][0] >= 0
 
 
@@ -191,7 +215,11 @@ def test_ceilings(monkeypatch):
     monkeypatch.setattr(lesson, "clock", quick)
     top = ceilings(dtype=torch.bfloat16)
     assert top.flops == 2 * 1024**3 and top.bandwidth == 2**24 and top.ridge == top.flops / top.bandwidth
-    assert (top.device, top.dtype) == ("cpu", torch.bfloat16) and asked[0][2] == "cpu" and [n for n, *_ in asked] == [2, 2, 16]
+    assert (
+        (top.device, top.dtype) == ("cpu", torch.bfloat16)
+        and asked[0][2] == "cpu"
+        and [n for n, *_ in asked] == [2, 2, 16]
+    )
 
 
 def test_ceilings_of_this_machine():
@@ -211,12 +239,17 @@ TOP = Ceilings(1e11, 2e10, "cpu", torch.float32)
 def test_the_roof():
     memory, arithmetic = Part("a", 100, 200, False, 1.), Part("b", 1000, 100, True, 1.)
     assert TOP.ridge == 5 and [TOP.limit(p) for p in (memory, arithmetic)] == ["memory", "arithmetic"]
-    assert TOP.least(memory) == pytest.approx(1e-8) and TOP.least(arithmetic) == pytest.approx(1e-8) and arithmetic.intensity == 10
+    assert (
+        TOP.least(memory) == pytest.approx(1e-8)
+        and TOP.least(arithmetic) == pytest.approx(1e-8)
+        and arithmetic.intensity == 10
+    )
 
 
 def test_table():
     row, = roofline_table([Part("mlp.act", 4e6, 8_000_000, False, 0.001)], TOP)
-    assert row == {"part": "mlp.act", "FLOP": "4.0M", "bytes": "8.0M", "FLOP/byte": "0.5", "ms": "1.00", "least": "0.40", "limit": "memory"}
+    assert row == {"part": "mlp.act", "FLOP": "4.0M", "bytes": "8.0M", "FLOP/byte": "0.5", "ms": "1.00",
+                   "least": "0.40", "limit": "memory"}
 
 
 def boxes(ax):

@@ -43,7 +43,8 @@ class Asked(Exception):
     "As a signal that comes in the middle of writing."
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file data/0"), ValueError("odd"),
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"),
+                                   RuntimeError("PytorchStreamWriter failed writing file data/0"), ValueError("odd"),
                                    TypeError("cannot pickle"), Asked(), KeyboardInterrupt(), MemoryError()],
                                    ids=lambda e: type(e).__name__)
 def test_a_file_that_fails_leaves_nothing(error, tmp_path):
@@ -261,7 +262,9 @@ def test_what_a_run_leaves(tmp_path):
     save_state(dict(updates=1), tmp_path, 1)
     assert run.contents() == f"{tmp_path} holds only settings; the same command with --resume auto goes on."
     run.restore([row(1), row(2)])
-    assert run.contents() == f"{tmp_path} holds last.safetensors of epoch 2; the same command with --resume auto goes on."
+    assert (
+        run.contents() == f"{tmp_path} holds last.safetensors of epoch 2; the same command with --resume auto goes on."
+    )
 
 
 # --- TensorBoard ---

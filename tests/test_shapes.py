@@ -1,4 +1,5 @@
-"""Drawn pictures whose evidence is known: repeatable, balanced, without a short cut, and with a mask that tells the truth."""
+"""Drawn pictures whose evidence is known: repeatable, balanced, without a short cut, and with a mask that tells the
+truth."""
 import hashlib
 import itertools
 import os
@@ -46,16 +47,19 @@ print(h.hexdigest())
 
 def test_another_process_draws_the_same_bytes():
     env = {**os.environ, "PYTHONHASHSEED": "1"}
-    there = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True, env=env).stdout.strip()
+    there = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True,
+                           env=env).stdout.strip()
     scope = {}
-    np.random.seed(5), torch.manual_seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
     exec(DIGEST.replace("print(", "digest = ("), scope)
     assert there == scope["digest"]
 
 
 @each_task
 def test_no_two_pictures_are_alike(task):
-    seen = {hashlib.sha1(draw_example(task, i, part, 32)[0].tobytes()).digest() for part in ("train", "val") for i in range(300)}
+    seen = {hashlib.sha1(draw_example(task, i, part, 32)[0].tobytes()).digest() for part in ("train", "val")
+            for i in range(300)}
     laid = {str(arrange(task, i, part)) for part in ("train", "val") for i in range(300)}
     assert len(seen) == len(laid) == 600
 
@@ -97,7 +101,8 @@ def test_labels_of_order_as_the_clock_goes():
         things, label = arrange("order", i)
         at = {hue(t.color): np.array([t.x, t.y]) for t in things if t.evidence}
         centre = sum(at.values()) / 3
-        hour = {name: np.arctan2((p - centre)[0], -(p - centre)[1]) for name, p in at.items()}  # from 12 o'clock, clockwise
+        # from 12 o'clock, clockwise
+        hour = {name: np.arctan2((p - centre)[0], -(p - centre)[1]) for name, p in at.items()}
         turn = (hour["yellow"] - hour["red"]) % (2 * np.pi)
         assert TASKS["order"].class_names[label] == ("clockwise" if turn < np.pi else "anticlockwise")
         assert set(at) == {"red", "yellow", "blue"}
@@ -130,7 +135,8 @@ def test_paint_and_place_say_nothing(task):
     first = [[t for t in things if t.evidence][0] for things, _ in laid]
     x = np.array([[t.x, t.y, t.radius, t.angle, *t.color, len(things)] for t, (things, _) in zip(first, laid)])
     chance = 1 / len(TASKS[task].class_names)
-    assert abs(score(RandomForestClassifier(50, min_samples_leaf=5, random_state=0), x, [y for _, y in laid]) - chance) < 0.05
+    assert abs(score(RandomForestClassifier(50, min_samples_leaf=5, random_state=0), x, [y for _, y in laid])
+               - chance) < 0.05
 
 
 @each_apart
@@ -154,7 +160,8 @@ def test_a_crop_around_one_part_says_nothing(task):
     x, y = [], []
     for i in range(1600):
         things, label = arrange(task, i)
-        x.append(render([things[0]], 32)[0].ravel() / 255), y.append(label)
+        x.append(render([things[0]], 32)[0].ravel() / 255)
+        y.append(label)
     assert abs(score(LogisticRegression(C=0.01, max_iter=500), np.array(x), y) - 0.5) < 0.06
 
 
@@ -180,12 +187,18 @@ def test_the_mask_holds_the_evidence_and_nothing_else(task, size):
         things, label = arrange(task, i)
         evidence = [t for t in things if t.evidence]
         image, mask = render(things, size)
-        assert image.shape == (size, size, 3) and image.dtype == np.uint8 and mask.shape == (size, size) and mask.dtype == bool
+        assert (
+            image.shape == (size, size, 3)
+            and image.dtype == np.uint8
+            and mask.shape == (size, size)
+            and mask.dtype == bool
+        )
         alone, same_mask = render(evidence, size)
         rest, none = render([t for t in things if not t.evidence], size)
         assert (same_mask == mask).all() and not none.any()
         assert (alone[~mask] == 38).all()  # outside, the plain background: no pixel of the evidence
-        assert (alone[mask] == image[mask]).all() and (rest[~mask] == image[~mask]).all()  # and nobody else paints inside
+        # and nobody else paints inside
+        assert (alone[mask] == image[mask]).all() and (rest[~mask] == image[~mask]).all()
         assert 0.03 < mask.mean() < 0.25 and abs(mask.mean() - sum(np.pi * t.radius**2 for t in evidence)) < 6 / size
 
 
@@ -195,7 +208,8 @@ def test_everything_of_the_evidence_is_in_the_picture(task, size):
     for i in range(30):
         things, _ = arrange(task, i)
         mask = render(things, size)[1]
-        assert abs(mask.sum() - render([replace(t, x=t.x / 2 + 0.25, y=t.y / 2 + 0.25, radius=t.radius / 2) for t in things],
+        assert abs(mask.sum()
+                   - render([replace(t, x=t.x / 2 + 0.25, y=t.y / 2 + 0.25, radius=t.radius / 2) for t in things],
                                        2 * size)[1].sum()) <= 4  # nothing is cut off by the edge
         image, drawn, _ = draw_example(task, i, img_size=size)
         assert (drawn == mask).all() and image.shape == (size, size, 3)
@@ -248,7 +262,11 @@ def test_mistakes_get_a_sentence():
 @each_task
 def test_the_data_set_is_what_is_drawn(task):
     pictures = Shapes(task, "val", 7, 32)
-    assert len(pictures) == 7 and len(list(itertools.islice(pictures, 20))) == 7 and pictures.class_names == TASKS[task].class_names
+    assert (
+        len(pictures) == 7
+        and len(list(itertools.islice(pictures, 20))) == 7
+        and pictures.class_names == TASKS[task].class_names
+    )
     for i in (0, 6, -1):
         image, mask, label = draw_example(task, i % 7, "val", 32)
         x, y = pictures[i]
@@ -266,7 +284,8 @@ def test_colours_textures_and_angles_are_painted():
     striped, _ = render([Thing(0.5, 0.5, 0.3, "square", (0.5, 0.5, 0.5), texture="horizontal")], 64)
     assert np.ptp(striped[32, 24:40]) == 0 and np.ptp(striped[24:40, 32]) > 100
     rising, _ = render([Thing(0.5, 0.5, 0.3, "square", (0.5, 0.5, 0.5), texture="rising")], 64)
-    assert (rising[30:34, 30:34, 0] == rising[30:34, 30:34, 0].T).all()  # equal along x + y: from lower left to upper right
+    # equal along x + y: from lower left to upper right
+    assert (rising[30:34, 30:34, 0] == rising[30:34, 30:34, 0].T).all()
     assert np.ptp(np.diagonal(rising[20:44, 20:44, 0][:, ::-1]).astype(int)) < 10
     square = Thing(0.5, 0.5, 0.3, "square", (1, 0, 0))
     turned, _ = render([replace(square, angle=np.pi / 2)], 64)

@@ -1,4 +1,5 @@
-"""metaformer-explain: photographs as they are meant to be seen, what is written and said, what goes wrong; contact sheets."""
+"""metaformer-explain: photographs as they are meant to be seen, what is written and said, what goes wrong; contact
+sheets."""
 import os
 import shutil
 
@@ -17,7 +18,7 @@ from metaformer_edu.core.errors import DataError
 from metaformer_edu.data.datasets import load_data
 from metaformer_edu.data.loaders import mistakes_first
 from metaformer_edu.interpret import contact_sheet as sheet
-from metaformer_edu.interpret.cam import METHODS, explain, map_title, imagenet_classes
+from metaformer_edu.interpret.cam import METHODS, explain, imagenet_classes, map_title
 from metaformer_edu.interpret.contact_sheet import contact_sheet, good_stage, read_photo, sheet_of_run
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.models.weights import save_weights
@@ -98,9 +99,11 @@ def picture(path):
 @pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])
 def test_a_photograph_is_turned_as_its_exif_data_say(orientation, kind):
     seen = Image.new("RGB", (48, 32), "black")
-    seen.paste("red", (0, 0, 16, 16)), seen.paste("blue", (32, 16, 48, 32))
+    seen.paste("red", (0, 0, 16, 16))
+    seen.paste("blue", (32, 16, 48, 32))
     # how a camera that is held otherwise stores this
-    back = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}
+    back = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
+            7: "TRANSVERSE", 8: "ROTATE_270"}
     stored = seen.transpose(Image.Transpose[back[orientation]]) if orientation > 1 else seen
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -110,8 +113,11 @@ def test_a_photograph_is_turned_as_its_exif_data_say(orientation, kind):
     assert found.getpixel((8, 8))[0] > 150 and found.getpixel((40, 24))[2] > 150 and max(found.getpixel((8, 24))) < 60
 
 
-@pytest.mark.parametrize("mode, kind", [("1", "png"), ("L", "jpg"), ("L", "bmp"), ("LA", "png"), ("P", "png"), ("P", "gif"), ("RGBA", "png"), ("RGBA", "webp"),
-                                        ("RGB", "ppm"), ("RGB", "ico"), ("CMYK", "jpg"), ("CMYK", "tif"), ("YCbCr", "jpg"), ("LAB", "tif"), ("RGB", "jp2")])
+@pytest.mark.parametrize("mode, kind",
+                         [("1", "png"), ("L", "jpg"), ("L", "bmp"), ("LA", "png"), ("P", "png"), ("P", "gif"),
+                          ("RGBA", "png"), ("RGBA", "webp"),
+                                        ("RGB", "ppm"), ("RGB", "ico"), ("CMYK", "jpg"), ("CMYK", "tif"),
+                          ("YCbCr", "jpg"), ("LAB", "tif"), ("RGB", "jp2")])
 def test_any_mode_and_format(mode, kind):
     image = Image.new("RGB", (32, 32), (250, 250, 250))
     image.paste((10, 10, 10), (0, 0, 16, 32))
@@ -137,9 +143,12 @@ def test_what_is_transparent_is_white(mode):
 
 
 @pytest.mark.parametrize("values, expected", [
-    (np.uint16([0, 32768, 65535]), [0, 128, 255]), (np.uint16([0, 100, 255]), [0, 100, 255]), (np.uint16([0, 128, 256]), [0, 0, 1]),
-    (np.int32([-5, 128, 200]), [0, 128, 200]), (np.int32([0, 65536, 131072]), [0, 128, 255]), (np.int32([0, 0, 0]), [0, 0, 0]),
-    (np.float32([0, 0.5, 1]), [0, 128, 255]), (np.float32([-1, 0.25, 0.5]), [0, 64, 128]), (np.float32([0, 1, 2]), [0, 128, 255]),
+    (np.uint16([0, 32768, 65535]), [0, 128, 255]), (np.uint16([0, 100, 255]), [0, 100, 255]),
+    (np.uint16([0, 128, 256]), [0, 0, 1]),
+    (np.int32([-5, 128, 200]), [0, 128, 200]), (np.int32([0, 65536, 131072]), [0, 128, 255]),
+    (np.int32([0, 0, 0]), [0, 0, 0]),
+    (np.float32([0, 0.5, 1]), [0, 128, 255]), (np.float32([-1, 0.25, 0.5]), [0, 64, 128]),
+    (np.float32([0, 1, 2]), [0, 128, 255]),
     (np.float32([np.nan, 0.5, 1]), [0, 128, 255])])
 def test_deep_greys_are_scaled(values, expected):
     Image.fromarray(np.tile(values, (3, 1))).save("a.tif")
@@ -180,7 +189,8 @@ def test_a_file_that_is_no_image_is_named(what):
 def test_pictures_a_sheet_and_a_line_for_each_file(capsys, run):
     for i, name in enumerate(["one.jpg", "two.png", "three.gif"]):
         photo(name, (40 + 30 * i, 60), seed=i)
-    out, err = good(capsys, "one.jpg", "two.png", "three.gif", "--checkpoint", run / "best.safetensors", "--out", "o/p", "--threads", "1")
+    out, err = good(capsys, "one.jpg", "two.png", "three.gif", "--checkpoint", run / "best.safetensors", "--out", "o/p",
+                    "--threads", "1")
     assert not err and files("o/p") == ["one-gradcam.png", "sheet.png", "three-gradcam.png", "two-gradcam.png"]
     assert out[-1] == f"{os.path.join('o', 'p')}: 3 explained" and len(out) == 4
     model = create_model("tiny_poolformerv2", checkpoint=run / "best.safetensors", num_classes=6, img_size=32).eval()
@@ -203,22 +213,31 @@ def test_without_out_each_call_has_a_new_folder(capsys):
 
 def test_random_weights_are_called_random(capsys, monkeypatch):
     notes = []
-    monkeypatch.setattr(sheet, "contact_sheet", lambda *args, **kwargs: notes.append(kwargs["note"]) or contact_sheet(*args, **kwargs))
+    monkeypatch.setattr(sheet, "contact_sheet",
+                        lambda *args, **kwargs: notes.append(kwargs["note"]) or contact_sheet(*args, **kwargs))
     photo("a.png")
     (first, *_), err = good(capsys, "a.png", *RANDOM)
-    assert len(err) == 1 and "weights of tiny_identityformer are random" in err[0] and "--checkpoint" in err[0] and "random weights" in notes[0]
+    assert (
+        len(err) == 1
+        and "weights of tiny_identityformer are random" in err[0]
+        and "--checkpoint" in err[0]
+        and "random weights" in notes[0]
+    )
     assert good(capsys, "a.png", *RANDOM)[0][0] == first  # the same each time
 
 
 def test_with_a_checkpoint_nothing_is_called_random(capsys, run, monkeypatch):
     notes = []
-    monkeypatch.setattr(sheet, "contact_sheet", lambda *args, **kwargs: notes.append(kwargs["note"]) or contact_sheet(*args, **kwargs))
+    monkeypatch.setattr(sheet, "contact_sheet",
+                        lambda *args, **kwargs: notes.append(kwargs["note"]) or contact_sheet(*args, **kwargs))
     photo("a.png")
     assert good(capsys, "a.png", "--checkpoint", run / "best.safetensors")[1] == [] and notes == [""]
 
 
 def test_other_files_in_the_folder_are_left_alone(capsys):
-    photo("a.png"), photo("o/mine.png"), photo("o/b-gradcam.png", seed=2)
+    photo("a.png")
+    photo("o/mine.png")
+    photo("o/b-gradcam.png", seed=2)
     before = open("o/mine.png", "rb").read(), open("o/b-gradcam.png", "rb").read()
     good(capsys, "a.png", *RANDOM, "--out", "o")
     assert files("o") == ["a-gradcam.png", "b-gradcam.png", "mine.png", "sheet.png"]
@@ -251,27 +270,38 @@ def test_a_file_that_is_named_twice_is_explained_once(capsys):
 def test_more_files_than_a_sheet_holds(capsys, monkeypatch):
     monkeypatch.setattr(command, "PER_SHEET", 2)
     titles, draw = [], contact_sheet
-    monkeypatch.setattr(sheet, "contact_sheet", lambda shown, names, *args, **kwargs: titles.append(names) or draw(shown, names, *args, **kwargs))
+    monkeypatch.setattr(sheet, "contact_sheet",
+                        lambda shown, names, *args, **kwargs: titles.append(names)
+                        or draw(shown, names, *args, **kwargs))
     for i in range(5):
         photo(f"in/{i}.png", seed=i)
     good(capsys, "in", *RANDOM, "--out", "o")
-    assert PER_SHEET == 24 and files("o") == [*(f"{i}-gradcam.png" for i in range(5)), "sheet-1.png", "sheet-2.png", "sheet-3.png"]
+    assert PER_SHEET == 24 and files("o") == [
+        *(f"{i}-gradcam.png" for i in range(5)),
+        "sheet-1.png",
+        "sheet-2.png",
+        "sheet-3.png",
+    ]
     assert titles == [["0.png", "1.png"], ["2.png", "3.png"], ["4.png"]]
 
 
 def test_two_files_fit_on_a_sheet_of_two(capsys, monkeypatch):
     monkeypatch.setattr(command, "PER_SHEET", 2)
-    photo("a.png"), photo("b.png")
+    photo("a.png")
+    photo("b.png")
     good(capsys, "a.png", "b.png", *RANDOM, "--out", "o")
     assert "sheet.png" in files("o") and "sheet-1.png" not in files("o")
 
 
-@pytest.mark.parametrize("name", ["with space.png", "été.png", "cost_$x_$.png", "100%.png", "猫.png", "{}.png", "#1.png", "n" * 240 + ".png",
+@pytest.mark.parametrize("name", ["with space.png", "été.png", "cost_$x_$.png", "100%.png", "猫.png", "{}.png",
+                                  "#1.png",
+                                  "n" * 240 + ".png",
                                   os.fsdecode(b"caf\xe9.png")])
 @pytest.mark.filterwarnings("error:Glyph")
 def test_any_file_name(capsys, name):
     try:
-        photo("a.png"), shutil.copy("a.png", name)
+        photo("a.png")
+        shutil.copy("a.png", name)
     except OSError:
         pytest.skip("not on this disk")
     out, _ = good(capsys, name, "a.png", *RANDOM, "--out", "o")
@@ -291,15 +321,22 @@ def test_a_folder_stands_for_the_images_in_it(capsys):
         open(f"in/{name}", "w").write("no image")
     assert [f.name for f in find_images(["in"])[0]] == ["a.JPG", "b.png", "c.bmp", "d.webp", "e.gif", "f.png"]
     out, _ = good(capsys, "in", *RANDOM, "--out", "o")
-    assert files("o") == [*(f"{name}-gradcam.png" for name in "abcdef"), "sheet.png"] and out[0].startswith(os.path.join("in", "a.JPG"))
+    assert files("o") == [*(f"{name}-gradcam.png" for name in "abcdef"), "sheet.png"] and out[0].startswith(
+        os.path.join("in", "a.JPG")
+    )
 
 
 def test_a_broken_file_is_named_and_the_others_go_on(capsys):
-    photo("a.png"), photo("c.png", seed=1)
+    photo("a.png")
+    photo("c.png", seed=1)
     open("b.jpg", "w").write("no image")
     status, out, err = called(capsys, "a.png", "b.jpg", "gone.png", "c.png", *RANDOM, "--out", "o")
     assert status == 2 and out[-1] == "o: 2 explained, 2 not" and len(out) == 3
-    assert err[1].startswith("metaformer-explain: Cannot read the image b.jpg: ") and "gone.png: No such file" in err[2] and len(err) == 3
+    assert (
+        err[1].startswith("metaformer-explain: Cannot read the image b.jpg: ")
+        and "gone.png: No such file" in err[2]
+        and len(err) == 3
+    )
     assert files("o") == ["a-gradcam.png", "c-gradcam.png", "sheet.png"]
 
 
@@ -311,9 +348,12 @@ def test_without_one_image_that_can_be_read(capsys, out):
 
 
 def test_an_empty_folder_is_named(capsys):
-    os.mkdir("none"), photo("a.png")
+    os.mkdir("none")
+    photo("a.png")
     status, out, err = called(capsys, "none", *RANDOM)
-    assert status == 2 and not out and "There is no image in the folder none" in err[-1] and files() == ["a.png", "none"]
+    assert (
+        status == 2 and not out and "There is no image in the folder none" in err[-1] and files() == ["a.png", "none"]
+    )
     status, out, err = called(capsys, "none", "a.png", *RANDOM, "--out", "o")
     assert status == 2 and "There is no image in the folder none" in err[-1] and out[-1] == "o: 1 explained"
 
@@ -371,10 +411,12 @@ def test_target_by_number_or_name(capsys, monkeypatch, run, target, label):
     assert asked[0][2] == label
 
 
-@pytest.mark.parametrize("target, words", [("6", "no class '6'"), ("-1", "no class '-1'"), ("bea", "'bee'"), ("", "no class ''")])
+@pytest.mark.parametrize("target, words",
+                         [("6", "no class '6'"), ("-1", "no class '-1'"), ("bea", "'bee'"), ("", "no class ''")])
 def test_a_target_that_is_not_there(capsys, run, target, words):
     photo("a.png")
-    assert words in refused(capsys, "a.png", "--checkpoint", run / "best.safetensors", f"--target={target}", "--out", "o")
+    assert words in refused(capsys, "a.png", "--checkpoint", run / "best.safetensors", f"--target={target}", "--out",
+                            "o")
 
 
 def test_a_target_of_classes_without_names(capsys):
@@ -383,15 +425,27 @@ def test_a_target_of_classes_without_names(capsys):
     assert good(capsys, "a.png", *RANDOM, "--target", "9")
 
 
-@pytest.mark.parametrize("text", ["ant\nbat\ncow\ndoe\nelk\nfly\n", "\nant\r\n bat \r\ncow\r\ndoe\r\n\r\nelk\r\nfly", "\ufeffant\nbat\ncow\ndoe\nelk\nfly"])
+@pytest.mark.parametrize("text", ["ant\nbat\ncow\ndoe\nelk\nfly\n", "\nant\r\n bat \r\ncow\r\ndoe\r\n\r\nelk\r\nfly",
+                                  "\ufeffant\nbat\ncow\ndoe\nelk\nfly"])
 def test_names_of_classes_from_a_file(capsys, run, text):
-    photo("a.png"), open("names.txt", "w", encoding="utf-8", newline="").write(text)
-    out, _ = good(capsys, "a.png", "--checkpoint", run / "best.safetensors", "--class-names", "names.txt", "--target", "ant", "--out", "o")
-    assert {word.rsplit(" ", 1)[0] for word in out[0].split(": ")[1].split(", ")} < {"ant", "bat", "cow", "doe", "elk", "fly"}
+    photo("a.png")
+    open("names.txt", "w", encoding="utf-8", newline="").write(text)
+    out, _ = good(capsys, "a.png", "--checkpoint", run / "best.safetensors", "--class-names", "names.txt", "--target",
+                  "ant", "--out", "o")
+    assert {word.rsplit(" ", 1)[0] for word in out[0].split(": ")[1].split(", ")} < {
+        "ant",
+        "bat",
+        "cow",
+        "doe",
+        "elk",
+        "fly",
+    }
 
 
 def test_names_that_do_not_fit(capsys, run):
-    photo("a.png"), open("names.txt", "w").write("a\nb\n"), open("latin.txt", "wb").write("é\n".encode("latin1") * 6)
+    photo("a.png")
+    open("names.txt", "w").write("a\nb\n")
+    open("latin.txt", "wb").write("é\n".encode("latin1") * 6)
     args = ["a.png", "--checkpoint", run / "best.safetensors", "--out", "o", "--class-names"]
     assert "names.txt names 2 classes, and the model has 6." in refused(capsys, *args, "names.txt")
     assert "gone.txt: No such file" in refused(capsys, *args, "gone.txt")
@@ -399,7 +453,8 @@ def test_names_that_do_not_fit(capsys, run):
 
 
 def test_a_dollar_in_the_name_of_a_class(capsys, run):
-    photo("a.png"), open("names.txt", "w").write("$a_$\n" * 6)
+    photo("a.png")
+    open("names.txt", "w").write("$a_$\n" * 6)
     assert good(capsys, "a.png", "--checkpoint", run / "best.safetensors", "--class-names", "names.txt", "--out", "o")
 
 
@@ -407,15 +462,19 @@ def test_the_names_of_imagenet(capsys):
     photo("a.png")
     torch.manual_seed(0)
     path = save_weights(create_model("tiny_identityformer", num_classes=1000, img_size=32), "w.safetensors")
-    out, err = good(capsys, "a.png", "-m", "tiny_identityformer", "--checkpoint", path, "--img-size", "32", "--target", "tabby", "--out", "o")
-    assert not err and {w.rsplit(" ", 1)[0] for w in out[0].split(": ")[1].split(", ")} <= {n[:22] for n in imagenet_classes(1000)}
+    out, err = good(capsys, "a.png", "-m", "tiny_identityformer", "--checkpoint", path, "--img-size", "32", "--target",
+                    "tabby", "--out", "o")
+    assert not err and {w.rsplit(" ", 1)[0] for w in out[0].split(": ")[1].split(", ")} <= {
+        n[:22] for n in imagenet_classes(1000)
+    }
 
 
 def test_threads_and_device_are_obeyed(capsys, monkeypatch):
     photo("a.png")
     seen = []
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
-    good(capsys, "a.png", "-m", "tiny_identityformer", "--img-size", "32", "--threads", "2", "--device", "cpu", "--out", "o")
+    good(capsys, "a.png", "-m", "tiny_identityformer", "--img-size", "32", "--threads", "2", "--device", "cpu", "--out",
+         "o")
     assert seen == [2]
 
 
@@ -438,23 +497,29 @@ def test_a_path_may_begin_with_the_home(capsys, run, monkeypatch):
 
 
 ABOUT = {
-    "half": "settings: {model: tiny_pool", "a list": "[]", "words": "hello", "bytes": b"\xff\xfe\x00", "nothing": "", "no settings": "settings:\n",
-    "model": "settings: {model: [a]}", "number of names": "settings: {model: tiny_poolformerv2}\nimg_size: 32\nclass_names: 6",
-    "size in words": "settings: {model: tiny_poolformerv2}\nimg_size: big", "broken size": "settings: {model: tiny_poolformerv2}\nimg_size: 32.5",
-    "negative size": "settings: {model: tiny_poolformerv2}\nimg_size: -3", "names": "settings: {model: tiny_poolformerv2}\nimg_size: 32\nclass_names: [1, null, 3, 4, 5, 6]",
+    "half": "settings: {model: tiny_pool", "a list": "[]", "words": "hello", "bytes": b"\xff\xfe\x00", "nothing": "",
+    "no settings": "settings:\n",
+    "model": "settings: {model: [a]}",
+    "number of names": "settings: {model: tiny_poolformerv2}\nimg_size: 32\nclass_names: 6",
+    "size in words": "settings: {model: tiny_poolformerv2}\nimg_size: big",
+    "broken size": "settings: {model: tiny_poolformerv2}\nimg_size: 32.5",
+    "negative size": "settings: {model: tiny_poolformerv2}\nimg_size: -3",
+    "names": "settings: {model: tiny_poolformerv2}\nimg_size: 32\nclass_names: [1, null, 3, 4, 5, 6]",
 }
 
 
 @pytest.mark.parametrize("what", ABOUT)
 def test_a_damaged_description_of_a_run(capsys, run, what):
-    shutil.copytree(run, "copy"), photo("a.png")
+    shutil.copytree(run, "copy")
+    photo("a.png")
     text = ABOUT[what]
     open("copy/args.yaml", "wb").write(text if isinstance(text, bytes) else text.encode())
     status, _, err = called(capsys, "a.png", "--checkpoint", "copy/best.safetensors", "--out", "o")
     assert (status == 0 and not err) or (status == 2 and len(err) == 1 and "o" not in files()), err
     if status:
         assert "--model" in err[0] or "args.yaml" in err[0] or "size" in err[0], err
-    out, err = good(capsys, "a.png", "--checkpoint", "copy/best.safetensors", "--out", "o", "-m", "tiny_poolformerv2", "--img-size", "32")
+    out, err = good(capsys, "a.png", "--checkpoint", "copy/best.safetensors", "--out", "o", "-m", "tiny_poolformerv2",
+                    "--img-size", "32")
     assert not err and len(out) == 2
 
 
@@ -486,13 +551,15 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(capsys, what):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_to(capsys):
-    photo("a.png"), os.mkdir("o", 0o500)
+    photo("a.png")
+    os.mkdir("o", 0o500)
     assert "Permission denied" in refused(capsys, "a.png", *RANDOM, "--out", "o")
 
 
 def test_weights_of_another_model(capsys, run):
     photo("a.png")
-    assert "do not fit the model" in refused(capsys, "a.png", "-m", "tiny_convformer", "--checkpoint", run / "best.safetensors", "--out", "o")
+    assert "do not fit the model" in refused(capsys, "a.png", "-m", "tiny_convformer", "--checkpoint",
+                                             run / "best.safetensors", "--out", "o")
 
 
 def test_weights_without_a_classifier(capsys):
@@ -502,7 +569,9 @@ def test_weights_without_a_classifier(capsys):
 
 
 def test_a_full_disk_is_one_sentence(capsys):
-    photo("a.png"), os.mkdir("o"), os.symlink("/dev/full", "o/a-gradcam.png.unfinished")
+    photo("a.png")
+    os.mkdir("o")
+    os.symlink("/dev/full", "o/a-gradcam.png.unfinished")
     status, _, err = called(capsys, "a.png", *RANDOM, "--out", "o")
     assert status in (1, 2) and len(err) == 2 and "No space left on device" in err[1] and files("o") == []
 
@@ -541,7 +610,9 @@ def test_a_sheet_shows_image_map_and_five_classes(n, ncols):
         assert left.get_title() == f"file {i}.png" and np.array_equal(left.images[0].get_array(), shown.pictures[i])
         assert middle.get_title() == map_title(shown, i, names) and middle.images
         values, labels = shown.probabilities[i].topk(5)
-        assert [t.get_text() for t in right.texts] == [f"{v:4.0%} name {label}" for v, label in zip(values.tolist(), labels.tolist())]
+        assert [t.get_text() for t in right.texts] == [
+            f"{v:4.0%} name {label}" for v, label in zip(values.tolist(), labels.tolist())
+        ]
         assert [bar.get_width() for bar in right.patches] == pytest.approx(values.tolist())
         light = [sum(bar.get_facecolor()[:3]) for bar in right.patches]
         assert [v < max(light) for v in light] == (labels == guess[i][i % 2]).tolist()

@@ -33,7 +33,8 @@ def folder(tmp_path, monkeypatch):
     def write(name, *cells):
         path = tmp_path / "nbs" / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
-        cells = [o if isinstance(o, dict) else {"cell_type": "markdown", "id": "m", "metadata": {}, "source": o} for o in cells]
+        cells = [o if isinstance(o, dict) else {"cell_type": "markdown", "id": "m", "metadata": {}, "source": o}
+                 for o in cells]
         path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
         if name != "index":
             with open(tmp_path / "nbs/course.yml", "a") as file:
@@ -50,10 +51,16 @@ def cells(*args, **kwargs):
 
 def test_hidden_cells_and_the_guard_are_absent_and_directives_are_no_text():
     guard = "import sys\nif 'google.colab' in sys.modules:\n    %pip install -q git+https://github.com/a/b"
-    assert cells("#| hide\nx = 1") == cells("#| default_exp mixers") == cells(guard) == cells("#| include: false\nx") == []
+    assert (
+        cells("#| hide\nx = 1") == cells("#| default_exp mixers") == cells(guard) == cells("#| include: false\nx") == []
+    )
     assert cells(guard + "\nprint(1)")[0]["source"].endswith("print(1)")  # it does something else as well
     label, made = cells("#| export\ndef f(): pass", id="abc")
-    assert made["source"] == "def f(): pass" and made["metadata"]["tags"] == ["exported"] and label["source"].startswith("(cell-abc)=\n")
+    assert (
+        made["source"] == "def f(): pass"
+        and made["metadata"]["tags"] == ["exported"]
+        and label["source"].startswith("(cell-abc)=\n")
+    )
     assert cells("#| eval: false\nf()")[0]["source"] == "f()"
     assert cells("#| output: false\nf()", shown(text_plain="1"))[0]["outputs"] == []
 
@@ -73,7 +80,9 @@ def test_a_live_widget_leaves_its_picture_and_the_picture_gets_words():
     made, = cells("explore()", both, alone)
     assert [list(o["data"]) for o in made["outputs"]] == [["image/png", "text/plain"]]
     assert made["metadata"]["mystnb"]["image"]["alt"] == "A token hears itself."
-    assert cells("plot()", shown(image_png="00", text_plain="<Figure>"))[0]["metadata"]["mystnb"]["image"]["alt"] == website.alternative(both | {"data": {}})
+    assert cells("plot()", shown(image_png="00", text_plain="<Figure>"))[0]["metadata"]["mystnb"]["image"][
+        "alt"
+    ] == website.alternative(both | {"data": {}})
 
 
 def test_links_stay_on_the_site_or_go_to_github(folder, tmp_path):
@@ -81,15 +90,21 @@ def test_links_stay_on_the_site_or_go_to_github(folder, tmp_path):
     (tmp_path / "CONTRIBUTING.md").touch()
     badge = "[![Open in Colab](https://example.org/badge.svg)](https://example.org/a)"
     text = f"[a](mixers.ipynb#x) [b](../../CONTRIBUTING.md) `[c](gone.md)` {badge}"
-    assert website.relinked(text, path) == f"[a](mixers.ipynb#x) [b]({website.GITHUB}/CONTRIBUTING.md) `[c](gone.md)` [Open in Colab](https://example.org/a)"
-    with pytest.raises(website.SiteError, match=r"nbs/models/mixers.ipynb points to gone.ipynb, but there is no nbs/models/gone.ipynb"):
+    assert (
+        website.relinked(text, path)
+        == f"[a](mixers.ipynb#x) [b]({website.GITHUB}/CONTRIBUTING.md) `[c](gone.md)` [Open in "
+           f"Colab](https://example.org/a)"
+    )
+    with pytest.raises(website.SiteError,
+                       match=r"nbs/models/mixers.ipynb points to gone.ipynb, but there is no nbs/models/gone.ipynb"):
         website.relinked("[a](gone.ipynb)", path)
 
 
 # --- reading order ---
 
 def test_minutes_count_what_is_read(folder):
-    path = folder("core/basics", "# 00 · Core: how do we look?\n\n" + "word " * 394, code("#| export\n\n" + "x = 1\n" * 20), code("#| hide\n" + "x\n" * 999))
+    path = folder("core/basics", "# 00 · Core: how do we look?\n\n" + "word " * 394,
+                  code("#| export\n\n" + "x = 1\n" * 20), code("#| hide\n" + "x\n" * 999))
     lesson = website.Lesson(path)
     assert (lesson.words, lesson.lines, lesson.reading_time) == (400, 20, 3)
     assert (lesson.short, lesson.question) == ("00 · Core", "How do we look?")
@@ -102,26 +117,49 @@ def test_a_chapter_appears_with_what_it_needs(folder):
     folder("index", "# I")
     folder("tutorials/five_minutes", "# Five minutes")
     folder("core/basics", "# Core: a?", code("#| default_exp core.basics"))
-    folder("models/layers", "# Layers: b?", code("#| default_exp models.layers"), code("from metaformer_edu.core.basics import x"))
-    folder("models/mixers", "# Mixers: c?", code("#| default_exp models.mixers"), code("from metaformer_edu.models.layers import y"))
+    folder("models/layers", "# Layers: b?", code("#| default_exp models.layers"),
+           code("from metaformer_edu.core.basics import x"))
+    folder("models/mixers", "# Mixers: c?", code("#| default_exp models.mixers"),
+           code("from metaformer_edu.models.layers import y"))
     folder("tutorials/new", "# Something new", code("import metaformer_edu.models.mixers"))
     folder("tutorials/.ipynb_checkpoints/old", "# Old")
-    (website.NBS / "course.yml").write_text(re.sub("- part: tutorials/..pynb.*\n.*\n", "", (website.NBS / "course.yml").read_text()))
+    (website.NBS / "course.yml").write_text(re.sub("- part: tutorials/..pynb.*\n.*\n", "",
+                                                   (website.NBS / "course.yml").read_text()))
     lessons = [website.Lesson(c.path) for c in website.chapters()]
-    assert [o.page.removesuffix(".ipynb") for o in lessons] == ["tutorials/five_minutes", "core/basics", "models/layers", "models/mixers", "tutorials/new"]
+    assert [o.page.removesuffix(".ipynb") for o in lessons] == [
+        "tutorials/five_minutes",
+        "core/basics",
+        "models/layers",
+        "models/mixers",
+        "tutorials/new",
+    ]
     assert [c.number for c in website.chapters()] == ["", "1.1", "2.1", "3.1", ""]
-    assert [[p.path.stem for p in website.needs(o, lessons)] for o in lessons] == [[], [], ["basics"], ["layers"], ["mixers"]]
+    assert [[p.path.stem for p in website.needs(o, lessons)] for o in lessons] == [
+        [],
+        [],
+        ["basics"],
+        ["layers"],
+        ["mixers"],
+    ]
     page, trees = website.reading_order(), website.toctrees(website.notebooks())
     assert all(f"]({o.page})" in page and o.page.removesuffix(".ipynb") in trees for o in lessons) and "Old" not in page
     assert trees.index("models/mixers") < trees.index("tutorials/new") < trees.index("explorer")
 
 
 def test_numbers_and_the_way_on_follow_the_course(folder):
-    path = folder("core/a", "# 9.9 · A: what?", "See [lesson 7.7](../models/b.ipynb#x) and [3.3 · Old](../models/b.ipynb).\n\nNext: [gone](gone.ipynb)")
+    path = folder(
+        "core/a",
+        "# 9.9 · A: what?",
+        "See [lesson 7.7](../models/b.ipynb#x) and [3.3 · Old](../models/b.ipynb).\n\nNext: [gone](gone.ipynb)",
+    )
     folder("models/b", "# B: why?", "The end.")
     written = [c["source"] for c in json.loads(course.written(path, course.read(website.NBS)))["cells"]]
     assert "".join(written[0]) == "# 1.1 · A: what?"
-    assert "".join(written[1]) == "See [lesson 2.1](../models/b.ipynb#x) and [2.1 · B](../models/b.ipynb).\n\nNext: [2.1 · B: why?](../models/b.ipynb)"
+    assert (
+        "".join(written[1])
+        == "See [lesson 2.1](../models/b.ipynb#x) and [2.1 · B](../models/b.ipynb).\n\nNext: [2.1 · B: "
+           "why?](../models/b.ipynb)"
+    )
     assert course.hours(61) == "1 h 1 min" and course.hours(60) == "1 h" and course.hours(9) == "9 min"
 
 
@@ -170,13 +208,20 @@ def test_comments_beside_parameters_are_read(tmp_path):
     size, f, g, h, a = docments.public(tmp_path / "x.py")
     assert (size.name, size.kind, size.doc, size.value, size.cell) == ("SIZE", "data", "of what", "3", "aaa")
     assert [(p.name, p.type, p.default, p.comment) for p in f.params] == [
-        ("x", "", "", "what goes in"), ("a", "int", "1", "of the curve"), ("b", "float", "0.5", "of the curve"), ("y", "dict", "None", "| or nothing")]
-    assert (f.returns.type, f.returns.comment, f.note, f.lines, f.cell) == ("tuple", "(mean, variance)", "", (8, 12), "bbb")
+        ("x", "", "", "what goes in"),
+        ("a", "int", "1", "of the curve"),
+        ("b", "float", "0.5", "of the curve"),
+        ("y", "dict", "None", "| or nothing"),
+    ]
+    assert (f.returns.type, f.returns.comment, f.note, f.lines,
+            f.cell) == ("tuple", "(mean, variance)", "", (8, 12), "bbb")
     assert (g.note, g.returns.comment, g.params[0].comment) == ("in → out", "", "")  # it may be about either
     assert [p.comment for p in h.params] == ["", "the second", ""] and not h.note
     assert [(p.name, p.comment) for p in a.params] == [("n", "how many"), ("m", "")] and a.cell == "ccc"
     assert [(m.name, m.kind) for m in a.members] == [("one", "method"), ("two", "property"), ("grow", "method")]
-    assert a.members[0].returns.comment == "the first" and [(p.name, p.comment) for p in a.members[2].params] == [("by", "in steps")]
+    assert a.members[0].returns.comment == "the first" and [(p.name, p.comment) for p in a.members[2].params] == [
+        ("by", "in steps")
+    ]
 
 
 def test_the_table_says_what_the_comments_say(tmp_path):
@@ -201,7 +246,8 @@ def test_comments_are_what_fastcore_reads():
             theirs = read(source, returns=False, args_kwargs=True)
             ours = {p.name.strip("*"): p.comment or None for p in item.params}
             seen += len(ours)
-            differ = {n: (ours[n], theirs[n]) for n in ours if theirs.get(n) and theirs[n] != ours[n] and n + ": " not in theirs[n]}
+            differ = {n: (ours[n], theirs[n])
+                      for n in ours if theirs.get(n) and theirs[n] != ours[n] and n + ": " not in theirs[n]}
             assert not differ, f"{module.name}, {item.name}: {differ}"
     assert seen > 300
 
@@ -211,12 +257,18 @@ def test_comments_are_what_fastcore_reads():
 def test_broken_links_and_other_hosts_are_found(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/b.html").write_text('<p id="here">x</p><a href="../a.html">a</a>')
-    (tmp_path / "s.css").write_text('@import "https://a.org/x.css"; p { background: url(data:x), url("s.png"); src: url(//a.org/f.woff) }')
-    good = '<a href="sub/b.html#here"></a><a href="#top" id="top"></a><a href="https://a.org/x"></a><a href="mailto:a@b.org"></a><img src="data:x">'
-    bad = ['<a href="gone.html"></a>', '<a href="sub/b.html#gone"></a>', '<a href="../up.html"></a>', '<a href="https://a b/"></a>', '<a href="ftp:x"></a>',
-           '<img src="https://a.org/x.svg">', '<script src="//a.org/x.js"></script>', '<p style="background: url(https://a.org/y)"></p>']
+    (tmp_path / "s.css").write_text(
+        '@import "https://a.org/x.css"; p { background: url(data:x), url("s.png"); src: url(//a.org/f.woff) }'
+    )
+    good = ('<a href="sub/b.html#here"></a><a href="#top" id="top"></a><a href="https://a.org/x"></a><a '
+            'href="mailto:a@b.org"></a><img src="data:x">')
+    bad = ['<a href="gone.html"></a>', '<a href="sub/b.html#gone"></a>', '<a href="../up.html"></a>',
+           '<a href="https://a b/"></a>', '<a href="ftp:x"></a>',
+           '<img src="https://a.org/x.svg">', '<script src="//a.org/x.js"></script>',
+           '<p style="background: url(https://a.org/y)"></p>']
     (tmp_path / "a.html").write_text(good)
-    assert website.check_links(tmp_path) == ["s.css asks another host for //a.org/f.woff.", "s.css asks another host for https://a.org/x.css."]
+    assert website.check_links(tmp_path) == ["s.css asks another host for //a.org/f.woff.",
+                                             "s.css asks another host for https://a.org/x.css."]
     (tmp_path / "s.css").unlink()
     for one in bad:
         (tmp_path / "a.html").write_text(good + one)
@@ -275,7 +327,8 @@ def test_in_a_browser(site):
         said = listen(page)
         address = lambda name: (site / name).as_uri()
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else said.append(r.url))
-        for name in ("index.html", "widgets/mixing_explorer.html", "reading_order.html", "api/index.html", "genindex.html"):
+        for name in ("index.html", "widgets/mixing_explorer.html", "reading_order.html", "api/index.html",
+                     "genindex.html"):
             page.goto(address(name))
         page.goto(address("models.html"))
         column = lambda i: page.locator(f"table.sortable tbody tr:visible td:nth-child({i})").all_inner_texts()

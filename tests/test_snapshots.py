@@ -1,4 +1,5 @@
-"""Snapshots of a run: which pictures, what is kept of them, that nothing else changes, and what is said of damaged files."""
+"""Snapshots of a run: which pictures, what is kept of them, that nothing else changes, and what is said of damaged
+files."""
 import random
 import shutil
 from pathlib import Path
@@ -32,7 +33,8 @@ def folder(tmp_path_factory):
         for name in "abc":
             (root / part / name).mkdir(parents=True)
             for i in range(n):
-                Image.fromarray(rng.integers(256, size=(40, 48, 3), dtype=np.uint8)).save(root / part / name / f"{i}.png")
+                Image.fromarray(rng.integers(256, size=(40, 48, 3),
+                                             dtype=np.uint8)).save(root / part / name / f"{i}.png")
     return root
 
 
@@ -49,19 +51,24 @@ def shots(tmp_path_factory):
 
 
 def bytes_in(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and p.suffix in (".csv", ".safetensors") and p.name != "speed.csv"}
+    return {str(p.relative_to(folder)): p.read_bytes()
+            for p in Path(folder).rglob("*") if p.is_file() and p.suffix in (".csv", ".safetensors")
+            and p.name != "speed.csv"}
 
 
 # --- which pictures ---
 
-@pytest.mark.parametrize("open_, n, expected", [(load_digits, 8, 8), (load_digits, 30, 30), (lambda size: load_shapes("shape", size), 8, 8), (lambda size: load_shapes("same", size), 3, 3)])
+@pytest.mark.parametrize("open_, n, expected",
+                         [(load_digits, 8, 8), (load_digits, 30, 30), (lambda size: load_shapes("shape", size), 8, 8),
+                          (lambda size: load_shapes("same", size), 3, 3)])
 def test_pictures_are_spread_over_the_classes_and_always_the_same(open_, n, expected):
     _, held_out, info = open_(32)
     images, labels, index = choose_examples(held_out, n)
     counts = labels.bincount(minlength=len(info.class_names))
     assert len(images) == len(labels) == len(index) == expected and images.shape[1:] == (3, 32, 32)
     assert counts.max() - counts.min() <= 1 and index.tolist() == sorted(set(index.tolist()))
-    assert all(torch.equal(held_out[i][0], image) and held_out[i][1] == label for i, image, label in zip(index.tolist(), images, labels))
+    assert all(torch.equal(held_out[i][0], image) and held_out[i][1] == label
+               for i, image, label in zip(index.tolist(), images, labels))
     again = choose_examples(open_(32)[1], n)
     assert all(map(torch.equal, (images, labels, index), again))
 
@@ -79,7 +86,8 @@ def test_more_pictures_than_there_are(folder):
 
 def test_a_picture_that_cannot_be_read_makes_room(folder, monkeypatch, capsys):
     read = snapshots.ImageDataset.__getitem__
-    monkeypatch.setattr(snapshots.ImageDataset, "__getitem__", lambda self, i: read(self, i) if i not in (0, 5, 6) else (_ for _ in ()).throw(DataError("no")))
+    monkeypatch.setattr(snapshots.ImageDataset, "__getitem__",
+                        lambda self, i: read(self, i) if i not in (0, 5, 6) else (_ for _ in ()).throw(DataError("no")))
     for unreadable in ("stop", "skip"):
         _, held_out, _ = load_folder(folder, 32, unreadable=unreadable)
         assert choose_examples(held_out, 3)[2].tolist() == [1, 10, 11]
@@ -103,13 +111,21 @@ def test_what_is_kept_is_what_the_model_answers_and_where_it_looks(shots):
     assert found.epochs == [1, 2] and found.labels.tolist() == examples[1].tolist()
     assert found.pictures.shape == (8, 64, 64, 3) and found.pictures.dtype == torch.uint8
     assert (found.pictures / 255 - shown.pictures).abs().max() < 0.5 / 255 + 1e-6
-    assert found.probabilities.dtype == torch.float32 and (found.probabilities[0] - shown.probabilities).abs().max() < 1e-3
+    assert (
+        found.probabilities.dtype == torch.float32 and (found.probabilities[0] - shown.probabilities).abs().max() < 1e-3
+    )
     large = torch.nn.functional.interpolate(found.maps[0][:, None] / 255, 64, mode="bilinear")[:, 0]
-    assert found.maps.shape == (2, 8, 16, 16) and (large - shown.maps).abs().mean() < 0.02 and (large - shown.maps).abs().max() < 0.25  # peaks get lower
+    # peaks get lower
+    assert (
+        found.maps.shape == (2, 8, 16, 16)
+        and (large - shown.maps).abs().mean() < 0.02
+        and (large - shown.maps).abs().max() < 0.25
+    )
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("size, pictures, maps", [(32, 32, 16), (128, 128, 16), (160, 128, 20), (256, 128, 32), (288, 128, 32)])
+@pytest.mark.parametrize("size, pictures, maps",
+                         [(32, 32, 16), (128, 128, 16), (160, 128, 20), (256, 128, 32), (288, 128, 32)])
 def test_sizes(size, pictures, maps, tmp_path):
     model = create_model("tiny_identityformer", num_classes=3, img_size=size)
     take_snapshot(model, (torch.randn(2, 3, size, size), torch.tensor([0, 1]), torch.tensor([4, 5])), tmp_path, 1)
@@ -143,50 +159,76 @@ def test_later_epochs_of_a_run_that_was_left_go(shots, tmp_path):
 
 def test_no_dice_and_no_weight_change(shots, tmp_path):
     _, model, examples = shots
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
     plain = random.random(), np.random.rand(), torch.rand(1)
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    choose_examples(load_digits(32)[1], 4), take_snapshot(model, examples, tmp_path, 1)
+    choose_examples(load_digits(32)[1], 4)
+    take_snapshot(model, examples, tmp_path, 1)
     assert (random.random(), np.random.rand(), torch.rand(1)) == plain
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("more", [[], ["--model-ema", "--model-ema-decay", "0.5", "--drop-path", "0.2", "--mixup", "0.5", "--head-dropout", "0.1"]], ids=["plain", "all that is random"])
+@pytest.mark.parametrize("more", [[], ["--model-ema", "--model-ema-decay", "0.5", "--drop-path", "0.2", "--mixup",
+                                       "0.5", "--head-dropout", "0.1"]], ids=["plain", "all that is random"])
 def test_a_run_with_and_one_without_are_the_same(more, tmp_path):
     with_, without = tmp_path / "with", tmp_path / "without"
     main([*TINY, *more, "--output", str(with_)])
     main([*TINY, *more, "--output", str(without), "--snapshots", "0"])
     a, b = (bytes_in(next(o.iterdir())) for o in (with_, without))
     kept = {name for name in a if name.startswith("snapshots")}
-    assert {Path(name).name for name in kept} == {"pictures.safetensors", "epoch-0001.safetensors", "epoch-0002.safetensors"}
+    assert {Path(name).name for name in kept} == {
+        "pictures.safetensors",
+        "epoch-0001.safetensors",
+        "epoch-0002.safetensors",
+    }
     assert {k: v for k, v in a.items() if k not in kept} == b
     if more:  # the evaluated model is the average
         run = next(with_.iterdir())
         model = create_model("tiny_poolformerv2", checkpoint=run / "last.safetensors", num_classes=10, img_size=32)
         examples = choose_examples(load_digits(32)[1], 8)
-        assert (read_snapshots(run).probabilities[-1] - explain(model, examples[0], stage=2).probabilities).abs().max() < 1e-3
+        assert (read_snapshots(run).probabilities[-1]
+                - explain(model, examples[0], stage=2).probabilities).abs().max() < 1e-3
 
 
 # --- what goes wrong ---
 
-@pytest.mark.parametrize("error", [DataError("Cannot read the image x.png: gone."), ValueError("The model answers with NaN or infinity."), RuntimeError("CUDA out of memory. Tried\nmuch")])
+@pytest.mark.parametrize("error", [DataError("Cannot read the image x.png: gone."),
+                                   ValueError("The model answers with NaN or infinity."),
+                                   RuntimeError("CUDA out of memory. Tried\nmuch")])
 def test_a_run_does_not_stop_for_a_snapshot(error, monkeypatch, tmp_path, capsys):
     def fail(*args):
         raise error
     monkeypatch.setattr(snapshots, "choose_examples" if isinstance(error, DataError) else "take_snapshot", fail)
     main([*TINY, "--epochs", "1", "--output", str(tmp_path)])
     said = [line for line in capsys.readouterr().err.splitlines() if "snapshot" in line]
-    assert len(said) == 1 and said[0].startswith("metaformer-train: There is no snapshot of epoch 1. ") and str(error).split("\n")[0].rstrip(".") in said[0]
+    assert (
+        len(said) == 1
+        and said[0].startswith("metaformer-train: There is no snapshot of epoch 1. ")
+        and str(error).split("\n")[0].rstrip(".") in said[0]
+    )
 
 
 def test_one_picture_that_cannot_be_read_in_a_run(folder, tmp_path, capsys):
     data = Path(shutil.copytree(folder, tmp_path / "data"))
     (data / "val/a/0.png").write_text("no image")
-    main([str(data), "--model", "tiny_poolformerv2", "--img-size", "32", "-b", "4", "-j", "0", "--epochs", "1", "--output", str(tmp_path / "out"), "--skip-unreadable", "--snapshots", "3"])
+    main([str(data), "--model", "tiny_poolformerv2", "--img-size", "32", "-b", "4", "-j", "0", "--epochs", "1",
+          "--output", str(tmp_path / "out"), "--skip-unreadable", "--snapshots", "3"])
     said = capsys.readouterr()
-    assert "1 images could not be read and were left out." in said.out and said.err.count("It is left out.") == 1 and "snapshot of" not in said.err
-    assert load_file(next((tmp_path / "out").iterdir()) / "snapshots/pictures.safetensors")["index"].tolist() == [1, 5, 10]
+    assert (
+        "1 images could not be read and were left out." in said.out
+        and said.err.count("It is left out.") == 1
+        and "snapshot of" not in said.err
+    )
+    assert load_file(next((tmp_path / "out").iterdir()) / "snapshots/pictures.safetensors")["index"].tolist() == [
+        1,
+        5,
+        10,
+    ]
 
 
 def spoil(folder, what):
@@ -199,7 +241,8 @@ def spoil(folder, what):
     elif what == "an empty file":
         epoch.write_bytes(b"")
     elif what == "a folder":
-        epoch.unlink(), epoch.mkdir()
+        epoch.unlink()
+        epoch.mkdir()
     elif what == "fewer answers":
         save_file({k: v[:3].clone() for k, v in tensors.items()}, epoch)
     elif what == "no maps":
@@ -210,8 +253,12 @@ def spoil(folder, what):
         save_file({**load_file(pictures), "labels": torch.full((8,), 99)}, pictures)
 
 
-@pytest.mark.parametrize("what, words", [("no pictures", "There is no file .*pictures.safetensors"), ("half a file", "Cannot read .*epoch-0002.* damaged"), ("an empty file", "Cannot read .*epoch-0002.* damaged"),
-    ("a folder", "Cannot read"), ("fewer answers", "do not fit together"), ("no maps", "do not fit together"), ("other pictures", "do not fit together"), ("no such class", "do not fit together")])
+@pytest.mark.parametrize("what, words",
+                         [("no pictures", "There is no file .*pictures.safetensors"),
+                          ("half a file", "Cannot read .*epoch-0002.* damaged"),
+                          ("an empty file", "Cannot read .*epoch-0002.* damaged"),
+    ("a folder", "Cannot read"), ("fewer answers", "do not fit together"), ("no maps", "do not fit together"),
+                          ("other pictures", "do not fit together"), ("no such class", "do not fit together")])
 def test_damaged_files_are_named(what, words, shots, tmp_path):
     shutil.copytree(shots[0] / "snapshots", tmp_path / "snapshots")
     spoil(tmp_path, what)

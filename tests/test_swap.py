@@ -41,7 +41,8 @@ def mixers(model, stage):
 
 def others(model, stages):
     "The state outside of the mixers of these stages."
-    return {k: v for k, v in model.state_dict().items() if not any(k.startswith(f"stages.{s - 1}.") and ".token_mixer." in k for s in stages)}
+    return {k: v for k, v in model.state_dict().items()
+            if not any(k.startswith(f"stages.{s - 1}.") and ".token_mixer." in k for s in stages)}
 
 
 def by_hand(model, x, branch):
@@ -93,7 +94,8 @@ def test_identity_in_the_place_of_identity_is_exact(family, images):
         assert same == all(isinstance(m, Identity) for m in mixers(model, stage)), stage
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3, 4, 2.0, (2,), [1, 4], range(2, 5), {3, 4}, torch.arange(1, 3).numpy()], ids=str)
+@pytest.mark.parametrize("stages", [1, 2, 3, 4, 2.0, (2,), [1, 4], range(2, 5), {3, 4}, torch.arange(1, 3).numpy()],
+                         ids=str)
 def test_only_these_stages_change(stages, images):
     model = build("caformer")
     wanted = [int(stages)] if isinstance(stages, (int, float)) else [int(s) for s in stages]
@@ -102,7 +104,9 @@ def test_only_these_stages_change(stages, images):
         kinds = {type(m) for m in mixers(swapped, s)}
         assert kinds == ({Pooling} if s in wanted else {type(mixers(model, s)[0])})
     kept = others(model, wanted)
-    assert kept.keys() == swapped.state_dict().keys() and all(torch.equal(v, swapped.state_dict()[k]) for k, v in kept.items())
+    assert kept.keys() == swapped.state_dict().keys() and all(
+        torch.equal(v, swapped.state_dict()[k]) for k, v in kept.items()
+    )
     pool = Pooling()
     expected = by_hand(model, images, lambda s, block, x: pool(x) if s in wanted else block.token_mixer(x))
     torch.testing.assert_close(swapped(images), expected)
@@ -197,7 +201,9 @@ def test_mode_is_kept_also_within():
     model.stages[2][1].eval()
     swapped = swap_mixer(model, [2, 3], "Attention")
     first, second = mixers(swapped, 3)
-    assert swapped.training and all(m.training for m in first.modules()) and not any(m.training for m in second.modules())
+    assert (
+        swapped.training and all(m.training for m in first.modules()) and not any(m.training for m in second.modules())
+    )
     assert not any(m.training for m in swap_mixer(build(), 3, "Attention").modules())
 
 
@@ -250,7 +256,10 @@ def test_no_such_stage(stage):
 def test_models_of_others_are_refused(name):
     other = timm.create_model(name)
     for function in (lambda: swap_mixer(other, 3), lambda: swap_table(other, []), lambda: swap_grid(other, [])):
-        with pytest.raises(ValueError, match=rf"^{type(other).__name__} is not a MetaFormer of this library: build one with create_model"):
+        with pytest.raises(
+            ValueError,
+            match=rf"^{type(other).__name__} is not a MetaFormer of this library: build one with create_model",
+        ):
             function()
     with pytest.raises(ValueError, match="^Linear is not a MetaFormer"):
         swap_mixer(nn.Linear(2, 2), 1)
@@ -290,12 +299,17 @@ def test_the_table_is_what_one_would_compute_alone(data):
     assert len(kept) > 2
     for r in rows:
         with torch.no_grad():
-            logits = by_hand(model, x, lambda s, block, t: made[r["now"]](t) if s == r["stage"] else block.token_mixer(t))
+            logits = by_hand(model, x,
+                             lambda s, block, t: made[r["now"]](t) if s == r["stage"] else block.token_mixer(t))
         p, n, z = (logits.argmax(1) == y).double().mean().item(), 40, 1.96
         half = z * (p * (1 - p) / n + z**2 / (4 * n**2))**0.5
         low, high = (p + z**2 / (2 * n) - half) / (1 + z**2 / n), (p + z**2 / (2 * n) + half) / (1 + z**2 / n)
         assert (r["top1"], r["low"], r["high"]) == tuple(round(100 * v, 1) for v in (p, low, high))
-        other = model if r["stage"] == "none" else swap_mixer(model, r["stage"], None if r["now"] == "Nothing" else r["now"])
+        other = (
+            model
+            if r["stage"] == "none"
+            else swap_mixer(model, r["stage"], None if r["now"] == "Nothing" else r["now"])
+        )
         maps = explain(other, x[:5], guess, stage=2).maps
         found = [same_rank(trained[i], maps[i]) if maps[i].max() > 0 else 0. for i in kept]
         assert r["likeness"] == pytest.approx(sum(found) / len(found), abs=0.0051)
@@ -326,11 +340,14 @@ def test_an_unchanged_model_has_an_unchanged_row(data):
 def test_the_grid_draws_every_stage(data, monkeypatch):
     x, model, asked = data[0][:2], build("caformer"), []
     guesses = model(x).argmax(1).tolist()
-    monkeypatch.setattr(lesson, "cam_grid", lambda *args, **kwargs: asked.append((args, kwargs)) or grid(*args, **kwargs))
+    monkeypatch.setattr(lesson, "cam_grid",
+                        lambda *args, **kwargs: asked.append((args, kwargs)) or grid(*args, **kwargs))
     figure = swap_grid(model, x, mixer=None, at=2, class_names=list("abcd"))
     (images, models, targets, at), options = asked[0]
     assert at == 2 and targets == guesses and options == {"class_names": list("abcd")} and torch.equal(images, x)
-    assert list(models) == ["as trained", *(f"stage {s}: Nothing" for s in (1, 2, 3, 4))] and models["as trained"] is model
+    assert (
+        list(models) == ["as trained", *(f"stage {s}: Nothing" for s in (1, 2, 3, 4))] and models["as trained"] is model
+    )
     for s, swapped in enumerate(list(models.values())[1:], 1):
         assert torch.equal(swapped(x), swap_mixer(model, s, None)(x))
     share, first = model(x).softmax(-1)[0, guesses[0]], [ax.get_title() for ax in figure.axes][1]

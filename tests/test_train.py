@@ -1,14 +1,18 @@
 """The command as a person types it: the main job, one seed one run, all families, folders, going on, mistakes."""
+import ast
 import csv
 import math
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -19,8 +23,9 @@ from safetensors.torch import load_file
 from metaformer_edu.data.datasets import load_digits
 from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.models.registry import create_model
-from metaformer_edu.train import main
+from metaformer_edu.train import main, run
 from metaformer_edu.training import run_folder, trainer
+from metaformer_edu.training.callbacks import Callback, EarlyStopping
 from metaformer_edu.training.evaluate import evaluate
 from metaformer_edu.training.run_folder import SPEED, new_folder
 from metaformer_edu.training.settings import parse
@@ -31,7 +36,8 @@ from metaformer_edu import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ["identityformer", "randformer", "poolformerv2", "convformer", "caformer"]
-SMALL = ["--img-size", "32", "-b", "64", "--model", "tiny_poolformerv2"]  # quick, for all that does not ask for accuracy
+# quick, for all that does not ask for accuracy
+SMALL = ["--img-size", "32", "-b", "64", "--model", "tiny_poolformerv2"]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,7 +119,9 @@ def test_main_job_leaves_a_run(main_job):
     "explained.png",
     "snapshots"}
     states = {p.name for p in run.glob("state-*.pt")}
-    assert {p.name for p in run.iterdir()} == names | states and all(n in out for n in names | states) and len(states) == 2
+    assert (
+        {p.name for p in run.iterdir()} == names | states and all(n in out for n in names | states) and len(states) == 2
+    )
     about = yaml.safe_load((run / "args.yaml").read_text())
     settings = about["settings"]
     assert about["command"] == "metaformer-train" and about["versions"]["torch"] == torch.__version__
@@ -217,7 +225,8 @@ def test_flags_reach_the_model():
     assert model.stages[3][0].drop_path1.drop_prob == pytest.approx(0.3)
     assert model.head.head_dropout.p == 0.4 and model.num_classes == 12 and model.img_size == info.img_size == 32
     assert isinstance(optimizer, torch.optim.SGD)
-    assert (loaders[0].batch_size, loaders[0].num_workers, loaders[0].sampler.seed, loaders[0].dataset.seed) == (64, 1, 5, 5)
+    assert (loaders[0].batch_size, loaders[0].num_workers, loaders[0].sampler.seed,
+            loaders[0].dataset.seed) == (64, 1, 5, 5)
 
 
 def test_fine_tuning_starts_from_the_weights(two_epochs):
@@ -257,7 +266,8 @@ def shapes(stripes, tmp_path):
 
 
 def test_a_folder_of_images(shapes, tmp_path, capsys):
-    main([str(shapes), "--model", "tiny_caformer", "--epochs", "2", "-b", "16", "-j0", "--output", str(tmp_path / "out")])
+    main([str(shapes), "--model", "tiny_caformer", "--epochs", "2", "-b", "16", "-j0", "--output",
+          str(tmp_path / "out")])
     run = only_run(tmp_path / "out")
     assert run.name == "tiny_caformer-stripes-seed42"
     rows = summary(run)
@@ -360,7 +370,8 @@ def test_unreadable_image(shapes, capsys, tmp_path, workers):
     path = shapes / "train" / "fine" / "5.png"
     path.write_text("not an image")
     with pytest.raises(SystemExit) as caught:
-        main([str(shapes), "--model", "tiny_poolformerv2", "-b", "16", "-j", workers, "--output", str(tmp_path / "out")])
+        main([str(shapes), "--model", "tiny_poolformerv2", "-b", "16", "-j", workers, "--output",
+              str(tmp_path / "out")])
     last = capsys.readouterr().err.strip().split("\n")[-1]
     assert caught.value.code == 2
     assert last.startswith(f"metaformer-train: Cannot read the image {path}: ") and "holds only settings" in last
@@ -378,8 +389,10 @@ def last_words(capsys, status, *args):
 def test_a_rate_that_is_far_too_high(capsys, tmp_path):
     said = last_words(capsys, 1, *SMALL, "--lr", "1e12", "--warmup-epochs", "0", "--epochs", "3", "--output", tmp_path)
     assert re.search(
-    r"The loss (is (nan|inf)|or its gradient was no number for 10 updates in a row,) .*in epoch 1 .*try a tenth of the rate",
-     said)
+        r"The loss (is (nan|inf)|or its gradient was no number for 10 updates in a row,) .*in epoch 1 .*try a tenth of "
+        r"the rate",
+        said,
+    )
     assert "only settings" in said or "of epoch" in said
 
 
@@ -406,7 +419,8 @@ def test_weights_that_break_in_the_last_update(capsys, tmp_path, monkeypatch):
     assert "The validation loss is nan in epoch 1" in said and not list(only_run(tmp_path).glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("message, hint", [("CUDA out of memory. Tried to allocate 2 GiB", "Try a smaller --batch-size"),
+@pytest.mark.parametrize("message, hint",
+                         [("CUDA out of memory. Tried to allocate 2 GiB", "Try a smaller --batch-size"),
                                            ("DataLoader worker (pid 7) exited unexpectedly", "exited unexpectedly.")])
 def test_an_error_of_pytorch_is_one_sentence(message, hint, capsys, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
@@ -466,7 +480,9 @@ def test_a_signal_is_heard_between_two_updates(number, stripes, finished, capsys
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "update", update)
         said = last_words(capsys, 128 + number, stripes, *GO, "--output", tmp_path)
-    assert f"Stopped by {number.name}. " in said and "only settings; the same command with --resume auto goes on." in said
+    assert (
+        f"Stopped by {number.name}. " in said and "only settings; the same command with --resume auto goes on." in said
+    )
     assert signal.getsignal(number) == before
     run = only_run(tmp_path)
     assert [p.name for p in run.glob("state-*.pt")] == ["state-00000004.pt"]
@@ -545,7 +561,8 @@ def half(ended):
 
 
 def files(run):
-    return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.suffix not in (".yaml", ".png")}
+    return {str(p.relative_to(run)): p.read_bytes()
+            for p in run.rglob("*") if p.is_file() and p.suffix not in (".yaml", ".png")}
 
 
 def go(run, *args, resume="auto"):
@@ -614,7 +631,9 @@ def test_other_settings_are_named_and_hold(how, half, capsys):
     said = capsys.readouterr().err
     line = next(x for x in said.splitlines() if "goes on with other settings" in x)
     assert "weight_decay 0.05 → 0.2" in line and "epochs 2 → 3" in line and "resume" not in line
-    assert len(summary(half)) == 3 and yaml.safe_load((half / "args.yaml").read_text())["settings"]["weight_decay"] == 0.2
+    assert (
+        len(summary(half)) == 3 and yaml.safe_load((half / "args.yaml").read_text())["settings"]["weight_decay"] == 0.2
+    )
     state = torch.load(half / "state-00000018.pt", weights_only=True)
     assert {g["weight_decay"] for g in state["optimizer"]["param_groups"]} == {0, 0.2}
 
@@ -685,3 +704,81 @@ def test_the_next_epoch_may_be_cut_in_another_way(half):
     "As that message says; this is the only kind of state that a run leaves at the end of an epoch."
     go(half, "-b", "16", resume=half)
     assert [r["epoch"] for r in summary(half)] == ["1", "2"] and (half / "state-00000006.pt").exists()
+
+
+# --- in a notebook ---
+
+def machine():
+    "What a training must leave as it was."
+    return [torch.get_num_threads(), random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
+            torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark, torch.distributed.is_initialized(),
+            signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), dict(matplotlib.rcParams)]
+
+
+def in_thread(job):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(job()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("how", [lambda job: job(), in_thread], ids=["main thread", "another thread"])
+def test_run_does_what_the_command_does(how, two_epochs, tmp_path):
+    settings = parse([*SMALL, "--epochs", "2", "--drop-path", "0.2", "--threads", "1", "--output", str(tmp_path)])
+    torch.set_num_threads(2)
+    before = machine()
+    found = how(lambda: run(settings))
+    assert machine() == before
+    assert found.path == only_run(tmp_path) and same(found.path, two_epochs)
+    assert (found.path / "summary.csv").read_bytes() == (two_epochs / "summary.csv").read_bytes()
+    assert {p.name for p in found.path.iterdir()} == {p.name for p in two_epochs.iterdir()}
+    assert [r["val_top1"] for r in found.log] == [float(r["val_top1"]) for r in summary(two_epochs)]
+    assert all(torch.equal(v, load_file(two_epochs / "last.safetensors")[k]) for k, v in found.model.state_dict().items())
+    right = (found.predictions["guess"] == found.predictions["label"]).double().mean().item()
+    assert 100 * right == pytest.approx(found.log[-1]["val_top1"], abs=1e-3)
+
+
+def test_run_takes_callbacks_and_goes_on_with_them(tmp_path):
+    flags = [*SMALL, "--epochs", "9", "--snapshots", "0", "--sched", "None", "--lr", "0.002", "--output", str(tmp_path)]
+    found = run(parse(flags), callbacks=[EarlyStopping("lr", patience=2)])  # which never becomes better
+    assert len(found.log) == 3 and len(summary(found.path)) == 3
+    again = run(parse([*flags, "--resume", "auto"]), callbacks=[EarlyStopping("lr", patience=2)])
+    assert again.path == found.path and len(again.log) == 3  # it is finished
+
+
+def test_run_raises_what_is_wrong_and_leaves_all_as_it_was(tmp_path):
+    before = machine()
+    with pytest.raises(ValueError, match="10 classes, more than 9"):
+        run(parse([*SMALL, "--num-classes", "9", "--threads", "2", "--output", str(tmp_path / "out")]))
+    assert machine() == before and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on Linux and macOS")
+def test_a_notebook_that_is_interrupted(tmp_path, stripes):
+    "The stop button of a notebook sends SIGINT: a state is saved, and the error is a KeyboardInterrupt."
+    class Stop(Callback):
+        def after_update(self, trainer):
+            if trainer.updates == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+    before = machine()
+    with pytest.raises(KeyboardInterrupt):
+        run(parse([str(stripes), *GO, "--output", str(tmp_path)]), callbacks=[Stop()])
+    assert machine() == before and [p.name for p in only_run(tmp_path).glob("state-*.pt")] == ["state-00000004.pt"]
+    found = run(parse([str(stripes), *GO, "--output", str(tmp_path), "--resume", "auto"]))
+    assert len(found.log) == 2 and found.path == only_run(tmp_path)
+
+
+def test_run_leaves_a_process_group_that_it_did_not_make(tmp_path):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        run(parse([*SMALL, "--epochs", "1", "--snapshots", "0", "--output", str(tmp_path)]))
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_modules_top_imports_nothing_heavy():
+    tree = ast.parse((ROOT / "metaformer_edu/train.py").read_text())
+    top = [o for o in tree.body if isinstance(o, (ast.Import, ast.ImportFrom))]
+    assert [ast.unparse(o) for o in top] == ["import sys"]

@@ -1,4 +1,5 @@
-"""explore_training: what is opened and drawn, that each control changes the picture and the words, what there is to try, what goes wrong."""
+"""explore_training: what is opened and drawn, that each control changes the picture and the words, what there is to
+try, what goes wrong."""
 import math
 
 import numpy as np
@@ -18,7 +19,8 @@ CLASSES = ["disc", "ring", "square"]
 
 
 def log_of(epochs, top1=50., **more):
-    return [dict(epoch=e, lr=1e-3 / e if e > 1 else 1e-4, train_loss=2 / e, val_loss=1.8 / e, val_top1=top1 + e, bad_steps=0, **more) for e in range(1, epochs + 1)]
+    return [dict(epoch=e, lr=1e-3 / e if e > 1 else 1e-4, train_loss=2 / e, val_loss=1.8 / e, val_top1=top1 + e,
+                 bad_steps=0, **more) for e in range(1, epochs + 1)]
 
 
 def make_run(folder, epochs=4, top1=50., right=(0, 2, 1, 4), shots=True, n=4, names=CLASSES, **more):
@@ -30,11 +32,22 @@ def make_run(folder, epochs=4, top1=50., right=(0, 2, 1, 4), shots=True, n=4, na
     labels = torch.arange(n) % 3
     if shots:
         rng = np.random.default_rng(0)
-        (folder / "snapshots/pictures.safetensors").write_bytes(as_bytes(pictures=torch.from_numpy(rng.integers(256, size=(n, 16, 16, 3), dtype=np.uint8)), labels=labels, index=torch.arange(n)))
+        (folder / "snapshots/pictures.safetensors").write_bytes(
+            as_bytes(
+                pictures=torch.from_numpy(rng.integers(256, size=(n, 16, 16, 3), dtype=np.uint8)),
+                labels=labels,
+                index=torch.arange(n),
+            )
+        )
         for epoch in range(1, epochs + 1):
             guess = torch.where(torch.arange(n) < right[(epoch - 1) % len(right)], labels, (labels + 1) % 3)
             probabilities = torch.full((n, 3), 0.1).scatter(1, guess[:, None], 0.8)
-            (folder / f"snapshots/epoch-{epoch:04}.safetensors").write_bytes(as_bytes(probabilities=probabilities.half(), maps=torch.from_numpy(rng.integers(256, size=(n, 4, 4), dtype=np.uint8))))
+            (folder / f"snapshots/epoch-{epoch:04}.safetensors").write_bytes(
+                as_bytes(
+                    probabilities=probabilities.half(),
+                    maps=torch.from_numpy(rng.integers(256, size=(n, 4, 4), dtype=np.uint8)),
+                )
+            )
     return folder
 
 
@@ -61,18 +74,26 @@ def change(explorer, **values):
 
 def test_a_run_is_opened(run):
     name, = opened = open_runs(run)
-    assert name == "first" and opened[name].log == log_of(4, ema_loss=0.5, ema_top1=60.) and opened[name].class_names == CLASSES
+    assert (
+        name == "first"
+        and opened[name].log == log_of(4, ema_loss=0.5, ema_top1=60.0)
+        and opened[name].class_names == CLASSES
+    )
     assert opened[name].shots.epochs == [1, 2, 3, 4] and opened[name].missing == ""
 
 
 @pytest.mark.parametrize("how", ["text", "list", "names", "csv", "log", "logs", "dict of logs"])
 def test_ways_to_name_runs(how, run, other):
     log = log_of(3)
-    given = dict(text=str(run), list=[run, str(other)], names={"a": run, "b": log, 3: other / "summary.csv"}, csv=run / "summary.csv", log=log, logs=[log, log], **{"dict of logs": {"x": log}})[how]
-    expected = dict(text=["first"], list=["first", "second"], names=["a", "b", "3"], csv=["first"], log=["run"], logs=["run", "run (2)"], **{"dict of logs": ["x"]})[how]
+    given = dict(text=str(run), list=[run, str(other)], names={"a": run, "b": log, 3: other / "summary.csv"},
+                 csv=run / "summary.csv", log=log, logs=[log, log], **{"dict of logs": {"x": log}})[how]
+    expected = dict(text=["first"], list=["first", "second"], names=["a", "b", "3"], csv=["first"], log=["run"],
+                    logs=["run", "run (2)"], **{"dict of logs": ["x"]})[how]
     opened = open_runs(given)
     assert list(opened) == expected
-    assert [o.shots is not None for o in opened.values()] == dict(text=[True], list=[True, True], names=[True, False, False]).get(how, [False] * len(opened))
+    assert [o.shots is not None for o in opened.values()] == dict(
+        text=[True], list=[True, True], names=[True, False, False]
+    ).get(how, [False] * len(opened))
 
 
 def test_runs_of_one_name(run, tmp_path):
@@ -85,8 +106,14 @@ def test_a_name_in_a_relative_path(run, monkeypatch):
     assert path_name(".") == path_name("summary.csv") == "first"
 
 
-@pytest.mark.parametrize("bad, words", [("gone", "There is no log of a run in gone: give a folder"), ([], "Give at least one run"), ({}, "Give at least one run"), (3, "Give folders of runs or logs, not a value of type int"), ([3], "The run 'run' is of type int"), ({"x": 7}, "The run 'x' is of type int"),
-                                        ({"x": []}, "The log of 'x' has no epoch"), ({"x": [1, 2]}, "The log of 'x' has no epoch"), ([{"loss": 1}], "The log of 'run' has no epoch"), ({"x": [dict(epoch="one")]}, "has no epoch")])
+@pytest.mark.parametrize("bad, words",
+                         [("gone", "There is no log of a run in gone: give a folder"), ([], "Give at least one run"),
+                          ({}, "Give at least one run"), (3, "Give folders of runs or logs, not a value of type int"),
+                          ([3], "The run 'run' is of type int"), ({"x": 7}, "The run 'x' is of type int"),
+                                        ({"x": []}, "The log of 'x' has no epoch"),
+                          ({"x": [1, 2]}, "The log of 'x' has no epoch"),
+                          ([{"loss": 1}], "The log of 'run' has no epoch"),
+                          ({"x": [dict(epoch="one")]}, "has no epoch")])
 def test_what_is_no_run(bad, words):
     with pytest.raises(ValueError, match=words) as caught:
         explore_training(bad)
@@ -114,14 +141,20 @@ def test_what_is_drawn(run, other):
     figure = draw_progress(logs, "loss", 2, one.shots, one.class_names, "first, $2$")
     curves, strip = figure.axes
     assert isinstance(figure, Figure) and not hasattr(figure, "_pyplot")
-    lines = {(line.get_linestyle(), line.get_color(), line.get_marker()): line for line in curves.lines if len(line.get_xdata()) > 2}
+    lines = {(line.get_linestyle(), line.get_color(), line.get_marker()): line
+             for line in curves.lines if len(line.get_xdata()) > 2}
     how = run_styles(logs)
-    assert set(lines) == {(dashes, *how[name]) for name, some in (("first", "--:"), ("second", "--")) for dashes in {"--", "-", *some.replace("-", "")}}
+    assert set(lines) == {(dashes, *how[name]) for name, some in (("first", "--:"), ("second", "--"))
+                          for dashes in {"--", "-", *some.replace("-", "")}}
     assert lines[("-", *how["second"])].get_ydata() == pytest.approx([1.8 / e for e in range(1, 8)])
     assert [line.get_xdata() for line in curves.lines if list(line.get_xdata()) == [2, 2]]  # where the epoch is
     said = texts(figure)
     assert {"first", "second", "0.900", "validation, epoch 2", "first, $2$"} <= set(said)
-    assert [t for t in said if "%" in t] == ["80% ✓", "80% ✓", "80% ✗", "80% ✗"] and said.count("is square") == 1 and said.count("is disc") == 1
+    assert (
+        [t for t in said if "%" in t] == ["80% ✓", "80% ✓", "80% ✗", "80% ✗"]
+        and said.count("is square") == 1
+        and said.count("is disc") == 1
+    )
     dashed = [p.get_linestyle() not in ("-", "solid") for p in strip.patches]
     assert dashed == [False, False, True, True] and len(strip.images) == 2  # a row under their maps, and one in colour
 
@@ -144,7 +177,9 @@ def test_maps_are_laid_over_their_pictures(run):
     assert (coloured[..., 0] > coloured[..., 2]).all()  # viridis is yellow at its end
 
 
-@pytest.mark.parametrize("side, drawn", [((16, 16), (16, 16)), ((80, 80), (80, 80)), ((160, 160), (80, 80)), ((160, 100), (80, 50)), ((400, 2), (80, 1))])
+@pytest.mark.parametrize("side, drawn",
+                         [((16, 16), (16, 16)), ((80, 80), (80, 80)), ((160, 160), (80, 80)), ((160, 100), (80, 50)),
+                          ((400, 2), (80, 1))])
 def test_pictures_are_no_larger_than_they_are_drawn(side, drawn, run):
     shots = read_snapshots(run)
     shots.pictures = torch.from_numpy(np.random.default_rng(0).integers(256, size=(4, *side, 3), dtype=np.uint8))
@@ -161,7 +196,8 @@ def test_many_pictures_and_many_runs(tmp_path):
     assert "and 4 more" in view_progress(open_runs(logs), run_styles(logs), "loss", list(logs), "run 0", 1).words
 
 
-@pytest.mark.parametrize("arguments, words", [(dict(logs={}), "Choose at least one run"), (dict(metric="lost"), "no curve 'lost'.*'loss'")])
+@pytest.mark.parametrize("arguments, words",
+                         [(dict(logs={}), "Choose at least one run"), (dict(metric="lost"), "no curve 'lost'.*'loss'")])
 def test_what_cannot_be_drawn(arguments, words):
     with pytest.raises(ValueError, match=words):
         draw_progress(**{"logs": {"a": log_of(2)}, **arguments})
@@ -173,7 +209,8 @@ def test_an_epoch_without_snapshot_has_curves_alone(run):
     assert len(draw_progress({"a": log_of(4)}, epoch=4, snapshots=shots).axes) == 1
     opened = open_runs(run)
     opened["first"].shots.epochs = [1, 2, 3, 9]
-    assert "first: there is no snapshot of epoch 4." in view_progress(opened, run_styles(opened), "loss", ["first"], "first", 4).words
+    assert "first: there is no snapshot of epoch 4." in view_progress(opened, run_styles(opened), "loss", ["first"],
+                                                                      "first", 4).words
 
 
 # --- the explorer ---
@@ -181,7 +218,10 @@ def test_an_epoch_without_snapshot_has_curves_alone(run):
 def test_it_opens_computed(run, other):
     explorer = explore_training([run, other])
     assert explorer.value.startswith("<svg") and "second" in explorer.words and explorer["run"].value == "second"
-    assert (explorer["epoch"].min, explorer["epoch"].max) == (1, 7) and list(explorer["runs"].value) == ["first", "second"]
+    assert (explorer["epoch"].min, explorer["epoch"].max) == (1, 7) and list(explorer["runs"].value) == [
+        "first",
+        "second",
+    ]
     assert all(control.description for control in explorer.controls.values())
 
 
@@ -190,14 +230,22 @@ def test_each_control_changes_picture_and_words(run, other):
     for name, value in dict(metric="rate", epoch=5, runs=("first",), run="first").items():
         assert change(explorer, **{name: value}) == (True, True), name
     assert change(explorer, metric="loss", epoch=2) == (True, True)
-    assert explorer.words == "After epoch 2, validation loss: first 0.900. first answers 2 of 4 pictures right; wrong: square taken for disc, disc taken for ring."
+    assert (
+        explorer.words
+        == "After epoch 2, validation loss: first 0.900. first answers 2 of 4 pictures right; wrong: square taken for "
+           "disc, disc taken for ring."
+    )
 
 
 def test_the_slider_follows_the_run(run, other):
     explorer = explore_training([run, other])
     change(explorer, epoch=7)
     change(explorer, run="first")
-    assert (explorer["epoch"].value, explorer["epoch"].min, explorer["epoch"].max) == (4, 1, 4) and "After epoch 4" in explorer.words
+    assert (explorer["epoch"].value, explorer["epoch"].min, explorer["epoch"].max) == (
+        4,
+        1,
+        4,
+    ) and "After epoch 4" in explorer.words
     change(explorer, run="second")
     assert explorer["epoch"].max == 7
 
@@ -223,7 +271,11 @@ def test_runs_without_snapshots(tmp_path, run):
     explorer = explore_training([bare, run])
     assert explorer["run"].value == "first"
     change(explorer, run="bare")
-    assert "bare: There are no snapshots in" in explorer.words and "--snapshots 8" in explorer.words and len(explorer.figure().axes) == 1
+    assert (
+        "bare: There are no snapshots in" in explorer.words
+        and "--snapshots 8" in explorer.words
+        and len(explorer.figure().axes) == 1
+    )
     (run_ := make_run(tmp_path / "torn") / "snapshots/epoch-0002.safetensors").write_bytes(b"torn")
     assert "Cannot read" in explore_training(run_.parent.parent).words
     assert "it is a log alone, without pictures." in explore_training(bare / "summary.csv").words
@@ -231,7 +283,9 @@ def test_runs_without_snapshots(tmp_path, run):
 
 def test_a_run_of_one_epoch(tmp_path):
     explorer = explore_training(make_run(tmp_path / "short", epochs=1))
-    assert explorer["epoch"].min == explorer["epoch"].max == 1 and "After epoch 1, top-1: short 51.0 %." in explorer.words
+    assert (
+        explorer["epoch"].min == explorer["epoch"].max == 1 and "After epoch 1, top-1: short 51.0 %." in explorer.words
+    )
     assert change(explorer, metric="rate")[0]
 
 
@@ -278,7 +332,11 @@ def test_facts(run):
 def test_tries_are_ticked(run, other):
     explorer = explore_training([run, other])
     sentences = [sentence for sentence, _ in explorer.picture.tries]
-    assert sentences[0] == "Find the first epoch after which first answers all 4 pictures right." and len(sentences) == 3 and explorer.done == [False] * 3
+    assert (
+        sentences[0] == "Find the first epoch after which first answers all 4 pictures right."
+        and len(sentences) == 3
+        and explorer.done == [False] * 3
+    )
     change(explorer, run="first", epoch=2)
     assert explorer.done == [False] * 3
     change(explorer, epoch=3)
@@ -293,9 +351,11 @@ def test_it_opens_where_nothing_is_ticked(tmp_path):
     explorer = explore_training()
     assert explorer["epoch"].value == 5 and explorer["run"].value == "caformer" and explorer.done == [False] * 3
     forgetful = make_run(tmp_path / "forgetful", epochs=6, right=(3, 2, 1, 2, 1, 0))
-    explorer = explore_training([make_run(tmp_path / "plain", right=(0, 1, 2, 3)), forgetful])  # of six, only 1 and 4 forget nothing; 1 is where two runs are farthest apart
+    # of six, only 1 and 4 forget nothing; 1 is where two runs are farthest apart
+    explorer = explore_training([make_run(tmp_path / "plain", right=(0, 1, 2, 3)), forgetful])
     assert explorer["epoch"].value == 4 and explorer["run"].value == "forgetful" and not any(explorer.done)
-    assert explore_training(make_run(tmp_path / "never", epochs=2, right=(4,)))["epoch"].value == 2  # right from the first epoch on
+    # right from the first epoch on
+    assert explore_training(make_run(tmp_path / "never", epochs=2, right=(4,)))["epoch"].value == 2
 
 
 def test_it_opens_also_where_every_epoch_is_an_answer(tmp_path):
@@ -311,10 +371,13 @@ def test_facts_of_an_epoch(run, other):
 
 def test_only_what_can_be_found_is_asked_for():
     explorer = explore_training({"a": log_of(3)})
-    assert [sentence for sentence, _ in explorer.picture.tries] == ["Draw the rate, and find the epoch in which it is highest."]
+    assert [sentence for sentence, _ in explorer.picture.tries] == [
+        "Draw the rate, and find the epoch in which it is highest."
+    ]
     change(explorer, epoch=2)
     assert explorer.done == [False]  # the rate is highest here, but it is not drawn
-    change(explorer, epoch=3), change(explorer, metric="rate")
+    change(explorer, epoch=3)
+    change(explorer, metric="rate")
     assert explorer.done == [False]
     change(explorer, epoch=2)
     assert explorer.done == [True]

@@ -10,8 +10,8 @@ from torch import nn
 
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.faithfulness import (
-    perturbation_curve, area, deletion, insertion, rank_correlation, parts_from_top, pointing, random_maps, randomisation, rank_pixels,
-    road, share_inside, shuffled_copy)
+    area, deletion, insertion, parts_from_top, perturbation_curve, pointing, random_maps, randomisation,
+    rank_correlation, rank_pixels, road, share_inside, shuffled_copy)
 from metaformer_edu.models.registry import create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,7 +69,9 @@ def test_share_inside_is_a_quotient_of_sums():
 def test_random_maps_know_nothing_and_repeat():
     maps = random_maps(400, (24, 36), cells=6)
     assert maps.shape == (400, 24, 36) and 0 <= maps.min() and maps.max() <= 1
-    assert torch.equal(maps, random_maps(400, (24, 36), cells=6)) and not torch.equal(maps, random_maps(400, (24, 36), cells=6, seed=1))
+    assert torch.equal(maps, random_maps(400, (24, 36), cells=6)) and not torch.equal(
+        maps, random_maps(400, (24, 36), cells=6, seed=1)
+    )
     left = torch.zeros(400, 24, 36, dtype=torch.bool)
     left[..., :18] = True
     assert abs(share_inside(maps, left).mean() - 0.5) < 0.02 and abs(pointing(maps, left).mean() - 0.5) < 0.1
@@ -106,7 +108,8 @@ def test_deletion_falls_early_for_the_true_map_and_late_for_its_opposite(corner)
     on, off, images = corner
     true, false = (deletion(Corner(), shown(m, images, [1]), steps=8)[0] for m in (on, off))
     start, end = torch.tensor(4.).sigmoid(), 0.5
-    assert true[0] == pytest.approx(start) and true[-1] == end and true[2] == end  # the first quarter of the pixels is the evidence
+    # the first quarter of the pixels is the evidence
+    assert true[0] == pytest.approx(start) and true[-1] == end and true[2] == end
     assert false[-3] == pytest.approx(start) and false[-1] == end
     assert area(true[None]) < area(false[None]) - 0.2
 
@@ -116,7 +119,11 @@ def test_insertion_rises_early_for_the_true_map(corner):
     images = images.clone()
     images[..., 8:] = images[..., 8:, :] = -1
     true, false = (insertion(Corner(), shown(m, images, [1]), steps=8)[0] for m in (on, off))
-    assert true[2] == pytest.approx(true[-1]) and true[-1] == pytest.approx(torch.tensor(4.).sigmoid()) and false[2] < true[2] - 0.01
+    assert (
+        true[2] == pytest.approx(true[-1])
+        and true[-1] == pytest.approx(torch.tensor(4.0).sigmoid())
+        and false[2] < true[2] - 0.01
+    )
     assert area(true[None]) > area(false[None])
 
 
@@ -136,7 +143,10 @@ def test_the_curve_exchanges_exactly_the_pixels_that_its_step_says():
 
 
 def test_area_is_that_of_trapezoids():
-    assert area(torch.tensor([[0., 1], [1, 1]])).tolist() == [0.5, 1] and area(torch.tensor([[0., 0.5, 1, 0.5, 0]])).item() == 0.5
+    assert (
+        area(torch.tensor([[0.0, 1], [1, 1]])).tolist() == [0.5, 1]
+        and area(torch.tensor([[0.0, 0.5, 1, 0.5, 0]])).item() == 0.5
+    )
 
 
 def test_road_prefers_the_true_map_and_equals_grad_cams_own_where_nothing_is_tied(corner):
@@ -177,11 +187,15 @@ def test_the_parts_of_our_models_are_head_and_stages_from_the_top(name):
     parts = parts_from_top(model)
     assert list(parts) == ["head", "stage 4", "stage 3", "stage 2", "stage 1"]
     assert sum(p.numel() for ps in parts.values() for p in ps) == sum(p.numel() for p in model.parameters())
-    assert {id(p) for p in parts["stage 3"]} == {id(p) for m in (model.stages[2], model.downsample_layers[2]) for p in m.parameters()}
+    assert {id(p) for p in parts["stage 3"]} == {
+        id(p) for m in (model.stages[2], model.downsample_layers[2]) for p in m.parameters()
+    }
     assert {id(p) for p in parts["head"]} == {id(p) for m in (model.norm, model.head) for p in m.parameters()}
 
 
-@pytest.mark.parametrize("name, first, last, n", [("resnet18", "head", "stem", 6), ("convnext_atto", "head", "stem", 6), ("deit_tiny_patch16_224", "head", "stem", 14)])
+@pytest.mark.parametrize("name, first, last, n",
+                         [("resnet18", "head", "stem", 6), ("convnext_atto", "head", "stem", 6),
+                          ("deit_tiny_patch16_224", "head", "stem", 14)])
 def test_the_parts_of_timms_models(name, first, last, n):
     model = timm.create_model(name, num_classes=3)
     parts = parts_from_top(model)
@@ -208,14 +222,19 @@ def test_randomisation_goes_from_the_top_and_ends_with_everything():
     before = copy.deepcopy(model.state_dict())
     rows = randomisation(model, x, [0, 1], stage=2)
     assert [r["shuffled"] for r in rows] == ["nothing", "head", "+ stage 4", "+ stage 3", "+ stage 2", "+ stage 1"]
-    assert rows[0]["correlation"] == 1 and all(-1 <= r["correlation"] <= 1 for r in rows) and abs(rows[-1]["correlation"]) < 0.9
+    assert (
+        rows[0]["correlation"] == 1
+        and all(-1 <= r["correlation"] <= 1 for r in rows)
+        and abs(rows[-1]["correlation"]) < 0.9
+    )
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_the_map_of_the_activations_alone_does_not_mind_a_shuffled_head():
     model = create_model("tiny_convformer", num_classes=3, img_size=64)
     rows = randomisation(model, torch.randn(2, 3, 64, 64), 0, stage=2, method="eigencam")
-    assert [r["correlation"] for r in rows[:4]] == [1, 1, 1, 1] and rows[-1]["correlation"] < 1  # stages 3 and 4 lie behind the map
+    # stages 3 and 4 lie behind the map
+    assert [r["correlation"] for r in rows[:4]] == [1, 1, 1, 1] and rows[-1]["correlation"] < 1
 
 
 def test_likeness_is_spearmans():
@@ -230,5 +249,9 @@ def test_likeness_is_spearmans():
 def test_the_measures_take_what_explain_gives():
     model = create_model("tiny_caformer", num_classes=3, img_size=64)
     found = explain(model, torch.randn(2, 3, 64, 64), stage=2)
-    assert deletion(model, found, steps=4).shape == insertion(model, found, steps=4).shape == (2, 5) and road(model, found, (50,)).shape == (2,)
-    assert deletion(model, found, steps=4)[:, 0].tolist() == pytest.approx([found.probabilities[i, t].item() for i, t in enumerate(found.targets)], abs=1e-5)
+    assert deletion(model, found, steps=4).shape == insertion(model, found, steps=4).shape == (2, 5) and road(
+        model, found, (50,)
+    ).shape == (2,)
+    assert deletion(model, found,
+                    steps=4)[:, 0].tolist() == pytest.approx([found.probabilities[i, t].item()
+                                                              for i, t in enumerate(found.targets)], abs=1e-5)

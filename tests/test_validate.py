@@ -123,7 +123,8 @@ def test_by_class_counts_each_class(answers):
     (RuntimeError("CUDA out of memory. Tried 2 GiB\nand more"), "CUDA out of memory. Tried 2 GiB. Try a smaller"),
     (torch.OutOfMemoryError("no room"), "no room. Try a smaller --batch-size"),
     (MemoryError(), "MemoryError. Try a smaller"),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "Try a smaller --batch-size"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+     "Try a smaller --batch-size"),
     (ValueError("It is so.\nAnd more"), "It is so."), (RuntimeError(), "RuntimeError.")])
 def test_an_error_is_one_sentence(error, words):
     assert words in error_sentence(error) and "\n" not in error_sentence(error) and ".." not in error_sentence(error)
@@ -172,7 +173,8 @@ def weights(tmp_path_factory):
         wanted = 10.0 * nn.functional.one_hot(labels, 10)
         fit = torch.linalg.solve(x1.T @ x1 + 1e-3 * torch.eye(x1.shape[1]), x1.T @ wanted)
         last = model.head.fc2 if hasattr(model.head, "fc2") else model.head
-        last.weight.copy_(fit[:-1].T), last.bias.copy_(fit[-1])
+        last.weight.copy_(fit[:-1].T)
+        last.bias.copy_(fit[-1])
     return str(save_weights(model, tmp_path_factory.mktemp("weights") / "ten.safetensors"))
 
 
@@ -209,8 +211,11 @@ def test_it_prints_and_writes_what_it_found(weights, tmp_path, capsys):
     line = capsys.readouterr().out.splitlines()[-1]
     low, high = (100 * bound for bound in wilson(expected["top1"] / 100, 450))
     assert low < expected["top1"] < high and high - low < 10
-    assert line == (f"tiny_poolformerv2 on digits: top-1 {expected['top1']:.3f} % ({low:.1f} to {high:.1f}), top-5 {expected['top5']:.3f} %, "
-                    f"loss {expected['loss']:.4f} of 450 images")
+    assert line == (
+        f"tiny_poolformerv2 on digits: top-1 {expected['top1']:.3f} % ({low:.1f} to {high:.1f}), top-5 "
+        f"{expected['top5']:.3f} %, "
+        f"loss {expected['loss']:.4f} of 450 images"
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["result.csv", "result.json"]
 
 
@@ -233,7 +238,9 @@ def test_the_training_part_can_be_measured_too(weights, tmp_path):
 def test_published_flags(flags, weights, tmp_path):
     args = ["digits", *TINY, "--checkpoint", weights]
     plain, other = measured(*args, tmp_path / "a.json"), measured(*args, *flags, tmp_path / "b.json")
-    assert other["top1"] == pytest.approx(plain["top1"], abs=2) and other["loss"] == pytest.approx(plain["loss"], rel=0.02)
+    assert other["top1"] == pytest.approx(plain["top1"], abs=2) and other["loss"] == pytest.approx(
+        plain["loss"], rel=0.02
+    )
     assert (other["loss"] != plain["loss"]) is ("--amp" in flags) or "--channels-last" in flags
 
 
@@ -378,7 +385,8 @@ def test_a_flag_of_the_old_script_is_explained(flag, capsys):
 
 
 def test_weights_of_another_model(weights, capsys):
-    assert "do not fit" in refused(capsys, "digits", "-m", "tiny_convformer", "--img-size", "32", "--checkpoint", weights)
+    assert "do not fit" in refused(capsys, "digits", "-m", "tiny_convformer", "--img-size", "32", "--checkpoint",
+                                   weights)
 
 
 def test_results_that_cannot_be_written(weights, tmp_path, capsys):
@@ -416,8 +424,10 @@ def together(size, errors, *args):
     "The command in several processes; their statuses."
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun holds it, too
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT)), patch.setenv("OMP_NUM_THREADS", "1")
-        started = [FORK.Process(target=part, args=(r, size, store.port, list(map(str, args)), errors)) for r in range(size)]
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        started = [FORK.Process(target=part, args=(r, size, store.port, list(map(str, args)), errors))
+                   for r in range(size)]
         for process in started:
             process.start()
     for process in started:

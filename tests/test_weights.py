@@ -20,7 +20,8 @@ from metaformer_edu.models.weights import load_weights, pick_1k, read_weights, r
 
 TINY = [f"tiny_{f}" for f in golden.FAMILIES]
 each_tiny = pytest.mark.parametrize("name", TINY)
-HEADS = {"tiny_poolformerv2": "head", "tiny_caformer": "head.fc2"}  # a linear and an MLP head: the layer with the classes
+# a linear and an MLP head: the layer with the classes
+HEADS = {"tiny_poolformerv2": "head", "tiny_caformer": "head.fc2"}
 each_head = pytest.mark.parametrize("name, last", HEADS.items(), ids=list(HEADS))
 WIDTH = MODELS["tiny_caformer"].dims[-1]
 X = golden.images(64, dtype=torch.float32)
@@ -112,7 +113,8 @@ def test_timm_names(family, suffix, tmp_path, quiet):
 def test_timm_names_with_other_classes_and_channels(tmp_path):
     path = saved(timm_model("caformer").state_dict(), tmp_path / "timm.pth")
     with pytest.warns(UserWarning):
-        assert create_model("tiny_caformer", checkpoint=path, in_chans=1, **{**golden.SMALL, "num_classes": 3})(X[:, :1]).shape == (2, 3)
+        assert create_model("tiny_caformer", checkpoint=path, in_chans=1,
+                            **{**golden.SMALL, "num_classes": 3})(X[:, :1]).shape == (2, 3)
 
 
 def test_old_torch_files_are_read(tmp_path):
@@ -255,8 +257,10 @@ def resumable(model, ema=None):
     optimizer = torch.optim.AdamW(model.parameters())
     model(X).sum().backward()
     optimizer.step()
-    state = dict(epoch=3, best=dict(epoch=2, val_top1=81.5), args=dict(model="tiny_caformer", lr=4e-3, aa=None, model_ema=ema is not None),
-                 state_dict=model.state_dict(), optimizer=optimizer.state_dict(), scaler=torch.amp.GradScaler("cpu").state_dict(),
+    state = dict(epoch=3, best=dict(epoch=2, val_top1=81.5),
+                 args=dict(model="tiny_caformer", lr=4e-3, aa=None, model_ema=ema is not None),
+                 state_dict=model.state_dict(), optimizer=optimizer.state_dict(),
+                 scaler=torch.amp.GradScaler("cpu").state_dict(),
                  rng=[torch.get_rng_state()], log=[dict(epoch=1, train_loss=2.3)])
     return state | (dict(state_dict_ema=ema.state_dict()) if ema else {})
 
@@ -374,7 +378,8 @@ def test_pretrained_means_the_published_weights_whatever_lies_here(site, tmp_pat
 @pytest.mark.parametrize("source", ["tiny_caformer", "caformer_s81", "caformer_s18.pth", "edu_caformer_s18", "", "."])
 def test_neither_a_file_nor_a_published_name(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WeightsError, match="There is no weight file .*nor a published model.*path or URL.*caformer_s18") as error:
+    with pytest.raises(WeightsError,
+                       match="There is no weight file .*nor a published model.*path or URL.*caformer_s18") as error:
         read_weights(source)
     assert source in str(error.value)
 
@@ -390,7 +395,8 @@ def test_a_broken_download_by_name_is_not_kept(site, cache, monkeypatch):
 def test_checkpoint_goes_before_pretrained(site, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", site.url)
     model = teacher()
-    assert same(create_model("tiny_caformer", pretrained=True, checkpoint=saved(model.state_dict(), tmp_path / "w.pth")), model)
+    assert same(create_model("tiny_caformer", pretrained=True,
+                             checkpoint=saved(model.state_dict(), tmp_path / "w.pth")), model)
     assert not site.requests
 
 
@@ -534,7 +540,8 @@ def test_code_that_comes_over_the_network_does_not_run(site, cache, tmp_path):
 
 def test_torch_load_is_asked_for_weights_only(tmp_path, monkeypatch):
     asked, load = [], torch.load
-    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: asked.append(kwargs.get("weights_only")) or load(*args, **kwargs))
+    monkeypatch.setattr(torch, "load",
+                        lambda *args, **kwargs: asked.append(kwargs.get("weights_only")) or load(*args, **kwargs))
     read_weights(saved(teacher().state_dict(), tmp_path / "w.pth"))
     assert asked == [True]
 
@@ -561,7 +568,8 @@ BROKEN = {
     "no names": lambda path: torch.save({0: torch.zeros(3)}, path),
     "no tensors": lambda path: torch.save({}, path),
     "another model": lambda path: torch.save(teacher("tiny_convformer").state_dict(), path),
-    "a key missing": lambda path: torch.save({k: v for k, v in teacher().state_dict().items() if k != "norm.bias"}, path),
+    "a key missing":
+        lambda path: torch.save({k: v for k, v in teacher().state_dict().items() if k != "norm.bias"}, path),
     "a key left over": lambda path: torch.save({**teacher().state_dict(), "extra": torch.zeros(1)}, path),
     "another shape": lambda path: torch.save({**teacher().state_dict(), "norm.bias": torch.zeros(3)}, path),
 }
@@ -617,7 +625,10 @@ def test_mismatch_names_the_first_left_over_keys(tmp_path):
 
 def test_mismatch_names_shapes(tmp_path):
     text = message({**teacher().state_dict(), "norm.weight": torch.zeros(7), "norm.bias": torch.zeros(9, 9)}, tmp_path)
-    assert f"2 of another shape: norm.weight (7,) for ({WIDTH},), norm.bias (9, 9) for ({WIDTH},)" in text and "…" not in text
+    assert (
+        f"2 of another shape: norm.weight (7,) for ({WIDTH},), norm.bias (9, 9) for ({WIDTH},)" in text
+        and "…" not in text
+    )
 
 
 def test_mismatch_names_all_kinds_at_once(tmp_path):
@@ -630,7 +641,11 @@ def test_mismatch_names_all_kinds_at_once(tmp_path):
 
 def test_mismatch_of_families_is_short(tmp_path):
     text = message(teacher("tiny_poolformerv2").state_dict(), tmp_path)
-    assert "missing: stages.0.0.token_mixer.pwconv1.weight" in text and "left over: head.weight, head.bias" in text and len(text) < 700
+    assert (
+        "missing: stages.0.0.token_mixer.pwconv1.weight" in text
+        and "left over: head.weight, head.bias" in text
+        and len(text) < 700
+    )
 
 
 # --- another number of classes ---
@@ -684,7 +699,9 @@ def test_999_classes_have_a_row_of_the_same_wordnet_id():
     assert rows.max() < 21841 and len(rows.unique()) == 1000
     for i, row in enumerate(rows.tolist()):
         if row >= 0:
-            assert FEW.index_to_label_name(i) == MANY.index_to_label_name(row) and FEW.index_to_description(i) == MANY.index_to_description(row)
+            assert FEW.index_to_label_name(i) == MANY.index_to_label_name(row) and FEW.index_to_description(
+                i
+            ) == MANY.index_to_description(row)
     assert FEW.label_names()[850] not in MANY.label_names() and "teddy" in FEW.index_to_description(850)
 
 
@@ -712,9 +729,19 @@ def knows_21k(family, form, tmp_path):
         theirs.load_state_dict({k: golden.weight(k, v.shape) for k, v in theirs.state_dict().items()})
         if family != "poolformerv2":
             theirs.head.fc.norm.eps = 1e-5
-        return theirs.eval(), saved(theirs.state_dict(), tmp_path / "timm.pth"), {k: v for k, v in golden.SMALL.items() if k != "num_classes"}
+        return (
+            theirs.eval(),
+            saved(theirs.state_dict(), tmp_path / "timm.pth"),
+            {k: v for k, v in golden.SMALL.items() if k != "num_classes"},
+        )
     model = teacher(f"tiny_{family}", num_classes=21841)
-    return model, save_weights(model, tmp_path / "w.safetensors") if form == "ours" else saved(model.state_dict(), tmp_path / "w.pth"), {}
+    return (
+        model,
+        save_weights(model, tmp_path / "w.safetensors")
+        if form == "ours"
+        else saved(model.state_dict(), tmp_path / "w.pth"),
+        {},
+    )
 
 
 @pytest.mark.parametrize("form", ["published", "timm", "ours"])
@@ -731,7 +758,8 @@ def test_a_21k_head_becomes_a_1k_head(family, form, tmp_path):
     torch.testing.assert_close(model(X)[:, 850], logits.mean(1), rtol=1e-4, atol=1e-4)
     if form != "timm":  # all else as it was, fc1 and norm of an MLP head too
         last = "head.fc2." if model.mlp_head else "head."
-        assert all(torch.equal(v, big.state_dict()[k]) for k, v in model.state_dict().items() if not k.startswith(last) or k.count(".") != last.count("."))
+        assert all(torch.equal(v, big.state_dict()[k])
+                   for k, v in model.state_dict().items() if not k.startswith(last) or k.count(".") != last.count("."))
 
 
 @pytest.mark.parametrize("known, wanted", [(21841, 999), (21841, 1001), (21842, 1000), (1000, 21841)])
@@ -774,11 +802,14 @@ def test_four_channels_repeat_the_colours_at_the_same_strength(tmp_path):
 @pytest.mark.parametrize("channels", [1, 4])
 def test_the_same_number_of_channels_needs_no_bridge(channels, tmp_path, quiet):
     model = teacher(in_chans=channels)
-    assert same(create_model("tiny_caformer", in_chans=channels, checkpoint=saved(model.state_dict(), tmp_path / "w.pth")), model)
+    assert same(create_model("tiny_caformer", in_chans=channels,
+                             checkpoint=saved(model.state_dict(), tmp_path / "w.pth")), model)
 
 
 def test_no_bridge_from_one_channel_to_three(tmp_path):
-    assert "downsample_layers.0.conv.weight (32, 1, 7, 7) for (32, 3, 7, 7)" in message(teacher(in_chans=1).state_dict(), tmp_path)
+    assert "downsample_layers.0.conv.weight (32, 1, 7, 7) for (32, 3, 7, 7)" in message(
+        teacher(in_chans=1).state_dict(), tmp_path
+    )
 
 
 # --- RandFormer and its resolution ---

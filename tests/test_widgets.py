@@ -1,4 +1,5 @@
-"""Explorers without a browser: the numbers of StarReLU, drawings and their SVG, newest first, controls, images, bundled runs."""
+"""Explorers without a browser: the numbers of StarReLU, drawings and their SVG, newest first, controls, images,
+bundled runs."""
 import base64
 import datetime
 import io
@@ -63,7 +64,8 @@ CLOSED = {
     "relu": (torch.relu, lambda s: (s / (2 * np.pi) ** 0.5, s**2 * (0.5 - 0.5 / np.pi))),
     "squared relu": (OTHER_ACTIVATIONS["squared ReLU"], lambda s: (s**2 / 2, 1.25 * s**4)),
     "exp": (torch.exp, lambda s: (np.exp(s**2 / 2), np.exp(2 * s**2) - np.exp(s**2))),
-    "gelu": (OTHER_ACTIVATIONS["GELU"], lambda s: (s**2 / (2 * np.pi * (1 + s**2)) ** 0.5, normal(OTHER_ACTIVATIONS["GELU"], s)[1])),
+    "gelu": (OTHER_ACTIVATIONS["GELU"],
+             lambda s: (s**2 / (2 * np.pi * (1 + s**2)) ** 0.5, normal(OTHER_ACTIVATIONS["GELU"], s)[1])),
 }
 
 
@@ -84,7 +86,8 @@ def test_moments_of_a_module_take_no_gradients():
 
 def contrast(a, b):
     def light(color):
-        return np.dot([0.2126, 0.7152, 0.0722], [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)])
+        return np.dot([0.2126, 0.7152, 0.0722],
+                      [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)])
     low, high = sorted((light(a), light(b)))
     return (high + 0.05) / (low + 0.05)
 
@@ -107,12 +110,15 @@ def mark(ax, color):
 
 @pytest.mark.parametrize("s, b, sigma, place", [
     (1., 0., 1., (0.5, 1.25)), (0.8944272, -0.4472136, 1., (0, 1)), (1., -1., 1., (-0.5, 1.25)),
-    (2., -1., 0.5, (-0.75, 4 * 1.25 / 16)), (0., -1., 1., (-0.8, 0)), (2., 1., 2., (1.6, 2.4)), (2., -1., 2., (1.6, 2.4))])
+    (2., -1., 0.5, (-0.75, 4 * 1.25 / 16)), (0., -1., 1., (-0.8, 0)), (2., 1., 2., (1.6, 2.4)),
+    (2., -1., 2., (1.6, 2.4))])
 def test_the_mark_of_starrelu_is_at_its_moments_or_at_the_edge(s, b, sigma, place):
     left, right = draw_activation(s, b, sigma).axes
     np.testing.assert_allclose(mark(right, SERIES[0]), place, atol=1e-4)
     assert right.get_xlim() == (-0.8, 1.6) and right.get_ylim()[1] >= 2.4
-    assert [t.get_text() for t in right.texts] == [*OTHER_ACTIVATIONS] and [t.get_text() for t in left.get_legend().get_texts()] == [*OTHER_ACTIVATIONS, "StarReLU"]
+    assert [t.get_text() for t in right.texts] == [*OTHER_ACTIVATIONS] and [
+        t.get_text() for t in left.get_legend().get_texts()
+    ] == [*OTHER_ACTIVATIONS, "StarReLU"]
 
 
 def test_the_curves_are_the_functions():
@@ -138,15 +144,19 @@ def test_words_and_facts_of_starrelu(sigma):
     shown = view_activation(1.2, -0.3, sigma)
     mean, variance = 1.2 * sigma**2 / 2 - 0.3, 1.2**2 * 1.25 * sigma**4
     np.testing.assert_allclose([shown.facts["mean"], shown.facts["variance"]], [mean, variance], rtol=1e-5, atol=1e-6)
-    assert f"= {mean:.3f};" in shown.words and shown.words.endswith(f"= {variance:.3f}.")  # the answer is not given away
+    # the answer is not given away
+    assert f"= {mean:.3f};" in shown.words and shown.words.endswith(f"= {variance:.3f}.")
     best = 0.8944272 / sigma**2
     shown = view_activation(best, 0.01 - best * sigma**2 / 2, sigma)
-    s, b = (float(v.replace("−", "-")) for v in re.search(r"exactly at s\s=\s(\S+) and b\s=\s(\S+)\.$", shown.words).groups())
+    s, b = (float(v.replace("−", "-"))
+            for v in re.search(r"exactly at s\s=\s(\S+) and b\s=\s(\S+)\.$", shown.words).groups())
     facts = view_activation(s, b, sigma).facts
     assert abs(facts["mean"]) < 5e-4 and abs(facts["variance"] - 1) < 5e-4
 
 
-@pytest.mark.parametrize("mean, variance, expected", [(0, 1, True), (0.019, 1.059, True), (-0.019, 0.941, True), (0.021, 1, False), (-0.021, 1, False), (0, 1.061, False), (0, 0.939, False)])
+@pytest.mark.parametrize("mean, variance, expected",
+                         [(0, 1, True), (0.019, 1.059, True), (-0.019, 0.941, True), (0.021, 1, False),
+                          (-0.021, 1, False), (0, 1.061, False), (0, 0.939, False)])
 def test_near_is_mean_0_and_variance_1(mean, variance, expected):
     assert reaches_goal(mean, variance) is expected
 
@@ -159,7 +169,11 @@ def test_a_new_figure_has_axes_of_the_house(shape):
     assert type(fig) is Drawing and np.shape(axs) == np.shape(mpl.figure.Figure().subplots(*shape))
     assert tuple(fig.get_size_inches()) == (4, 3) and fig.dpi == 72 and len(fig.axes) == shape[0] * shape[1]
     for ax in np.atleast_1d(axs).flat:
-        assert not ax.spines["top"].get_visible() and not ax.spines["right"].get_visible() and ax.spines["left"].get_visible()
+        assert (
+            not ax.spines["top"].get_visible()
+            and not ax.spines["right"].get_visible()
+            and ax.spines["left"].get_visible()
+        )
         assert ax.title.get_color() == ax.xaxis.label.get_color() == ax.yaxis.label.get_color() == INK
         assert ax.spines["left"].get_edgecolor()[:3] == to_rgb(FAINT)
 
@@ -167,7 +181,8 @@ def test_a_new_figure_has_axes_of_the_house(shape):
 def test_new_figures_are_unknown_to_pyplot():
     import matplotlib.pyplot as plt
     before = plt.get_fignums()
-    draw_activation(), new_figure(2, 2)
+    draw_activation()
+    new_figure(2, 2)
     assert plt.get_fignums() == before
 
 
@@ -175,7 +190,8 @@ def photograph(side=400, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("kind, make", [("png", lambda ax: ax.plot([1, 2])), ("jpeg", lambda ax: ax.imshow(photograph()))])
+@pytest.mark.parametrize("kind, make",
+                         [("png", lambda ax: ax.plot([1, 2])), ("jpeg", lambda ax: ax.imshow(photograph()))])
 def test_a_drawing_shows_itself_as_png_or_as_a_much_smaller_jpeg(kind, make, monkeypatch):
     fig, ax = new_figure(5, 4)
     make(ax)
@@ -210,9 +226,15 @@ def rich():
     a.fill_between([0, 1, 2], [0, 1, 0], color=PALE)
     a.scatter([0, 1], [2, 2], c=[FAINT, SERIES[1]])
     a.bar([0, 1], [1, 2], color=SERIES[2], hatch="//", edgecolor=INK)
-    a.grid(color=PALE), a.legend(labelcolor=INK), a.set_title("$x^2$ costs \\$5"), a.set_xlabel("50 % of <b> & \"c\"")
-    b.imshow(np.eye(8)), b.set_title("<script>alert(1)</script>"), b.text(1, 1, "a--b $ c", parse_math=False, color=INK)
-    b.pcolormesh(np.eye(3)), b.set_ylabel("Ж ∑")
+    a.grid(color=PALE)
+    a.legend(labelcolor=INK)
+    a.set_title("$x^2$ costs \\$5")
+    a.set_xlabel("50 % of <b> & \"c\"")
+    b.imshow(np.eye(8))
+    b.set_title("<script>alert(1)</script>")
+    b.text(1, 1, "a--b $ c", parse_math=False, color=INK)
+    b.pcolormesh(np.eye(3))
+    b.set_ylabel("Ж ∑")
     return fig
 
 
@@ -250,7 +272,8 @@ def test_the_background_of_svg_is_transparent():
 
 
 def test_text_stays_text():
-    texts = [" ".join("".join(node.itertext()).split()) for node in ET.fromstring(to_svg(rich())).iter("{http://www.w3.org/2000/svg}text")]
+    texts = [" ".join("".join(node.itertext()).split())
+             for node in ET.fromstring(to_svg(rich())).iter("{http://www.w3.org/2000/svg}text")]
     for text in ("ünïcode ≤ 5 × σ²", "50 % of <b> & \"c\"", "<script>alert(1)</script>", "a--b $ c", "Ж ∑"):
         assert text in texts, texts
     assert any("x" in text and "2" in text and "costs" in text.replace(" ", "") for text in texts), texts
@@ -297,7 +320,11 @@ def test_svg_leaves_the_settings_and_the_figure_also_after_an_error(before, monk
         fig = rich()
         size, face = tuple(fig.get_size_inches()), fig.get_facecolor()
         to_svg(fig)
-        assert dict(mpl.rcParams) == settings and (tuple(fig.get_size_inches()), fig.get_facecolor(), fig.dpi) == (size, face, 72)
+        assert dict(mpl.rcParams) == settings and (tuple(fig.get_size_inches()), fig.get_facecolor(), fig.dpi) == (
+            size,
+            face,
+            72,
+        )
         fig.axes[0].set_xlabel("$\\nonsense{$")
         with pytest.raises(ValueError):
             to_svg(fig)
@@ -306,7 +333,8 @@ def test_svg_leaves_the_settings_and_the_figure_also_after_an_error(before, monk
 
 def test_svg_is_the_same_whatever_the_settings_are():
     fig, expected = draw_activation(), to_svg(draw_activation())
-    with mpl.rc_context({"savefig.facecolor": "red", "savefig.transparent": True, "svg.fonttype": "path", "savefig.dpi": 30, "figure.dpi": 200, "svg.hashsalt": "mine"}):
+    with mpl.rc_context({"savefig.facecolor": "red", "savefig.transparent": True, "svg.fonttype": "path",
+                         "savefig.dpi": 30, "figure.dpi": 200, "svg.hashsalt": "mine"}):
         assert to_svg(fig) == expected
 
 
@@ -362,7 +390,8 @@ def test_what_is_done_may_ask_again():
     def do(request):
         done.append(request)
         if request < 5:
-            latest(-1), latest(request + 1)
+            latest(-1)
+            latest(request + 1)
     latest = Latest(do)
     latest(0)
     assert latest.wait(LONG) and done == [0, 1, 2, 3, 4, 5]
@@ -372,7 +401,10 @@ def test_many_threads_ask_one_works_and_the_last_request_is_done():
     active, most, done = [], [], []
 
     def do(request):
-        active.append(request), most.append(len(active)), done.append(request), active.remove(request)
+        active.append(request)
+        most.append(len(active))
+        done.append(request)
+        active.remove(request)
     latest = Latest(do)
 
     def ask(k):
@@ -406,7 +438,8 @@ def test_many_may_wait():
 @pytest.mark.parametrize("kind", [RuntimeError, SystemExit, KeyboardInterrupt])
 def test_an_exception_is_reported_and_does_not_end_the_work(kind, monkeypatch):
     done, reported = [], []
-    monkeypatch.setattr(threading, "excepthook", lambda args: reported.append((args.exc_type, str(args.exc_value), args.thread)))
+    monkeypatch.setattr(threading, "excepthook",
+                        lambda args: reported.append((args.exc_type, str(args.exc_value), args.thread)))
 
     def do(request):
         if request == "bad":
@@ -449,7 +482,9 @@ def test_an_explorer_opens_computed():
     assert ">number 1</text>" in e.value and e.words == "This is 1." and e.busy is False and e.done == []
     assert (e.picture.value, e.picture.words, e.picture.busy, e.picture.tries) == (e.value, e.words, False, [])
     title, row, picture = e.children
-    assert title.value == "<b>Numbers</b>" and row.children == (e["n"],) and picture is e.picture and isinstance(e, W.VBox)
+    assert (
+        title.value == "<b>Numbers</b>" and row.children == (e["n"],) and picture is e.picture and isinstance(e, W.VBox)
+    )
     assert "edu-explorer" in e._dom_classes and "edu-controls" in row._dom_classes and e.wait(0)
 
 
@@ -474,8 +509,10 @@ def test_each_control_of_starrelu_changes_picture_and_words(name, value):
 def test_the_tries_of_starrelu():
     e = explore_activation()
     assert e.done == [False] * 3 and [done for _, done in e.picture.tries] == e.done
-    for values, done in ((dict(b=-0.5), [True, False, False]), (dict(s=0.89), [True, False, False]), (dict(b=-0.45), [True, True, False]),
-                         (dict(sigma=1.2), [True, True, False]), (dict(s=0.62), [True, True, True]), (dict(s=0), [True, True, True])):
+    for values, done in ((dict(b=-0.5), [True, False, False]), (dict(s=0.89), [True, False, False]),
+                         (dict(b=-0.45), [True, True, False]),
+                         (dict(sigma=1.2), [True, True, False]), (dict(s=0.62), [True, True, True]),
+                         (dict(s=0), [True, True, True])):
         for name, value in values.items():
             e[name].value = value
         assert e.wait(LONG) and e.done == done, (values, e.words)
@@ -507,7 +544,9 @@ def test_another_exception_is_said_and_the_picture_stays():
     good = e.value
     e["n"].value = 14
     assert e.wait(LONG) and e.value == good and e.busy is False
-    assert e.words.startswith("This could not be shown: KeyError") and "fourteen" in e.words and "Traceback" not in e.words
+    assert (
+        e.words.startswith("This could not be shown: KeyError") and "fourteen" in e.words and "Traceback" not in e.words
+    )
     e["n"].value = 2
     assert e.wait(LONG) and e.words == "This is 2."
 
@@ -555,7 +594,8 @@ def test_each_answer_is_of_the_values_that_were_asked():
             assert go.wait(LONG)
         seen.append((a, b))
         return number_view(a)
-    e = Explorer(view, dict(a=integer(1), b=integer(1)), tries=[("", lambda values, facts: seen.append(values) is not None)])
+    e = Explorer(view, dict(a=integer(1), b=integer(1)),
+                 tries=[("", lambda values, facts: seen.append(values) is not None)])
     e["a"].value = 2
     assert started.wait(LONG)
     e["b"].value = 7
@@ -631,15 +671,19 @@ def test_a_slow_answer_is_busy_until_it_is_there(n, words):
     e.picture.observe(lambda change: change["new"] and rung.set(), "busy")
     e["n"].value = n
     assert e.wait(LONG) and e.busy is False and e.picture.busy is False
-    assert [busy for busy, _, _ in seen] == [True, False] and seen[0][2] == "This is 1." and seen[1][2].startswith(words)
+    assert (
+        [busy for busy, _, _ in seen] == [True, False] and seen[0][2] == "This is 1." and seen[1][2].startswith(words)
+    )
 
 
 def test_ticks_stay_and_what_is_true_from_the_start_is_no_merit():
-    tries = [("Find 5.", lambda values, facts: facts["n"] == 5), ("Find more than 3.", lambda values, facts: values["n"] > 3),
+    tries = [("Find 5.", lambda values, facts: facts["n"] == 5),
+             ("Find more than 3.", lambda values, facts: values["n"] > 3),
              ("Go back to 1.", lambda values, facts: values["n"] == facts["n"] == 1)]
     e = numbers(tries=tries)
     assert e.done == [False, False, False]
-    for n, done in ((2, [False, False, False]), (4, [False, True, False]), (5, [True, True, False]), (0, [True, True, False]), (1, [True, True, True]), (0, [True, True, True])):
+    for n, done in ((2, [False, False, False]), (4, [False, True, False]), (5, [True, True, False]),
+                    (0, [True, True, False]), (1, [True, True, True]), (0, [True, True, True])):
         e["n"].value = n
         assert e.wait(LONG) and e.done == done and all(type(d) is bool for d in e.done)
         assert [list(pair) for pair in e.picture.tries] == [[sentence, d] for (sentence, _), d in zip(tries, done)]
@@ -681,7 +725,8 @@ def test_explorers_draw_one_at_a_time():
     active, most = [], []
 
     def view(n):
-        active.append(n), most.append(len(active))
+        active.append(n)
+        most.append(len(active))
         shown = number_view(n)
         threading.Event().wait(0.002)
         active.pop()
@@ -725,7 +770,8 @@ def test_a_closed_explorer_does_no_harm():
     e = numbers(view)
     e["n"].value = 3
     assert started.wait(LONG)
-    e.close(), e.picture.close()
+    e.close()
+    e.picture.close()
     go.set()
     assert e.wait(LONG) and e.words == "This is 3." and e.busy is False
     e["n"].value = 4
@@ -741,12 +787,19 @@ def test_an_explorer_displays_itself_and_leaves_a_picture(monkeypatch, lab):
     e["n"].value = 5
     assert e.wait(LONG)
     e._ipython_display_()
-    assert [sorted(data) for data, _ in shown] == [["application/vnd.jupyter.widget-view+json", "text/plain"], ["image/png", "text/plain"]] if lab \
+    assert (
+        [sorted(data) for data, _ in shown]
+        == [["application/vnd.jupyter.widget-view+json", "text/plain"], ["image/png", "text/plain"]]
+        if lab
         else [["application/vnd.jupyter.widget-view+json", "image/png", "text/plain"]]
+    )
     data = {k: v for data, _ in shown for k, v in data.items()}
-    assert data["application/vnd.jupyter.widget-view+json"] == dict(version_major=2, version_minor=0, model_id=e.model_id)
+    assert data["application/vnd.jupyter.widget-view+json"] == dict(version_major=2, version_minor=0,
+                                                                    model_id=e.model_id)
     assert data["text/plain"] == "This is 5." and data["image/png"] == e.shown.figure.picture()["image/png"]
-    assert [kwargs for _, kwargs in shown] == [dict(raw=True), dict(raw=True, metadata=dict(needs_background="light"))][:len(shown)]
+    assert [kwargs for _, kwargs in shown] == [dict(raw=True), dict(raw=True, metadata=dict(needs_background="light"))][
+        : len(shown)
+    ]
     json.dumps(data)
 
 
@@ -772,13 +825,18 @@ def test_controls_have_names_and_ranges():
 
 def test_a_notebook_keeps_the_picture_and_no_widget(tmp_path):
     cells = ["from metaformer_edu.widgets.activation_explorer import *\nexplore_activation()", "draw_activation(0.5)",
-             "e = explore_activation()\ne['s'].value = 0.5\nassert e.wait()\ne", "e['b'].value = 0.25\nassert e.wait()\nprint(e.words, e.busy)\ne.figure(s=0.)"]
+             "e = explore_activation()\ne['s'].value = 0.5\nassert e.wait()\ne",
+             "e['b'].value = 0.25\nassert e.wait()\nprint(e.words, e.busy)\ne.figure(s=0.)"]
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells]), tmp_path / "nb.ipynb")
     nb = run.execute(tmp_path / "nb.ipynb")
     first, second, third, fourth = [c.outputs for c in nb.cells]
     assert "widgets" not in nb.metadata and "widget-view" not in nbformat.writes(nb)
     for (output,), words in ((first, view_activation(1., 0., 1.).words), (third, view_activation(0.5, 0., 1.).words)):
-        assert output.output_type == "display_data" and set(output.data) == {"image/png", "text/plain"} and output.data["text/plain"] == words
+        assert (
+            output.output_type == "display_data"
+            and set(output.data) == {"image/png", "text/plain"}
+            and output.data["text/plain"] == words
+        )
     stream, drawing = fourth
     assert stream.text == f"{view_activation(0.5, 0.25, 1.).words} False\n"
     for output in (second[0], drawing):
@@ -799,12 +857,14 @@ def flat(color, size=(6, 4), mode="RGB"):
 
 
 def as_in_7(**files):
-    return {name: dict(metadata=dict(name=name, type="image/png", size=len(data), lastModified=1), content=data) for name, data in files.items()}
+    return {name: dict(metadata=dict(name=name, type="image/png", size=len(data), lastModified=1), content=data)
+            for name, data in files.items()}
 
 
 def as_in_8(**files):
     when = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
-    return tuple(dict(name=name, type="image/png", size=len(data), last_modified=when, content=memoryview(data)) for name, data in files.items())
+    return tuple(dict(name=name, type="image/png", size=len(data), last_modified=when, content=memoryview(data))
+                 for name, data in files.items())
 
 
 def send(button, counter=[0], **files):
@@ -814,7 +874,8 @@ def send(button, counter=[0], **files):
     if W.__version__.startswith("7."):
         button.set_state(dict(metadata=about, data=[memoryview(data) for data in files.values()], _counter=counter[0]))
     else:
-        button.set_state(dict(value=[dict(a, last_modified=counter[0], content=memoryview(data)) for a, data in zip(about, files.values())]))
+        button.set_state(dict(value=[dict(a, last_modified=counter[0], content=memoryview(data))
+                                     for a, data in zip(about, files.values())]))
 
 
 @pytest.mark.parametrize("form", [as_in_7, as_in_8])
@@ -832,7 +893,11 @@ def picker_of(*colors):
 
 def test_a_picker_gives_an_image_by_its_name():
     picker, seen = picker_of("red", "blue")
-    assert picker.name == "red" and picker.value.getpixel((0, 0)) == (255, 0, 0) and picker.names.options == ("red", "blue")
+    assert (
+        picker.name == "red"
+        and picker.value.getpixel((0, 0)) == (255, 0, 0)
+        and picker.names.options == ("red", "blue")
+    )
     picker.names.value = "blue"
     assert picker.name == "blue" and seen == [("blue", (0, 0, 255))] and picker.value is picker.images["blue"]
     assert isinstance(picker, W.VBox) and picker.upload.accept == "image/*"
@@ -850,7 +915,9 @@ def test_an_uploaded_image_is_shown(form):
     picker, seen = picker_of("red")
     picker.take(dict(new=form(**{"own.png": encoded(flat("lime"))})))
     assert picker.name == "own.png" == picker.names.value and picker.value.getpixel((0, 0)) == (0, 255, 0)
-    assert seen == [("own.png", (0, 255, 0))] and picker.names.options == ("red", "own.png") and picker.message.value == ""
+    assert (
+        seen == [("own.png", (0, 255, 0))] and picker.names.options == ("red", "own.png") and picker.message.value == ""
+    )
     picker.names.value = "red"
     picker.names.value = "own.png"
     assert [name for name, _ in seen[-2:]] == ["red", "own.png"]
@@ -860,15 +927,21 @@ def test_an_upload_through_the_button_itself():
     picker, seen = picker_of("red", "blue")
     picker.names.value = "blue"
     send(picker.upload, **{"own.png": encoded(flat("lime"))})
-    assert picker.name == "own.png" and seen == [("blue", (0, 0, 255)), ("own.png", (0, 255, 0))]  # not the first of the list in between
+    # not the first of the list in between
+    assert picker.name == "own.png" and seen == [("blue", (0, 0, 255)), ("own.png", (0, 255, 0))]
     send(picker.upload, **{"own.png": encoded(flat("yellow"))})  # the same name again, another picture
-    assert picker.name == "own.png" and seen[-1] == ("own.png", (255, 255, 0)) and picker.names.options == ("red", "blue", "own.png")
+    assert (
+        picker.name == "own.png"
+        and seen[-1] == ("own.png", (255, 255, 0))
+        and picker.names.options == ("red", "blue", "own.png")
+    )
     picker.names.value = "red"
     send(picker.upload, **{"own.png": encoded(flat("black"))})  # and again while another is shown
     assert picker.name == "own.png" == picker.names.value and picker.value.getpixel((0, 0)) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", encoded(flat("red"))[:40], b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+@pytest.mark.parametrize("data", [b"", b"no image", encoded(flat("red"))[:40],
+                                  b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
 def test_a_file_that_is_no_image_is_a_sentence_and_the_image_stays(data):
     picker, seen = picker_of("red")
     send(picker.upload, **{"<script>alert(1)</script> & co.png": data})
@@ -917,7 +990,11 @@ def test_images_as_files_tensors_and_pil(tmp_path):
     (tmp_path / "two.jpg").write_bytes(turned())
     found = named_images([flat("red"), tmp_path / "one.png", str(tmp_path / "two.jpg"), torch.full((3, 5, 7), 0.5)])
     assert list(found) == ["image 1", "one.png", "two.jpg", "image 4"] and {x.mode for x in found.values()} == {"RGB"}
-    assert found["two.jpg"].size == (4, 6) and found["image 4"].size == (7, 5) and found["image 4"].getpixel((0, 0)) == (128,) * 3
+    assert (
+        found["two.jpg"].size == (4, 6)
+        and found["image 4"].size == (7, 5)
+        and found["image 4"].getpixel((0, 0)) == (128,) * 3
+    )
     assert found["one.png"].getpixel((0, 0)) == (0, 0, 255)
     assert list(named_images(tmp_path / "one.png")) == ["one.png"] and list(named_images(flat("red"))) == ["image 1"]
     assert list(named_images({"mine": flat("red"), 3: torch.zeros(3, 2, 2)})) == ["mine", "3"]
@@ -969,7 +1046,8 @@ def test_a_tensor_as_an_image_and_back():
     assert to_pil(torch.full((3, 2, 2), 0.25, dtype=torch.bfloat16)).getpixel((0, 0)) == (64, 64, 64)
 
 
-@pytest.mark.parametrize("x", [torch.zeros(1, 4, 4), torch.zeros(4, 4), torch.zeros(2, 3, 4, 4), torch.zeros(4, 4, 3), torch.zeros(3, 4, 4).byte()])
+@pytest.mark.parametrize("x", [torch.zeros(1, 4, 4), torch.zeros(4, 4), torch.zeros(2, 3, 4, 4), torch.zeros(4, 4, 3),
+                               torch.zeros(3, 4, 4).byte()])
 def test_a_tensor_that_is_no_image_is_refused(x):
     with pytest.raises(ValueError, match=re.escape(f"this is {tuple(x.shape)} of {x.dtype}.")):
         to_pil(x)
@@ -1004,8 +1082,15 @@ def test_the_example_models_answer():
     models = example_models()
     assert list(models) == FAMILIES and example_models() is models
     for name, model in models.items():
-        assert not model.training and model.num_classes == 5 and model.img_size == 128 and model.pretrained_cfg["architecture"] == f"tiny_{name}"
-        assert {p.dtype for p in model.parameters()} == {torch.float32} and all(p.isfinite().all() for p in model.parameters())
+        assert (
+            not model.training
+            and model.num_classes == 5
+            and model.img_size == 128
+            and model.pretrained_cfg["architecture"] == f"tiny_{name}"
+        )
+        assert {p.dtype for p in model.parameters()} == {torch.float32} and all(
+            p.isfinite().all() for p in model.parameters()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -1020,7 +1105,9 @@ def test_an_example_model_is_as_good_as_its_table_says(family, held_out):
     images, labels = held_out
     with torch.no_grad():
         logits = torch.cat([example_models()[family](x) for x in images.split(50)])
-    found, said = (logits.argmax(1) == labels).float().mean().item(), max(row["val_top1"] for row in read_log(example_runs()[family])) / 100
+    found, said = (logits.argmax(1)
+                   == labels).float().mean().item(), max(row["val_top1"]
+                                                         for row in read_log(example_runs()[family])) / 100
     assert abs(found - said) < 4 * (said * (1 - said) / len(labels)) ** 0.5 + 0.01
 
 
@@ -1030,7 +1117,8 @@ def folder(tmp_path):
     model = create_model("tiny_caformer", num_classes=3, img_size=64)
     (tmp_path / "run").mkdir()
     save_weights(model, tmp_path / "run" / "best.safetensors")
-    about = dict(command="metaformer-train", settings=dict(model="tiny_caformer"), img_size=64, class_names=["ant", "bee", 3])
+    about = dict(command="metaformer-train", settings=dict(model="tiny_caformer"), img_size=64,
+                 class_names=["ant", "bee", 3])
     (tmp_path / "run" / "args.yaml").write_text(yaml.safe_dump(about))
     return tmp_path / "run"
 
@@ -1046,7 +1134,8 @@ def test_a_run_is_opened(folder, kind, monkeypatch):
     model, names = open_run(kind(folder))
     assert names == ["ant", "bee", "3"] and not model.training and model.num_classes == 3 and model.img_size == 64
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
-    saved = sources.create_model("tiny_caformer", checkpoint=folder / "best.safetensors", num_classes=3, img_size=64).state_dict()
+    saved = sources.create_model("tiny_caformer", checkpoint=folder / "best.safetensors", num_classes=3,
+                                 img_size=64).state_dict()
     assert all(torch.equal(v, saved[k]) for k, v in model.state_dict().items())
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.setenv("USERPROFILE", str(folder.parent))
@@ -1058,13 +1147,18 @@ def one_sentence(error):
     return text and "\n" not in text and text.endswith(".") and "Traceback" not in text
 
 
-@pytest.mark.parametrize("damage", ["no folder", "empty", "a file", "no yaml", "not whole", "other yaml", "no size", "no names"])
+@pytest.mark.parametrize("damage",
+                         ["no folder", "empty", "a file", "no yaml", "not whole", "other yaml", "no size", "no names"])
 def test_what_is_no_run_is_refused_in_a_sentence(damage, folder):
     {"no folder": lambda: shutil.rmtree(folder), "empty": lambda: [p.unlink() for p in folder.iterdir()],
-     "a file": lambda: (shutil.rmtree(folder), folder.write_text("hello")), "no yaml": lambda: (folder / "args.yaml").write_bytes(b"\xff\xfe\x00:["),
-     "not whole": lambda: (folder / "args.yaml").write_text("settings: {model: tiny_caformer"), "other yaml": lambda: (folder / "args.yaml").write_text("- 1\n- 2\n"),
-     "no size": lambda: rewrite(folder, img_size="gone"), "no names": lambda: rewrite(folder, class_names="gone")}[damage]()
-    with pytest.raises(ValueError, match=re.escape(f"{folder} is no folder of a run that metaformer-train wrote.")) as caught:
+     "a file": lambda: (shutil.rmtree(folder), folder.write_text("hello")),
+     "no yaml": lambda: (folder / "args.yaml").write_bytes(b"\xff\xfe\x00:["),
+     "not whole": lambda: (folder / "args.yaml").write_text("settings: {model: tiny_caformer"),
+     "other yaml": lambda: (folder / "args.yaml").write_text("- 1\n- 2\n"),
+     "no size": lambda: rewrite(folder, img_size="gone"),
+     "no names": lambda: rewrite(folder, class_names="gone")}[damage]()
+    with pytest.raises(ValueError,
+                       match=re.escape(f"{folder} is no folder of a run that metaformer-train wrote.")) as caught:
         open_run(folder)
     assert one_sentence(caught.value)
 
@@ -1082,7 +1176,9 @@ def test_a_run_without_its_model_says_what_is_wrong(damage, error, says, folder)
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("changes", [dict(settings=dict(lr=1)), dict(settings=dict(model=["a"])), dict(class_names=None), dict(class_names="abc"),
+@pytest.mark.parametrize("changes",
+                         [dict(settings=dict(lr=1)), dict(settings=dict(model=["a"])), dict(class_names=None),
+                          dict(class_names="abc"),
                                      dict(img_size=None), dict(img_size="big"), dict(class_names=["ant", "bee"])])
 def test_a_run_with_damaged_settings_is_refused_in_a_sentence(changes, folder):
     rewrite(folder, **changes)

@@ -26,8 +26,10 @@ def double(*shape):
 
 @pytest.mark.parametrize("h, w", GRIDS)
 @pytest.mark.parametrize("options", [
-    {}, dict(kernel_size=3, bias=True), dict(kernel_size=1), dict(kernel_size=9, expansion_ratio=1), dict(expansion_ratio=1.5, bias=True),
-    dict(act1_layer=nn.GELU), dict(act1_layer=nn.Identity), dict(act2_layer=nn.Tanh), dict(act2_layer=StarReLU, bias=True),
+    {}, dict(kernel_size=3, bias=True), dict(kernel_size=1), dict(kernel_size=9, expansion_ratio=1),
+    dict(expansion_ratio=1.5, bias=True),
+    dict(act1_layer=nn.GELU), dict(act1_layer=nn.Identity), dict(act2_layer=nn.Tanh),
+    dict(act2_layer=StarReLU, bias=True),
     dict(act1_layer=lambda: nn.ReLU(inplace=True), act2_layer=lambda: nn.ReLU(inplace=True))], ids=range(10))
 def test_sepconv_is_the_jacobian(options, h, w):
     mixer, x = SepConv(5, **options).double(), double(1, h, w, 5)
@@ -40,7 +42,8 @@ def test_in_single_precision():
 
 
 @pytest.mark.parametrize("h, w", GRIDS)
-@pytest.mark.parametrize("mixer", [Identity(), nn.Identity(), Pooling(), Pooling(pool_size=1), Pooling(pool_size=5)], ids=str)
+@pytest.mark.parametrize("mixer", [Identity(), nn.Identity(), Pooling(), Pooling(pool_size=1), Pooling(pool_size=5)],
+                         ids=str)
 def test_the_others_are_the_closed_form(mixer, h, w):
     x = double(1, h, w, 3)
     torch.testing.assert_close(window_weights(windows_of(mixer, x), h, w), closed_form(mixer, x), atol=1e-12, rtol=0)
@@ -49,7 +52,12 @@ def test_the_others_are_the_closed_form(mixer, h, w):
 def test_nothing_beyond_the_border():
     for mixer in (SepConv(4), Pooling(pool_size=7)):
         found = windows_of(mixer, torch.randn(3, 5, 4)).view(3, 5, 7, 7)
-        assert not found[0, :, :3].any() and not found[:, 0, :, :3].any() and not found[-1, :, 4:].any() and not found[:, -1, :, 4:].any()
+        assert (
+            not found[0, :, :3].any()
+            and not found[:, 0, :, :3].any()
+            and not found[-1, :, 4:].any()
+            and not found[:, -1, :, 4:].any()
+        )
         assert found[1, 2].count_nonzero() == 3 * 5
 
 
@@ -66,7 +74,8 @@ def test_one_grid_with_or_without_batch():
         sepconv_windows(mixer, torch.randn(2, 3, 4, 4))
 
 
-@pytest.mark.parametrize("options", [dict(kernel_size=4), dict(kernel_size=3, padding=0), dict(kernel_size=3, padding=2)], ids=str)
+@pytest.mark.parametrize("options",
+                         [dict(kernel_size=4), dict(kernel_size=3, padding=0), dict(kernel_size=3, padding=2)], ids=str)
 def test_a_window_that_changes_the_grid_is_refused(options):
     with pytest.raises(ValueError, match="changes the grid"):
         sepconv_windows(SepConv(4, **options), torch.randn(5, 5, 4))
@@ -112,11 +121,13 @@ def test_inside_other_modes():
 
 def naive_groups(matrix, h, w, side):
     rows, columns = -(-h // side), -(-w // side)
-    group = [[j for j in range(h * w) if (j // w // side, j % w // side) == (r, c)] for r in range(rows) for c in range(columns)]
+    group = [[j for j in range(h * w) if (j // w // side, j % w // side) == (r, c)] for r in range(rows)
+             for c in range(columns)]
     return torch.stack([torch.stack([matrix[np.ix_(a, b)].mean() for b in group]) for a in group])
 
 
-@pytest.mark.parametrize("h, w, most, side", [(6, 6, 9, 2), (5, 7, 12, 2), (5, 7, 11, 4), (1, 9, 3, 4), (4, 4, 16, 1), (3, 3, 1, 4)])
+@pytest.mark.parametrize("h, w, most, side",
+                         [(6, 6, 9, 2), (5, 7, 12, 2), (5, 7, 11, 4), (1, 9, 3, 4), (4, 4, 16, 1), (3, 3, 1, 4)])
 def test_groups_are_means_over_pairs(h, w, most, side, monkeypatch):
     monkeypatch.setattr(lesson, "MAX_GROUPS", most)
     matrix = double(h * w, h * w)
@@ -131,4 +142,5 @@ def test_small_grids_are_not_grouped():
 
 def test_the_figure_shows_both():
     fig = show_windows(pooling_windows(Pooling(), torch.zeros(1, 4, 6, 1)), 4, 6, torch.rand(3, 32, 48))
-    assert [ax.get_title() for ax in fig.axes[:2]] == ["each token hears", "the mean window"] and len(fig.axes) == 4  # a scale each
+    # a scale each
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["each token hears", "the mean window"] and len(fig.axes) == 4

@@ -42,7 +42,8 @@ def test_tiny_variants_stand_beside_and_say_so():
         assert sum(row.params) < 2_000_000 and row.resolution <= 64  # for a CPU
 
 
-@pytest.mark.parametrize("pattern, count", [("caformer*", 20), ("convformer*", 20), ("*former_s12", 2), ("*_s12", 3), ("*_in21k", 8),
+@pytest.mark.parametrize("pattern, count",
+                         [("caformer*", 20), ("convformer*", 20), ("*former_s12", 2), ("*_s12", 3), ("*_in21k", 8),
                                             ("*_384", 8), ("randformer_m48", 1), ("caformer", 0), ("", 0)])
 def test_list_models_filters_by_shell_pattern(pattern, count):
     names = list_models(pattern)
@@ -53,7 +54,8 @@ def test_list_models_filters_by_shell_pattern(pattern, count):
 def test_row_is_the_published_one(row, monkeypatch):
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     ours, published = MODELS[row["name"]], row["published"] or {}
-    data = {(None, "imagenet1k"): "in1k", ("imagenet21k", "imagenet1k"): "in21k_ft_in1k", ("imagenet21k", "imagenet21k"): "in21k"}
+    data = {(None, "imagenet1k"): "in1k", ("imagenet21k", "imagenet1k"): "in21k_ft_in1k",
+            ("imagenet21k", "imagenet21k"): "in21k"}
     assert ours.name == row["name"] and row["architecture"].startswith(ours.family)
     assert ours.resolution == row["resolution"] and ours.num_classes == row["num_classes"]
     assert ours.data == data[row["pretrained_on"], row["trained_on"]]
@@ -63,7 +65,9 @@ def test_row_is_the_published_one(row, monkeypatch):
     # of the model that is built, not of the row alone
     assert list(model.depths) == row["depths"] == [len(s) for s in model.stages] and list(model.dims) == row["dims"]
     assert [{type(b.token_mixer).__name__ for b in s} for s in model.stages] == [{m} for m in row["mixers"]]
-    assert {type(n).__name__ for b in model.modules() if isinstance(b, MetaFormerBlock) for n in (b.norm1, b.norm2)} == {row["norm"]}
+    assert {
+        type(n).__name__ for b in model.modules() if isinstance(b, MetaFormerBlock) for n in (b.norm1, b.norm2)
+    } == {row["norm"]}
     assert isinstance(model.head, nn.Linear) == (row["head"] == "Linear")
     assert model.img_size == row["resolution"] and model.num_classes == row["num_classes"]
 
@@ -80,7 +84,9 @@ def test_rows_cannot_be_changed_by_accident():
         MODELS["caformer_s18"].top1 = 99.
 
 
-@pytest.mark.parametrize("mirror, start", [("http://mirror.test", "http://mirror.test/sail/"), ("http://mirror.test/", "http://mirror.test/sail/"),
+@pytest.mark.parametrize("mirror, start",
+                         [("http://mirror.test", "http://mirror.test/sail/"),
+                          ("http://mirror.test/", "http://mirror.test/sail/"),
                                            ("", "https://huggingface.co/sail/")])
 def test_hf_endpoint_names_a_mirror(mirror, start, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", mirror)
@@ -109,16 +115,24 @@ def assert_card_is_right(thing, name, model, top1, classes, size):
     for text in shown(thing):
         assert name in text and f"{classes} classes" in text and f"{size}×{size}" in text
         for i, stage in enumerate(model.stages):
-            assert re.search(rf"stage {i + 1}\s.*?\s{model.dims[i]}\s+{len(stage)}\s+{type(stage[0].token_mixer).__name__}\s", text), f"stage {i + 1}"
+            assert re.search(
+                rf"stage {i + 1}\s.*?\s{model.dims[i]}\s+{len(stage)}\s+{type(stage[0].token_mixer).__name__}\s", text
+            ), f"stage {i + 1}"
         assert all(m in text for m in mixers)
         # the last row is the whole model
         last = text[text.rindex("all"):]
-        assert human(sum(count_params(model))) in last and human(count_macs(model, (1, model.in_chans, size, size))) in last
+        assert (
+            human(sum(count_params(model))) in last
+            and human(count_macs(model, (1, model.in_chans, size, size))) in last
+        )
         facts = text[:text.index("classes")]
-        assert re.search(rf"published .*top-1 {top1} %", facts) if top1 else ("top-1" not in facts and "None" not in facts)
+        assert (
+            re.search(rf"published .*top-1 {top1} %", facts) if top1 else ("top-1" not in facts and "None" not in facts)
+        )
 
 
-@pytest.mark.parametrize("name", ["identityformer_s12", "randformer_s12", "convformer_m36_384_in21ft1k", "caformer_s18", "caformer_b36_in21k", *TINY])
+@pytest.mark.parametrize("name", ["identityformer_s12", "randformer_s12", "convformer_m36_384_in21ft1k", "caformer_s18",
+                                  "caformer_b36_in21k", *TINY])
 def test_card_of_a_row_and_of_its_model(name):
     row, model = MODELS[name], MODELS[name].meta()
     for thing in (row, model):
@@ -145,7 +159,8 @@ def test_card_of_a_model_that_timm_made(classes):
     assert_card_is_right(model, "caformer_s18", model, 83.6, classes, 224)
 
 
-@pytest.mark.parametrize("make", [partial(create_model, "caformer_s18"), partial(timm.create_model, "edu_caformer_s18")], ids=["ours", "timm"])
+@pytest.mark.parametrize("make", [partial(create_model, "caformer_s18"),
+                                  partial(timm.create_model, "edu_caformer_s18")], ids=["ours", "timm"])
 def test_card_does_not_claim_published_accuracy_for_another_architecture(make):
     with torch.device("meta"):
         model = make(token_mixers="Pooling")
@@ -154,7 +169,8 @@ def test_card_does_not_claim_published_accuracy_for_another_architecture(make):
 
 
 def test_card_of_your_own_model():
-    model = MetaFormer(depths=(1, 2, 1, 1), dims=(8, 16, 24, 32), token_mixers=("Pooling", "SepConv", "Identity", "Attention"), num_classes=5)
+    model = MetaFormer(depths=(1, 2, 1, 1), dims=(8, 16, 24, 32),
+                       token_mixers=("Pooling", "SepConv", "Identity", "Attention"), num_classes=5)
     assert_card_is_right(model, "MetaFormer", model, None, 5, 224)
 
 
@@ -170,7 +186,9 @@ def test_model_table_holds_all_published_models(monkeypatch):
     assert isinstance(table, Table) and {r["model"] for r in table} == golden.BY_NAME.keys()
     rows = {r["model"]: r for r in table}
     for name, row in golden.BY_NAME.items():
-        assert rows[name]["pixels"] == row["resolution"] and rows[name]["top-1 %"] == (row["published"] or {}).get("top1")
+        assert rows[name]["pixels"] == row["resolution"] and rows[name]["top-1 %"] == (row["published"] or {}).get(
+            "top1"
+        )
         assert rows[name]["parameters"].split(" + ")[0] == human(row["trainable_params"])
         assert ("+" in rows[name]["parameters"]) == bool(row["frozen_params"])
     assert len({r["weights trained on"] for r in table}) == 3
@@ -192,9 +210,12 @@ def test_model_table_names_the_nearest():
 # --- names ---
 
 @pytest.mark.parametrize("typed, nearest", [
-    ("caformer_s81", "caformer_s18"), ("caformers18", "caformer_s18"), ("caformer-s18", "caformer_s18"), ("CAFormer_S18", "caformer_s18"),
-    ("CAFORMER_S18", "caformer_s18"), ("conformer_s18", "convformer_s18"), ("convformer_b36_384_in21kft1k", "convformer_b36_384_in21ft1k"),
-    ("poolformer_s12", "poolformerv2_s12"), ("identityfomer_m48", "identityformer_m48"), ("randformer_s_12", "randformer_s12"),
+    ("caformer_s81", "caformer_s18"), ("caformers18", "caformer_s18"), ("caformer-s18", "caformer_s18"),
+    ("CAFormer_S18", "caformer_s18"),
+    ("CAFORMER_S18", "caformer_s18"), ("conformer_s18", "convformer_s18"),
+    ("convformer_b36_384_in21kft1k", "convformer_b36_384_in21ft1k"),
+    ("poolformer_s12", "poolformerv2_s12"), ("identityfomer_m48", "identityformer_m48"),
+    ("randformer_s_12", "randformer_s12"),
     ("edu_caformer_s18", "caformer_s18"), ("tiny_cafomer", "tiny_caformer")])
 def test_misspelt_name_gets_the_nearest(typed, nearest):
     with pytest.raises(ValueError, match=f"Did you mean '{nearest}'") as error:
@@ -245,14 +266,16 @@ def test_head_dropout_acts_once_and_in_training_only(name):
     tokens = torch.rand(4, 2, 2, WIDTH)
     model.train()
     assert not torch.equal(model.forward_head(tokens), model.forward_head(tokens))
-    assert torch.equal(model.forward_features(torch.ones(1, 3, 64, 64)), model.forward_features(torch.ones(1, 3, 64, 64)))
+    assert torch.equal(model.forward_features(torch.ones(1, 3, 64, 64)),
+                       model.forward_features(torch.ones(1, 3, 64, 64)))
     model.eval()
     assert torch.equal(model.forward_head(tokens), model.forward_head(tokens))
 
 
 @pytest.mark.parametrize("name", ["tiny_identityformer", "tiny_caformer"])
 def test_other_arguments_go_to_the_model(name):
-    model = create_model(name, depths=(2, 1, 1, 3), dims=(8, 16, 24, 32), token_mixers=partial(Pooling, pool_size=5), norm_layers=LayerNormGeneral,
+    model = create_model(name, depths=(2, 1, 1, 3), dims=(8, 16, 24, 32), token_mixers=partial(Pooling, pool_size=5),
+                         norm_layers=LayerNormGeneral,
                          mlp_head=True, layer_scale_init_values=1e-5, res_scale_init_values=None, global_pool="")
     blocks = [b for s in model.stages for b in s]
     assert [len(s) for s in model.stages] == [2, 1, 1, 3] and {b.token_mixer.pool.kernel_size for b in blocks} == {5}
@@ -285,7 +308,8 @@ def test_two_models_do_not_share_a_description():
 
 # --- a misspelt mixer option is an error, never swallowed ---
 
-MISSPELT = [(Identity, "dimension"), (RandomMixing, "num_token"), (Pooling, "poolsize"), (SepConv, "kernelsize"), (Attention, "headdim")]
+MISSPELT = [(Identity, "dimension"), (RandomMixing, "num_token"), (Pooling, "poolsize"), (SepConv, "kernelsize"),
+            (Attention, "headdim")]
 each_misspelt = pytest.mark.parametrize("mixer, option", MISSPELT, ids=[m.__name__ for m, _ in MISSPELT])
 
 
@@ -305,7 +329,8 @@ def test_misspelt_option_in_a_partial(mixer, option):
     with pytest.raises((TypeError, ValueError), match=option):
         MetaFormer(token_mixers=partial(mixer, **{option: 3}), depths=(1, 1, 1, 1))
     with pytest.raises((TypeError, ValueError), match=option):
-        create_model("tiny_identityformer", token_mixers=("Identity", "Identity", "Identity", partial(mixer, **{option: 3})))
+        create_model("tiny_identityformer",
+                     token_mixers=("Identity", "Identity", "Identity", partial(mixer, **{option: 3})))
 
 
 @pytest.mark.parametrize("name, option", list(zip(TINY, [o for _, o in MISSPELT])))
@@ -316,7 +341,9 @@ def test_misspelt_option_as_an_argument_of_create_model(name, option):
         timm.create_model(f"edu_{name}", **{option: 3})
 
 
-@pytest.mark.parametrize("typed, nearest", [("Atention", "Attention"), ("sepconv", "SepConv"), ("Pool", "Pooling"), ("RandMixing", "RandomMixing")])
+@pytest.mark.parametrize("typed, nearest",
+                         [("Atention", "Attention"), ("sepconv", "SepConv"), ("Pool", "Pooling"),
+                          ("RandMixing", "RandomMixing")])
 def test_misspelt_mixer_name(typed, nearest):
     for wrong in (lambda: get_mixer(typed), lambda: create_model("tiny_caformer", token_mixers=typed)):
         with pytest.raises(ValueError, match=f"Did you mean '{nearest}'"):

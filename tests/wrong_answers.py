@@ -1,4 +1,5 @@
-"""Wrong answers that somebody might give: {lesson: {exercise: {answer: words with which the check must say what is wrong}}}."""
+"""Wrong answers that somebody might give: {lesson: {exercise: {answer: words with which the check must say what is
+wrong}}}."""
 
 WRONG = {
     "core/basics": {
@@ -22,13 +23,15 @@ def dead_share(model, x, name):
     },
     "models/kernels": {
         1: {"answer = 8": "reads two tensors", "answer = 4": "they also read"},
-        2: {"def grad_s(x, g): return (g * x * x).sum()": "autograd finds", "def grad_s(x, g): return g * F.relu(x) * x": "yours has 50"},
+        2: {"def grad_s(x, g): return (g * x * x).sum()": "autograd finds",
+            "def grad_s(x, g): return g * F.relu(x) * x": "yours has 50"},
         3: {"def relu_of(y, s, b): return ((y - b) / s).clamp_min(0)": "it is not relu(x)",
             "def relu_of(y, s, b): return (y / s).sqrt()": "not a number"},
     },
-    "00b_errors": {
+    "core/errors": {
         1: {"answer = 1": "not in the same order", "answer = 0.5": "it is more than 0.500"},
-        2: {"answer = ['a', 'a', 'b']": "is the second, or equal to the first", "answer = ['a', 'b', 'c']": "0 names change",
+        2: {"answer = ['a', 'a', 'b']": "is the second, or equal to the first",
+            "answer = ['a', 'b', 'c']": "0 names change",
             "answer = ['a', 'b', 'a']": "equal to the first"},
         3: {"def look_up(name, table): return table[name]": "names nothing that is near",
             "def look_up(name, table): return table.get(name)": "it gives None",
@@ -37,14 +40,15 @@ def look_up(name, table):
     if name not in table: raise ValueError('no such key')
     return table[name]""": "does not name the nearest"},
     },
-    "00c_files": {
+    "core/files": {
         1: {"answer = 0": "would be empty", "answer = 4": "after the last byte"},
         2: {"answer = 0.5": "half of the number", "answer = 0.01": "it is more than 0.010"},
-        3: {"def append(path, row): write_atomically(path, lambda file: file.write(as_csv([row], list(row)).encode()))": "two rows were added",
+        3: {"def append(path, row): write_atomically(path, lambda file: file.write(as_csv([row], list(row)).encode()))":
+                "two rows were added",
             """
 def append(path, row):
     new = not path.exists()
-    with open(path, 'a') as file: file.write(('epoch,top1\n' if new else '') + f"{row['epoch']},{row['top1']}\n")""": "the old file itself"},
+    with open(path, 'a') as file: file.write(('epoch,top1' if new else '') + f"{chr(10)}{row['epoch']},{row['top1']}")""": "the old file itself"},
     },
     "models/layers": {
         1: {"answer = 2 / 3": "the second moment is 0.6", "answer = 0.8944": "the second moment is 1.2"},
@@ -70,23 +74,27 @@ class RMSNorm(nn.Module):
     },
     "models/mixers": {
         1: {"answer = 3": "9 tokens", "answer = 49": "tokens hear", "answer = 8": "even window"},
-        2: {"answer = {'Identity', 'RandomMixing'}": "1 missing", "answer = {'Identity', 'RandomMixing', 'Pooling', 'SepConv'}": "SepConv is not linear",
+        2: {"answer = {'Identity', 'RandomMixing'}": "1 missing",
+            "answer = {'Identity', 'RandomMixing', 'Pooling', 'SepConv'}": "SepConv is not linear",
             "answer = 'Pooling'": "the names are Identity"},
         3: {"""
 class ShiftMixer(nn.Module):
     def __init__(self, dim): super().__init__()
     def forward(self, x):
         a, b, c, d = x.chunk(4, dim=-1)
-        return torch.cat([a.roll(-1, 2), b.roll(1, 2), c.roll(1, 1), d.roll(-1, 1)], dim=-1)""": "quarter 1 is not what comes from the token left",
+        return torch.cat([a.roll(-1, 2), b.roll(1, 2), c.roll(1, 1), d.roll(-1, 1)], dim=-1)""":
+                "quarter 1 is not what comes from the token left",
             """
 class ShiftMixer(nn.Module):
     def __init__(self, dim): super().__init__()
-    def forward(self, x): return torch.cat([x.roll(1, 2), x.roll(-1, 2), x.roll(1, 1), x.roll(-1, 1)], dim=-1)""": "came out"},
+    def forward(self, x): return torch.cat([x.roll(1, 2), x.roll(-1, 2), x.roll(1, 1), x.roll(-1, 1)], dim=-1)""":
+                "came out"},
     },
     "models/block": {
         1: {"answer = 8": "it is heard after 7 already", "answer = 3": "after 3 it is not heard"},
         2: {"def parallel(block, x): return block(x)": "this is the block",
-            "def parallel(block, x): return block.token_mixer(block.norm1(x)) + block.mlp(block.norm2(x))": "x itself is not"},
+            "def parallel(block, x): return block.token_mixer(block.norm1(x)) + block.mlp(block.norm2(x))":
+                "x itself is not"},
         3: {"""
 class GatedMlp(nn.Module):
     def __init__(self, dim):
@@ -109,64 +117,52 @@ class GatedMlp(nn.Module):
         self.fc2, self.act = nn.Linear(2 * dim, dim, bias=False), StarReLU()
     def forward(self, x): return self.fc2(self.act(self.fc1(x)) * self.act(self.gate(x)))""": "it does not compute"},
     },
-    "03a_card": {
+    "models/card": {
         1: {"answer = 2": "an image has two sides", "answer = 8": "too much"},
         2: {"def frozen(grids, depths): return sum((h * w)**2 for h, w in grids)": "for (96, 64) pixels",
-            "def frozen(grids, depths): return sum(depth * h * w for (h, w), depth in zip(grids, depths))": "for 64 pixels"},
-        3: {"def where(model, share): return [i for i, row in enumerate(stage_table(model), 1) if row['parameters'] >= 5e6]": "for a share of 0.05",
+            "def frozen(grids, depths): return sum(depth * h * w for (h, w), depth in zip(grids, depths))":
+                "for 64 pixels"},
+        3: {"def where(model, share): return [i for i, row in enumerate(stage_table(model), 1) if row['parameters'] >= "
+            "5e6]": "for a share of 0.05",
             """
 def where(model, share):
     rows = stage_table(model)
-    return [i for i, row in enumerate(rows, 1) if row['parameters'] >= share * rows[-1]['parameters']]""": "for a share of"},
+    return [i for i, row in enumerate(rows, 1) if row['parameters'] >= share * rows[-1]['parameters']]""":
+                "for a share of"},
     },
     "models/metaformer": {
         1: {"answer = 2": "too little", "answer = 16": "too much"},
         2: {"answer = 9": "do not round down", "answer = 4": "one side", "answer = (100 / 32)**2": "it is not 9.7"},
-        3: {"answer = MetaFormer(token_mixers=('Attention', 'Attention', 'Pooling', 'Pooling'), dims=(32, 64, 96, 128), num_classes=10)": "its mixers are",
-            "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), num_classes=10)": "parameters",
-            "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), depths=(1, 1, 1, 1), dims=(32, 64, 96, 128))": "1000 classes"},
+        3: {"answer = MetaFormer(token_mixers=('Attention', 'Attention', 'Pooling', 'Pooling'), dims=(32, 64, 96, "
+            "128), num_classes=10)": "its mixers are",
+            "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), num_classes=10)":
+                "parameters",
+            "answer = MetaFormer(token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'), depths=(1, 1, 1, 1), "
+            "dims=(32, 64, 96, 128))": "1000 classes"},
     },
-    "04b_weights": {
-        1: {"answer = 'stages.2.downsample.conv.bias'": "a name of timm", "answer = 'downsample_layers.3.conv.bias'": "it is not downsample_layers.3",
+    "models/weights": {
+        1: {"answer = 'stages.2.downsample.conv.bias'": "a name of timm",
+            "answer = 'downsample_layers.3.conv.bias'": "it is not downsample_layers.3",
             "answer = 'stages.2.0.conv.bias'": "all downsamplings in downsample_layers"},
-        2: {"def kept_probabilities(p, rows): return p[:, rows]": "do not add up to 1", "def kept_probabilities(p, rows): return p[:, rows].softmax(1)":
-            "says something else", "def kept_probabilities(p, rows): return p / p[:, rows].sum(1, keepdim=True)": "4 classes"},
+        2: {"def kept_probabilities(p, rows): return p[:, rows]": "do not add up to 1",
+            "def kept_probabilities(p, rows): return p[:, rows].softmax(1)":
+            "says something else",
+            "def kept_probabilities(p, rows): return p / p[:, rows].sum(1, keepdim=True)": "4 classes"},
         3: {"def soup(a, b): return read_weights(a)": "is not the mean", """
 def soup(a, b):
     a, b = read_weights(a), read_weights(b)
     return {name: a[name] + b[name] for name in a}""": "is not the mean", "def soup(a, b): return {}": "its names"},
     },
     "models/registry": {
-        1: {"answer = 'caformer_s18'": "2 with fewer than 30 million are better", "answer = 'caformer_s36_in21ft1k'": "39.3 million",
+        1: {"answer = 'caformer_s18'": "2 with fewer than 30 million are better",
+            "answer = 'caformer_s36_in21ft1k'": "39.3 million",
             "answer = 'caformer_s18_384'": "not measured at 224", "answer = 'CAFormer-S18'": "none of the 55"},
-        2: {"def mixer_params(dim): return 4 * dim**2 + 98 * dim, 4 * dim**2": "SepConv has 22,658 parameters, and yours 22,656",
+        2: {"def mixer_params(dim): return 4 * dim**2 + 98 * dim, 4 * dim**2":
+                "SepConv has 22,658 parameters, and yours 22,656",
             "def mixer_params(dim): return 4 * dim**2 + 98 * dim + 2, 3 * dim**2": "Attention has"},
         3: {"answer = create_model('caformer_s18')": "its mixers are",
-            "answer = create_model('caformer_s18', token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'))": "start from poolformerv2_s12"},
-    },
-    "models/check_mixer": {
-        1: {"axis = 1": "along axis 1 it passes all three", "axis = 3": "along axis 3 it passes", "axis = 4": "are 0 to 3"},
-        2: {"fraction = 1 / 3": "0.333 is not it", "fraction = 1": "takes something away"},
-        3: {"""
-class Mended(nn.Module):
-    def __init__(self, dim):
-        super().__init__()
-        self.register_buffer('table', torch.linspace(0.5, 1.5, dim))
-    def forward(self, x):
-        row = x.mean((0, 2), keepdim=True).expand_as(x)
-        return self.table * row / (row.norm(dim=-1, keepdim=True) + 1e-6)""": "in a batch than alone",
-            """
-class Mended(nn.Module):
-    def __init__(self, dim):
-        super().__init__()
-        self.register_buffer('table', torch.linspace(0.5, 1.5, dim))
-    def forward(self, x):
-        row = x.mean(2, keepdim=True).expand_as(x)
-        return self.table * row / (row.norm(dim=-1, keepdim=True) + 1e-6)""": "NaN or infinite",
-            """
-class Mended(nn.Module):
-    def __init__(self, dim): super().__init__()
-    def forward(self, x): return x""": "something else than Torn"},
+            "answer = create_model('caformer_s18', token_mixers=('Pooling', 'Pooling', 'Attention', 'Attention'))":
+                "start from poolformerv2_s12"},
     },
     "data/shapes": {
         1: {"answer = 40": "sides apart, not 40", "answer = 0.5": "32.0 pixels apart"},
@@ -177,7 +173,8 @@ class Mended(nn.Module):
     },
     "data/transforms": {
         1: {"answer = dict(auto_augment=None, re_prob=0)": "30 pictures, not two",
-            "answer = dict(auto_augment=None, re_prob=0, scale=(1, 1), ratio=(1, 1), train_interpolation='bicubic', hflip=0)":
+            "answer = dict(auto_augment=None, re_prob=0, scale=(1, 1), ratio=(1, 1), train_interpolation='bicubic', "
+            "hflip=0)":
                 "the mirror is off, too",
             "answer = dict(auto_augment=None, re_prob=0, scale=(1, 1), ratio=(1, 1))": "not two"},
         2: {"answer = 3 / 16": "each is applied half of the time", "answer = 1 / 32": "is too little",
@@ -195,20 +192,25 @@ class Noise:
             """
 class Noise:
     def __init__(self, std): self.std = std
-    def __call__(self, image): return image + self.std * torch.rand_like(image)""": "add noise of that standard deviation"}
+    def __call__(self, image): return image + self.std * torch.rand_like(image)""":
+                "add noise of that standard deviation"}
     },
     "data/folders": {
         1: {"answer = [0, 1, 2, 3, 4, 5]": "in place 4", "answer = [0, 1, 2, 3, 0, 1]": "in place 5",
             "answer = [0, 1, 2, 3]": "has 4 places"},
         2: {"answer = (1, 1)": "in this val/ their label is not 1", "answer = (0, 0)": "in train/ their label is not 0",
             "answer = (1, 0)": "is not 1"},
-        3: {"def class_counts(images): return {name: len(images) // 2 for name in images.classes}": "there are 11 of china",
-            "def class_counts(images): return {y: images.targets.count(y) for y in images.targets}": "names of the classes"},
+        3: {"def class_counts(images): return {name: len(images) // 2 for name in images.classes}":
+                "there are 11 of china",
+            "def class_counts(images): return {y: images.targets.count(y) for y in images.targets}":
+                "names of the classes"},
     },
     "data/datasets": {
-        1: {"answer = 64": "it has 2×2, too", "answer = 24": "the last grid has 1×1 tokens", "answer = 128": "has 4×4 tokens"},
+        1: {"answer = 64": "it has 2×2, too", "answer = 24": "the last grid has 1×1 tokens",
+            "answer = 128": "has 4×4 tokens"},
         2: {"answer = {'shape'}": "same keeps its labels", "answer = {'shape', 'same', 'texture'}": "a falling one",
-            "answer = {'shape', 'same', 'order'}": "anticlockwise in a mirror", "answer = {'shape', 'sane'}": "no tasks"},
+            "answer = {'shape', 'same', 'order'}": "anticlockwise in a mirror",
+            "answer = {'shape', 'sane'}": "no tasks"},
         3: {"""
 def load_halves(img_size=64, seed=0, augment=True):
     images = [(torch.zeros(3, img_size, img_size), i % 2) for i in range(30)]
@@ -257,8 +259,10 @@ class Balanced(Sampler):
                 for i in rng.choice(np.flatnonzero(self.labels == c), n))""": "twice in an epoch"},
     },
     "training/processes": {
-        1: {"answer = (1024, 1251)": "all their micro-batches count", "answer = (4096, 313)": "only whole steps", "answer = (4096, 1251)": "images"},
-        2: {"def exact_mean(sums, counts): return sum(s / n for s, n in zip(sums, counts)) / len(sums)": "the mean of the means",
+        1: {"answer = (1024, 1251)": "all their micro-batches count", "answer = (4096, 313)": "only whole steps",
+            "answer = (4096, 1251)": "images"},
+        2: {"def exact_mean(sums, counts): return sum(s / n for s, n in zip(sums, counts)) / len(sums)":
+                "the mean of the means",
             "def exact_mean(sums, counts): return sum(sums) / len(sums)": "not 3.5"},
         3: {"""
 def ring(values):
@@ -278,7 +282,7 @@ def ring(values):
         rounds.append(sums)
     return rounds""": "process 1 should have added"},
     },
-    "07a_cli": {
+    "core/cli": {
         1: {"answer = 1": "was the command understood", "answer = 0": "was the command understood"},
         2: {"answer = '-inf'": "takes -inf", "answer = '1e999'": "takes 1e999"},
         3: {"def power_of_two(text): return int(text)": "0 gives 0",
@@ -291,21 +295,26 @@ def power_of_two(text):
     if int(text) not in (1, 2, 64): raise argparse.ArgumentTypeError('It is none.')
     return int(text)""": "does not name it"},
     },
-    "07b_evaluate": {
+    "training/evaluate": {
         1: {"answer = 1000": "too few", "answer = 10_000": "more than it takes"},
         2: {"def from_batches(accuracies, sizes): return sum(accuracies) / len(accuracies)": "not 0.5",
-            "def from_batches(accuracies, sizes): return sum(a * n for a, n in zip(accuracies, sizes)) / (sizes[0] * len(sizes))": "are 3 of 4"},
-        3: {"def balanced(said): return sum(row['top1'] for row in by_class(said, range(10))) / 10": "not between 0 and 1",
+            "def from_batches(accuracies, sizes): return sum(a * n for a, n in zip(accuracies, sizes)) / (sizes[0] * "
+            "len(sizes))": "are 3 of 4"},
+        3: {"def balanced(said): return sum(row['top1'] for row in by_class(said, range(10))) / 10":
+                "not between 0 and 1",
             "def balanced(said): return (said['guess'] == said['label']).double().mean()": "the mean of the ten is"},
     },
     "commands/validate": {
-        1: {"answer = 452": "not the same number", "answer = 448": "fewer than there are", "answer = 464": "fewer than 464"},
+        1: {"answer = 452": "not the same number", "answer = 448": "fewer than there are",
+            "answer = 464": "fewer than 464"},
         2: {"answer = 0": "one begins at", "answer = -1": "not negative"},
-        3: {"def measure(model, img_size): return '10 %'": "and no number", "def measure(model, img_size): return 99.": "and yours 99"},
+        3: {"def measure(model, img_size): return '10 %'": "and no number",
+            "def measure(model, img_size): return 99.": "and yours 99"},
     },
     "training/trainer": {
         1: {"answer = 0.1": "with 0.1 it is 0.50", "answer = 0.9": "with 0.9 it is"},
-        2: {"def correction(n): return 1 - 0.1**n": "after 1 losses of 1", "def correction(n): return 0.1 * n": "after 2 losses of 1"},
+        2: {"def correction(n): return 1 - 0.1**n": "after 1 losses of 1",
+            "def correction(n): return 0.1 * n": "after 2 losses of 1"},
         3: {"""
 class StopBelow(Callback):
     def __init__(self, low): self.low = low
@@ -316,7 +325,7 @@ class StopBelow(Callback):
     def __init__(self, low): self.low = low
     def after_update(self, trainer): return trainer.rate < self.low""": "it went on to the end"},
     },
-    "08d_callbacks": {
+    "training/callbacks": {
         1: {"answer = 3": "had not been without a new best", "answer = 7": "it has long stopped"},
         2: {"def shares(d): return d**2, d, 1": "together they are 1",
             "def shares(d): return 1 - d, d * (1 - d), d**2": "the average of 1, 2 and 5",
@@ -334,9 +343,10 @@ class Freeze(Callback):
         for name, p in trainer.model.named_parameters():
             if name.startswith(self.name) and trainer.epoch < self.until: p.grad = None""": "the stem has moved"},
     },
-    "08e_setup": {
+    "training/setup": {
         1: {"answer = 11": "left out", "answer = 42": "updates of 128 images are"},
-        2: {"answer = '-b 16', '-b 16'": "both have a batch of 16", "answer = '-b 16', '-b 32 --seed 1'": "begin with other weights",
+        2: {"answer = '-b 16', '-b 16'": "both have a batch of 16",
+            "answer = '-b 16', '-b 32 --seed 1'": "begin with other weights",
             "answer = '-b 16', '-b 32 --model tiny_caformer'": "two different models"},
         3: {"""
 def learned(settings, epochs):
@@ -344,19 +354,27 @@ def learned(settings, epochs):
         run = open_run(settings)
         run.fit()
     return next((row['epoch'] for row in run.log if row['val_top1'] >= 50), None)""": "and you say",
-            "def learned(settings, epochs): torch.set_num_threads(torch.get_num_threads() + 1); return 1": "the machine should be as it was"},
+            "def learned(settings, epochs): torch.set_num_threads(torch.get_num_threads() + 1); return 1":
+                "the machine should be as it was"},
     },
-    "08b_settings": {
+    "training/settings": {
         1: {"answer = (16, 8e-3)": "8,192 images a step", "answer = (8, 1e-3)": "the rate is not 0.001"},
-        2: {"def rate_for(r, k): return r": "2 steps of 0.1", "def rate_for(r, k): return r * k**0.5": "2 steps of 0.1"},
-        3: {"def commands(): return {name: f'torchrun -m metaformer_edu.train DATA --recipe {name}' for name in list_recipes('*_train')}": "does not begin with",
-            "def commands(): return {name: f'torchrun --nproc-per-node 8 -m metaformer_edu.train DATA --recipe {name} -b 128' for name in list_recipes()}": "is none of them",
-            "def commands(): return {name: f'torchrun --nproc-per-node 8 -m metaformer_edu.train DATA --recipe {name} -b 128 --grad-accum-steps 1' for name in list_recipes('*_train')}": "its global_batch would be 1024",
-            "def commands(): return {name: f'torchrun --nproc-per-node 8 -m metaformer_edu.train DATA --recipee {name} -b 128' for name in list_recipes('*_train')}": "the command does not take"},
+        2: {"def rate_for(r, k): return r": "2 steps of 0.1",
+            "def rate_for(r, k): return r * k**0.5": "2 steps of 0.1"},
+        3: {"def commands(): return {name: f'torchrun -m metaformer_edu.train DATA --recipe {name}' for name in "
+            "list_recipes('*_train')}": "does not begin with",
+            "def commands(): return {name: f'torchrun --nproc-per-node 8 -m metaformer_edu.train DATA --recipe {name} "
+            "-b 128' for name in list_recipes()}": "is none of them",
+            "def commands(): return {name: f'torchrun --nproc-per-node 8 -m metaformer_edu.train DATA --recipe {name} "
+            "-b 128 --grad-accum-steps 1' for name in list_recipes('*_train')}": "its global_batch would be 1024",
+            "def commands(): return {name: f'torchrun --nproc-per-node 8 -m metaformer_edu.train DATA --recipee {name} "
+            "-b 128' for name in list_recipes('*_train')}": "the command does not take"},
     },
     "training/run_folder": {
-        1: {"answer = 8 * 10**6": "2 times four", "answer = 12 * 10**6": "3 times four", "answer = 4 * 10**6": "1 times four"},
-        2: {"def careless_seed(net, optimizer, first, last): return train(net, optimizer, first, last)": "the second half agrees",
+        1: {"answer = 8 * 10**6": "2 times four", "answer = 12 * 10**6": "3 times four",
+            "answer = 4 * 10**6": "1 times four"},
+        2: {"def careless_seed(net, optimizer, first, last): return train(net, optimizer, first, last)":
+                "the second half agrees",
             """
 def careless_seed(net, optimizer, first, last):
     losses = []
@@ -370,8 +388,10 @@ def careless_seed(net, optimizer, first, last):
             "def best_interval(write, between): return between / 2": "shorter than your 3600 s"},
     },
     "commands/train": {
-        1: {"answer = (7, (3 / 7, 4 / 7))": "its length is not 7", "answer = (5, (1, 1))": "has the length 1.41", "answer = (5, (0, 1))": "point where (3, 4) does"},
-        2: {"answer = ''": "batch", "answer = '-b 16 --lr 1e-3'": "lr 0.002 → 0.001", "answer = '--batch 16'": "what it says stands above"},
+        1: {"answer = (7, (3 / 7, 4 / 7))": "its length is not 7", "answer = (5, (1, 1))": "has the length 1.41",
+            "answer = (5, (0, 1))": "point where (3, 4) does"},
+        2: {"answer = ''": "batch", "answer = '-b 16 --lr 1e-3'": "lr 0.002 → 0.001",
+            "answer = '--batch 16'": "what it says stands above"},
         3: {"answer = 'shapes-same --model tiny_caformer --recovery-interval 20'": "no moving average",
             "answer = '--model tiny_caformer --model-ema --recovery-interval 20'": "the data is digits",
             "answer = 'shapes-same --model-ema --recovery-interval 20'": "the model is tiny_convformer",
@@ -379,7 +399,8 @@ def careless_seed(net, optimizer, first, last):
     },
     "interpret/cam": {
         1: {"stage = 1": "at stage 1 of the CAFormer", "stage = 3": "at stage 3 of the CAFormer"},
-        2: {"plus_k, times_ten = True, False": "times 10: the map drawn with it is the same", "plus_k, times_ten = False, True": "+ k: the map"},
+        2: {"plus_k, times_ten = True, False": "times 10: the map drawn with it is the same",
+            "plus_k, times_ten = False, True": "+ k: the map"},
         3: {"""
 class Mine(gc.GradCAM):
     def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth=False):
@@ -390,35 +411,74 @@ class Mine(gc.GradCAM):
         return np.linalg.norm(grads, axis=-1)""": "it must be (2, 3, 4)"},
     },
     "interpret/contact_sheet": {
-        1: {"number_there = 6": "on its side", "number_there = 1": "still stands on its head", "number_there = 2": "mirrored"},
+        1: {"number_there = 6": "on its side", "number_there = 1": "still stands on its head",
+            "number_there = 2": "mirrored"},
         2: {"factor = 256": "255 would become 65280", "factor = 65535 / 256": "255 would become"},
         3: {"def only_evidence(shown): return shown.pictures * shown.maps[..., None]": "it is not black",
             "def only_evidence(shown): return shown.pictures * (shown.maps < 0.5)[..., None]": "it is not black",
             "def only_evidence(shown): return torch.zeros_like(shown.pictures)": "the picture has changed",
             "def only_evidence(shown): return shown.pictures[shown.maps >= 0.5]": "the pictures have the shape"},
     },
-    "10c_snapshots": {
+    "commands/explain": {
+        1: {"answer = 100 / 24": "a part of a sheet", "answer = 4": "not 4"},
+        2: {"answer = ['a.jpg', 'b.jpg', 'c.jpg']": "as it would be alone", "answer = ['cat.jpg', 'cat.png']": "these are 2 files"},
+        3: {"def best_class(line): return line.split(': ')[1].split(' ')[0], 0.61": "'tabby cat'",
+            "def best_class(line): return line.split(': ')[-1].split(', ')[0].rpartition(' ')[0], 61.": "not 61"},
+    },
+    "models/check_mixer": {
+        1: {"axis = 1": "along axis 1 it passes all three", "axis = 3": "along axis 3 it passes", "axis = 4": "are 0 to 3"},
+        2: {"fraction = 1 / 3": "0.333 is not it", "fraction = 1": "takes something away"},
+        3: {"""
+class Mended(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.register_buffer('table', torch.linspace(0.5, 1.5, dim))
+    def forward(self, x):
+        row = x.mean((0, 2), keepdim=True).expand_as(x)
+        return self.table * row / (row.norm(dim=-1, keepdim=True) + 1e-6)""": "in a batch than alone",
+            """
+class Mended(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.register_buffer('table', torch.linspace(0.5, 1.5, dim))
+    def forward(self, x):
+        row = x.mean(2, keepdim=True).expand_as(x)
+        return self.table * row / (row.norm(dim=-1, keepdim=True) + 1e-6)""": "NaN or infinite",
+            """
+class Mended(nn.Module):
+    def __init__(self, dim): super().__init__()
+    def forward(self, x): return x""": "something else than Torn"},
+    },
+    "interpret/snapshots": {
         1: {"answer = 8 * 16 * 16": "that is the maps alone", "answer = 8 * (4 * 5 + 16 * 16)": "is not it"},
         2: {"answer = 1 / 255": "none is more than", "answer = 0.001": "there is a value that is"},
         3: {"def first_right(shots): return [1, 1, None]": "was right, wrong and right",
             """
 def first_right(shots):
     right = shots.probabilities.argmax(-1) == shots.labels
-    return [next((e for e, r in zip(shots.epochs, picture) if r), None) for picture in right.T]""": "was right, wrong and right",
+    return [next((e for e, r in zip(shots.epochs, picture) if r), None) for picture in right.T]""":
+                "was right, wrong and right",
             "def first_right(shots): return [5, 1, 1]": "so it is None"},
     },
     "interpret/faithfulness": {
-        1: {"best = min((1, 2, 3, 4), key=lambda s: pointing(maps_of(models['convformer'], 'gradcam', s), masks).mean())": "of the others hit more",
-            "best = sorted((1, 2, 3, 4), key=lambda s: pointing(maps_of(models['convformer'], 'gradcam', s), masks).mean())[1]": "of the others hit more"},
+        1: {"best = min((1, 2, 3, 4), key=lambda s: pointing(maps_of(models['convformer'], 'gradcam', s), "
+            "masks).mean())": "of the others hit more",
+            "best = sorted((1, 2, 3, 4), key=lambda s: pointing(maps_of(models['convformer'], 'gradcam', s), "
+            "masks).mean())[1]": "of the others hit more"},
         2: {"inside = 12 / 64": "768.0", "inside = 12": "at most 1"},
-        3: {"def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), 2 * pixels + 1, 1, pixels)": "True and False, please",
-            "def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), pixels + 1, 1, pixels // 2)[:, 0].bool()": "some of them are missing",
-            "def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), 4 * pixels + 1, 1, 2 * pixels)[:, 0].bool()": "it became 81"},
+        3: {"def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), 2 * pixels + 1, 1, "
+            "pixels)": "True and False, please",
+            "def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), pixels + 1, 1, pixels // "
+            "2)[:, 0].bool()": "some of them are missing",
+            "def near(masks, pixels): return nn.functional.max_pool2d(masks[:, None].float(), 4 * pixels + 1, 1, 2 * "
+            "pixels)[:, 0].bool()": "it became 81"},
     },
     "interpret/influence": {
         1: {"answer_1 = 1 / 9": "takes the token itself away", "answer_1 = 1 / 25 - 1": "in the middle of the grid"},
-        2: {"def chained(first, second, x): return closed_form(first, x) @ closed_form(second, x)": "in the other order",
-            "def chained(first, second, x): return closed_form(first, x) + closed_form(second, x)": "not what the Jacobian says"},
+        2: {"def chained(first, second, x): return closed_form(first, x) @ closed_form(second, x)":
+                "in the other order",
+            "def chained(first, second, x): return closed_form(first, x) + closed_form(second, x)":
+                "not what the Jacobian says"},
         3: {"""
 def left_windows(mixer, x):
     h, w = x.shape[1:3]
@@ -457,10 +517,13 @@ class Dilated(nn.Module):
     def forward(self, x): return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)""": "nine weights of its own"},
     },
     "interpret/swap": {
-        1: {"stages = {1, 4}": "stage 2 can be replaced, too", "stages = {1, 2, 3}": "stage 3 changes the answers", "stages = {1}": "stage 2 can be"},
-        2: {"def shuffle(x, order): return x": "another order", "def shuffle(x, order): return x.flatten(1, 2)[:, order.argsort()].view(x.shape)": "another order",
+        1: {"stages = {1, 4}": "stage 2 can be replaced, too", "stages = {1, 2, 3}": "stage 3 changes the answers",
+            "stages = {1}": "stage 2 can be"},
+        2: {"def shuffle(x, order): return x": "another order",
+            "def shuffle(x, order): return x.flatten(1, 2)[:, order.argsort()].view(x.shape)": "another order",
             "def shuffle(x, order): return x.flatten(1, 2)[:, order]": "came out"},
-        3: {"def swap_block(model, stage, block, mixer): return swap_mixer(model, stage, mixer)": "this is the whole stage",
+        3: {"def swap_block(model, stage, block, mixer): return swap_mixer(model, stage, mixer)":
+                "this is the whole stage",
             "def swap_block(model, stage, block, mixer): return copy.deepcopy(model)": "nothing was swapped",
             """
 def swap_block(model, stage, block, mixer):
@@ -468,11 +531,14 @@ def swap_block(model, stage, block, mixer):
     return model""": "the model itself has changed"},
     },
     "speed/roofline": {
-        1: {"answer_1 = 2 * 512 * 2048 / (4 * (512 + 2048))": "the weights must move, too", "answer_1 = 33.1": "two FLOPs", "answer_1 = 265": "four bytes",
+        1: {"answer_1 = 2 * 512 * 2048 / (4 * (512 + 2048))": "the weights must move, too",
+            "answer_1 = 33.1": "two FLOPs", "answer_1 = 265": "four bytes",
             "answer_1 = 100": "million bytes"},
-        2: {"def in_the_limit(C, size): return 8 * C / 5": "yours", "def in_the_limit(C, size): return 8 * C / (4 * size)": "and yours 32.0"},
+        2: {"def in_the_limit(C, size): return 8 * C / 5": "yours",
+            "def in_the_limit(C, size): return 8 * C / (4 * size)": "and yours 32.0"},
         3: {"def star_in_pieces(x, s, b, out): out.copy_(torch.clamp_min(x, 0).mul_(s).add_(b))": "is not StarReLU",
-            "def star_in_pieces(x, s, b, out): out.copy_(x.clamp_min_(0).pow_(2).mul_(s).add_(b))": "x itself has changed"},
+            "def star_in_pieces(x, s, b, out): out.copy_(x.clamp_min_(0).pow_(2).mul_(s).add_(b))":
+                "x itself has changed"},
     },
     "speed/folding": {
         1: {"n = 12": "it is right for", "n = 22": "21 is enough already"},
@@ -520,12 +586,15 @@ class Threaded(nn.Module):
     def forward(self, x):
         torch.set_num_threads(self.n)
         return self.net(x)
-def threaded(n): return lambda candidate, example: replace(candidate, net=Threaded(candidate.net, n), compiled=None)""": "it leaves 2 threads"},
+def threaded(n): return lambda candidate, example: replace(candidate, net=Threaded(candidate.net, n), compiled=None)""":
+                "it leaves 2 threads"},
     },
     "speed/benchmark": {
-        1: {"theirs, ours = [1., 1., 1.], [2., 2., 2.]": "not faster", "theirs, ours = [1., 1., 1.], [0.5, 0.5, 0.5]": "in all ours take 1.5",
+        1: {"theirs, ours = [1., 1., 1.], [2., 2., 2.]": "not faster",
+            "theirs, ours = [1., 1., 1.], [0.5, 0.5, 0.5]": "in all ours take 1.5",
             "theirs, ours = [1., 1., 1.], [0.5, 9.]": "three rounds"},
-        2: {"def kept_by_chain(widths): return 4 * sum(widths)": "[10, 20, 5] keeps 120", "def kept_by_chain(widths): return 4 * (sum(widths[:-1]) + sum(widths[1:-1]))": "yours says 200"},
+        2: {"def kept_by_chain(widths): return 4 * sum(widths)": "[10, 20, 5] keeps 120",
+            "def kept_by_chain(widths): return 4 * (sum(widths[:-1]) + sum(widths[1:-1]))": "yours says 200"},
         3: {"def verdict(theirs, ours): return 'ours' if sum(ours) < sum(theirs) else 'theirs'": "'undecided'",
             """
 def verdict(theirs, ours):
@@ -533,27 +602,35 @@ def verdict(theirs, ours):
     if low <= 1 <= high: return 'undecided'
     return 'ours' if middle > 1 else 'theirs'""": "it should be 'ours', and is 'theirs'"},
     },
-    "12d_bench_command": {
-        1: {"model, contender = 'convformer_s18', 'fast'": "it comes to 78%", "model, contender = 'caformer_s18', 'timm compiled float32'": "it comes to",
+    "commands/benchmark": {
+        1: {"model, contender = 'convformer_s18', 'fast'": "it comes to 78%",
+            "model, contender = 'caformer_s18', 'timm compiled float32'": "it comes to",
             "model, contender = 'ConvFormer', 'timm'": "has no"},
         2: {"""
 def slow_round(rows, n, times):
     for row in rows: row['seconds'][n] *= times
     return rows""": "make a copy",
-            "def slow_round(rows, n, times): return [dict(row, seconds=[s * times for s in row['seconds']]) for row in rows]": "only that one",
+            "def slow_round(rows, n, times): return [dict(row, seconds=[s * times for s in row['seconds']]) for row in "
+            "rows]": "only that one",
             """
 def slow_round(rows, n, times):
     first = [s * times if i == n else s for i, s in enumerate(rows[0]['seconds'])]
     return [dict(rows[0], seconds=first), *rows[1:]]""": "times as long, not 7"},
-        3: {"def cores_to_feed(model_row, loader_row): return model_row['images_per_s'] / loader_row['per_core']": "not a number of cores",
-            "def cores_to_feed(model_row, loader_row): return round(model_row['images_per_s'] / loader_row['per_core'])": "2 cores of 50"},
+        3: {"def cores_to_feed(model_row, loader_row): return model_row['images_per_s'] / loader_row['per_core']":
+                "not a number of cores",
+            "def cores_to_feed(model_row, loader_row): return round(model_row['images_per_s'] / "
+            "loader_row['per_core'])": "2 cores of 50"},
     },
     "widgets/base": {
-        1: {"answer_1 = [('b', lambda values, facts: values['b'] == -1)]": "for s = 1.0 and b = -1.0 it gives 3, and it is ticked",
-            "answer_1 = [('always', lambda values, facts: True)]": "for s = 0.25 and b = -1.0 it gives 0, and it is not ticked"},
+        1: {"answer_1 = [('b', lambda values, facts: values['b'] == -1)]":
+                "for s = 1.0 and b = -1.0 it gives 3, and it is ticked",
+            "answer_1 = [('always', lambda values, facts: True)]":
+                "for s = 0.25 and b = -1.0 it gives 0, and it is not ticked"},
         2: {"def possible(asked, done): return done[-1:] == asked[-1:]": "done [1, 3, 2, 4]: that cannot be",
-            "def possible(asked, done): return done == sorted(done) and set(done) <= set(asked)": "done [1, 3]: that cannot be",
-            "def possible(asked, done): return done[:1] == asked[:1] and done[-1:] == asked[-1:]": "done [4]: that can be"},
+            "def possible(asked, done): return done == sorted(done) and set(done) <= set(asked)":
+                "done [1, 3]: that cannot be",
+            "def possible(asked, done): return done[:1] == asked[:1] and done[-1:] == asked[-1:]":
+                "done [4]: that can be"},
         3: {"""
 def answer_3():
     def same(n):
@@ -564,7 +641,8 @@ def answer_3():
             "def answer_3(): return W.IntSlider(3, min=1, max=9)": "not an Explorer"},
     },
     "widgets/activation_explorer": {
-        1: {"answer_1 = (1 / moments(gelu)[1], 0)": "then the variance is", "answer_1 = (1.701, -0.282)": "the mean is"},
+        1: {"answer_1 = (1 / moments(gelu)[1], 0)": "then the variance is",
+            "answer_1 = (1.701, -0.282)": "the mean is"},
         2: {"answer_2 = 3": "more than 3", "answer_2 = 39.56": "the deviation is not 1"},
         3: {"def tuned(sigma): return 0.8944, -0.4472": "for sigma = 0.5 the variance is 0.06",
             "def tuned(sigma): return 0.8944 / sigma**2, -0.4472 / sigma**2": "for sigma = 0.5 the mean is"},
@@ -572,47 +650,65 @@ def answer_3():
     "widgets/sources": {
         1: {"answer_1 = [images['china'], images['china']]": "the names are",
             "answer_1 = dict(left=images['china'], right=images['china'])": "left has the size",
-            "answer_1 = dict.fromkeys(('left', 'right'), images['china'].crop((0, 0, images['china'].width // 2, images['china'].height)))":
+            "answer_1 = dict.fromkeys(('left', 'right'), images['china'].crop((0, 0, images['china'].width // 2, "
+            "images['china'].height)))":
             "they are not the photograph"},
         2: {"answer_2 = 0": "of 30,000 values one is", "answer_2 = 1 / 255": "that is never reached"},
-        3: {"def surest(model, images): return next(iter(images))": "gives", "def surest(model, images): return 0": "not the name of an image"},
+        3: {"def surest(model, images): return next(iter(images))": "gives",
+            "def surest(model, images): return 0": "not the name of an image"},
     },
     "widgets/model_explorer": {
-        1: {"answer_1 = 9": "it sees the rows from 2 to 223", "answer_1 = 11": "10 are enough", "answer_1 = 9.04": "a whole number"},
-        2: {"def attention_macs(n, C): return 4 * n**2 * C**2 + n**4 * C": "for 7×7", "def attention_macs(n, C): return 4 * n**2 * C**2 + 2 * n**2 * C": "for 7×7"},
-        3: {"def wide_windows(conv, n): return [(conv.kernel_size[0], conv.stride[0], conv.padding[0], n)]": "a kernel of 3 with dilation 2",
-            "def wide_windows(conv, n): return [(conv.kernel_size[0] * conv.dilation[0], conv.stride[0], conv.padding[0], n)]": "a kernel of 3 with dilation 2"},
+        1: {"answer_1 = 9": "it sees the rows from 2 to 223", "answer_1 = 11": "10 are enough",
+            "answer_1 = 9.04": "a whole number"},
+        2: {"def attention_macs(n, C): return 4 * n**2 * C**2 + n**4 * C": "for 7×7",
+            "def attention_macs(n, C): return 4 * n**2 * C**2 + 2 * n**2 * C": "for 7×7"},
+        3: {"def wide_windows(conv, n): return [(conv.kernel_size[0], conv.stride[0], conv.padding[0], n)]":
+                "a kernel of 3 with dilation 2",
+            "def wide_windows(conv, n): return [(conv.kernel_size[0] * conv.dilation[0], conv.stride[0], "
+            "conv.padding[0], n)]": "a kernel of 3 with dilation 2"},
     },
     "widgets/mixing_explorer": {
-        1: {"answer_1 = 64 - how_many(several[3, 1].panels[4])": "so many hear themselves", "answer_1 = 64": "fewer than 64"},
+        1: {"answer_1 = 64 - how_many(several[3, 1].panels[4])": "so many hear themselves",
+            "answer_1 = 64": "fewer than 64"},
         2: {"def heard(row_of, grid, token): return row_of(token)": "whom it hears",
-            "def heard(row_of, grid, token): return np.array([[row_of((i, j))[token] for j in range(grid[1])] for i in range(grid[0])]).T": "the grid is 3×5"},
-        3: {"def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityformer', img_size=128), 3, Pooling))": "5 panels",
+            "def heard(row_of, grid, token): return np.array([[row_of((i, j))[token] for j in range(grid[1])] for i in "
+            "range(grid[0])]).T": "the grid is 3×5"},
+        3: {"def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityformer', img_size=128), 3, "
+            "Pooling))": "5 panels",
             """
 class Mine(nn.Module):
     def __init__(self, dim): super().__init__()
     def forward(self, x): return x.roll(1, 2)
-def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityformer', img_size=128), 2, Mine))""": "5 panels in stage 3"},
+def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityformer', img_size=128), 2, Mine))""":
+                "5 panels in stage 3"},
     },
     "widgets/cam_explorer": {
         1: {"answer_1 = 4 * (96**2 * 64 + 48**2 * 128 + 24**2 * 320 + 12**2 * 512) / 2**20": "that is one image",
             "answer_1 = 8 * 4 * (56**2 * 64 + 28**2 * 128 + 14**2 * 320 + 7**2 * 512) / 2**20": "at 224 px",
             "answer_1 = 8 * 4 * 384**2 * 3 / 2**20": "numbers of 4 bytes"},
-        2: {"answer_2 = ['gradcam']": "the maps of gradcam differ", "answer_2 = []": "1 missing", "answer_2 = ['random']": "random is none of"},
-        3: {"def answer_3(memory, image, n): return memory.model(to_batch(image, memory.model))[0].topk(n).indices.tolist()": "the model ran 2 times",
-            "def answer_3(memory, image, n): return memory.explain(image).logits[0].topk(n).values.tolist()": "and should be",
+        2: {"answer_2 = ['gradcam']": "the maps of gradcam differ", "answer_2 = []": "1 missing",
+            "answer_2 = ['random']": "random is none of"},
+        3: {"def answer_3(memory, image, n): return memory.model(to_batch(image, "
+            "memory.model))[0].topk(n).indices.tolist()": "the model ran 2 times",
+            "def answer_3(memory, image, n): return memory.explain(image).logits[0].topk(n).values.tolist()":
+                "and should be",
             "def answer_3(memory, image, n): return [int(memory.explain(image).logits[0].argmax())]": "gives 1 and 1"},
     },
     "widgets/training_explorer": {
-        1: {"answer_1 = 7": "after epoch 7 it is 86.2 %", "answer_1 = 9": "not for the first time", "answer_1 = 0": "the epochs are 1 to 12"},
+        1: {"answer_1 = 7": "after epoch 7 it is 86.2 %", "answer_1 = 9": "not for the first time",
+            "answer_1 = 0": "the epochs are 1 to 12"},
         2: {"answer_2 = 100": "less than 100", "answer_2 = 0.68": "in percent"},
-        3: {"def answer_3(shots): return (shots.probabilities.argmax(-1)[1:] == shots.probabilities.argmax(-1)[:-1]).sum(1).tolist()": "at step 1",
-            "def answer_3(shots): return (shots.probabilities.argmax(-1) != shots.probabilities.argmax(-1)[0]).sum(1).tolist()": "yours are 20"},
+        3: {"def answer_3(shots): return (shots.probabilities.argmax(-1)[1:] == "
+            "shots.probabilities.argmax(-1)[:-1]).sum(1).tolist()": "at step 1",
+            "def answer_3(shots): return (shots.probabilities.argmax(-1) != "
+            "shots.probabilities.argmax(-1)[0]).sum(1).tolist()": "yours are 20"},
     },
     "commands/explore": {
         1: {"answer_1 = {**SECTIONS, 'activation': SECTIONS['activation']}": "it begins with model",
-            "answer_1 = {'activation': SECTIONS['activation']}": "not the same sections", "answer_1 = dict(sorted(SECTIONS.items()))": "the others are not in their order"},
-        2: {"answer_2 = 54": "these are seconds", "answer_2 = 4": "more than 10 to the power of 4", "answer_2 = 58": "less than"},
+            "answer_1 = {'activation': SECTIONS['activation']}": "not the same sections",
+            "answer_1 = dict(sorted(SECTIONS.items()))": "the others are not in their order"},
+        2: {"answer_2 = 54": "these are seconds", "answer_2 = 4": "more than 10 to the power of 4",
+            "answer_2 = 58": "less than"},
         3: {"def answer_3(models): return W.VBox([explore_cam(model) for model in models.values()])": "no heading says",
             "def answer_3(models): return W.VBox([W.HTML(f'<h2>{name}</h2>') for name in models])": "0 explorers",
             "def answer_3(models): return [explore_cam(model) for model in models.values()]": "not a VBox"},
@@ -631,28 +727,36 @@ def paired(a, b):
         1: {"answer = len(EXPERIMENTS['mixers'].arms) * EXPERIMENTS['mixers'].budget.pictures": "one run of each arm",
             "answer = EXPERIMENTS['mixers'].budget.pictures": "not "},
         2: {"answer = (0.8944, 0.4472)": "up to 0.89 apart", "answer = (1, 0)": "apart"},
-        3: {"def window_arms(): return [Arm('shape', k, dict(token_mixers=partial(SepConv, kernel_size=k))) for k in (3, 5, 7, 9)]": "the names are [3, 5, 7, 9]",
-            "def window_arms(): return [Arm('shape', str(k), dict(token_mixers=SepConv)) for k in (3, 5, 7, 9)]": "the windows are [7, 7, 7, 7]"},
+        3: {"def window_arms(): return [Arm('shape', k, dict(token_mixers=partial(SepConv, kernel_size=k))) for k in "
+            "(3, 5, 7, 9)]": "the names are [3, 5, 7, 9]",
+            "def window_arms(): return [Arm('shape', str(k), dict(token_mixers=SepConv)) for k in (3, 5, 7, 9)]":
+                "the windows are [7, 7, 7, 7]"},
     },
-    "14b_experiment_command": {
+    "commands/experiment": {
         1: {"answer = 10": "one run of each arm", "answer = 50": "not 50"},
         2: {"answer = 18": "not 18", "answer = -2": "fewer than none"},
         3: {"def lines(name, seeds): return [f'metaformer-experiment {name} --seeds {seeds}']": "three lines, not 1",
-            "def lines(name, seeds): return [f'metaformer-experiment {name} --seeds {n} --output {name}.csv' for n in (1, 2, 3)]": "the files are"},
+            "def lines(name, seeds): return [f'metaformer-experiment {name} --seeds {n} --output {name}.csv' for n in "
+            "(1, 2, 3)]": "the files are"},
     },
     "tutorials/five_minutes": {
-        1: {"mine = create_model('tiny_convformer', token_mixers='Attention')": "its stages mix with Attention, Attention",
-            "mine = create_model('tiny_convformer', token_mixers=('Attention', 'Attention', 'SepConv', 'SepConv'))": "its stages mix with Attention"},
-        2: {"def stem_macs(side, channels): return side**2 * channels * 7 * 7": "it is ", "def stem_macs(side, channels): return (4 * side)**2 * channels * 7 * 7 * 3": "it is "},
+        1: {"mine = create_model('tiny_convformer', token_mixers='Attention')":
+                "its stages mix with Attention, Attention",
+            "mine = create_model('tiny_convformer', token_mixers=('Attention', 'Attention', 'SepConv', 'SepConv'))":
+                "its stages mix with Attention"},
+        2: {"def stem_macs(side, channels): return side**2 * channels * 7 * 7": "it is ",
+            "def stem_macs(side, channels): return (4 * side)**2 * channels * 7 * 7 * 3": "it is "},
         3: {"def hardest(said): return int(said['label'][said['guess'] != said['label']].min())": "it is 1",
             "def hardest(said): return said['label'].bincount().argmin().item()": "it is 1"},
     },
     "tutorials/your_own_mixer": {
         1: {"""
 class RowMixer(GatedCross):
-    def forward(self, x): return self.proj(self.gate(x).sigmoid() * self.value(x).mean(1, keepdim=True))""": "does not hear its whole row",
+    def forward(self, x): return self.proj(self.gate(x).sigmoid() * self.value(x).mean(1, keepdim=True))""":
+                "does not hear its whole row",
             "class RowMixer(GatedCross): pass": "hears more than the four"},
-        2: {"def heard(h, w, mixers): return h + w if mixers == 1 else h * w": "it is 6 and not 7", "def heard(h, w, mixers): return h + w - 1": "it is 12 and not 6"},
+        2: {"def heard(h, w, mixers): return h + w if mixers == 1 else h * w": "it is 6 and not 7",
+            "def heard(h, w, mixers): return h + w - 1": "it is 12 and not 6"},
         3: {"""
 class MyMixer(nn.Module):
     def __init__(self, dim):

@@ -64,9 +64,16 @@ def main():
             times[function].append(time.perf_counter() - start)
     ratios = [b / a for a, b in zip(times[ours], times[theirs])]
     for name, function in (("ours", ours), ("grad-cam", theirs)):
-        print(f"{name:9} {statistics.median(times[function]):.2f} s ({min(times[function]):.2f} to {max(times[function]):.2f}) for {args.batch_size} images")
-    print(f"grad-cam / ours: time {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), kept for the backward pass {stored[1] / max(stored[0], 1):.1f}"
-          f" ({stored[0] / 2**20:.1f} and {stored[1] / 2**20:.1f} MiB), {args.model}, stage {args.stage}, torch {torch.__version__}, {args.threads} thread(s)")
+        print(
+            f"{name:9} {statistics.median(times[function]):.2f} s ({min(times[function]):.2f} to "
+            f"{max(times[function]):.2f}) for {args.batch_size} images"
+        )
+    print(
+        f"grad-cam / ours: time {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), kept for the "
+        f"backward pass {stored[1] / max(stored[0], 1):.1f}"
+        f" ({stored[0] / 2**20:.1f} and {stored[1] / 2**20:.1f} MiB), {args.model}, stage {args.stage}, torch "
+        f"{torch.__version__}, {args.threads} thread(s)"
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
     python tools/bench_train.py [--model tiny_convformer] [--rounds 5] [--device cpu]
 
-timm's side is its training script put together from timm's parts: create_dataset, create_loader, its optimizer, loss, scaler,
-meters and, as there, the loss read after every step. Each epoch trains and validates. The digits are written as PNG files, and both
+timm's side is its training script put together from timm's parts: create_dataset, create_loader, its optimizer,
+loss, scaler,
+meters and, as there, the loss read after every step. Each epoch trains and validates. The digits are written as
+PNG files, and both
 sides read them with the same transforms (timm's, with the published augmentation) and workers.
 """
 import argparse
@@ -43,8 +45,12 @@ def write_digits(root, size):
 
 class Ours:
     def __init__(self, root, args):
-        flags = f"--model {args.model} --img-size {args.size} -b {args.batch_size} -j {args.workers} --epochs 300 --opt adamw " \
-                f"--lr 1e-3 --mixup 0 --cutmix 0 --cooldown-epochs 0 --device {args.device}" + (" --amp" if args.amp else "")
+        flags = (
+            f"--model {args.model} --img-size {args.size} -b {args.batch_size} -j {args.workers} --epochs 300 --opt "
+            f"adamw "
+            f"--lr 1e-3 --mixup 0 --cutmix 0 --cooldown-epochs 0 --device {args.device}"
+            + (" --amp" if args.amp else "")
+        )
         settings = parse([str(root), *flags.split()])
         self.trainer = make_trainer(settings, *build(settings)[:3])
         self.trainer.callbacks = [c for c in self.trainer.callbacks if not isinstance(c, ProgressBar)]
@@ -58,14 +64,17 @@ class Timms:
     def __init__(self, root, args):
         self.device, self.args = torch.device(args.device), args
         self.model = timm.create_model(f"edu_{args.model}", num_classes=10, img_size=args.size).to(self.device)
-        common = dict(input_size=(3, args.size, args.size), batch_size=args.batch_size, use_prefetcher=args.device != "cpu",
+        common = dict(input_size=(3, args.size, args.size), batch_size=args.batch_size,
+                      use_prefetcher=args.device != "cpu",
                       num_workers=args.workers, device=self.device, persistent_workers=args.workers > 0)
         train, val = (create_dataset("", root=root, split=s, is_training=s == "train") for s in ("train", "validation"))
-        self.train = create_loader(train, is_training=True, re_prob=0.25, re_mode="pixel", auto_augment="rand-m9-mstd0.5-inc1",
+        self.train = create_loader(train, is_training=True, re_prob=0.25, re_mode="pixel",
+                                   auto_augment="rand-m9-mstd0.5-inc1",
                                    interpolation="random", **common)
         self.val = create_loader(val, interpolation="bicubic", crop_pct=1.0, **common)
         self.optimizer = create_optimizer_v2(self.model, "adamw", lr=1e-3, weight_decay=0.05)
-        self.schedule, _ = create_scheduler_v2(self.optimizer, "cosine", 300, min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=5,
+        self.schedule, _ = create_scheduler_v2(self.optimizer, "cosine", 300, min_lr=1e-5, warmup_lr=1e-6,
+                                               warmup_epochs=5,
                                                step_on_epochs=True, updates_per_epoch=len(self.train))
         self.loss_fn = LabelSmoothingCrossEntropy(0.1)
         self.scaler = NativeScaler(device=args.device) if args.amp and args.device != "cpu" else None
@@ -134,9 +143,13 @@ def main():
     ratios = [t / o for o, t in zip(times["ours"], times["timm"])]
     for name, seconds in times.items():
         print(f"{name}: {statistics.median(seconds):.2f} s an epoch ({min(seconds):.2f} to {max(seconds):.2f})")
-    print(f"timm / ours: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), {args.rounds} rounds in turns; "
-          f"{args.model}, {args.size} px, batch {args.batch_size}, {args.device}, {args.threads} thread(s), torch {torch.__version__}, "
-          f"timm {timm.__version__}")
+    print(
+        f"timm / ours: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), {args.rounds} rounds "
+        f"in turns; "
+        f"{args.model}, {args.size} px, batch {args.batch_size}, {args.device}, {args.threads} thread(s), torch "
+        f"{torch.__version__}, "
+        f"timm {timm.__version__}"
+    )
 
 
 if __name__ == "__main__":

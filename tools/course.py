@@ -1,6 +1,8 @@
-"""Reads nbs/course.yml, the reading order, and writes what follows from it: `python tools/course.py`, or `--check` to only compare.
+"""Reads nbs/course.yml, the reading order, and writes what follows from it: `python tools/course.py`, or `--check`
+to only compare.
 
-Chapter numbers in titles and in links to chapters, the link on at the foot of each, and nbs/README.md, the list of all."""
+Chapter numbers in titles and in links to chapters, the link on at the foot of each, and nbs/README.md, the list
+of all."""
 import argparse
 import json
 import os
@@ -22,7 +24,9 @@ BADGE = f"{COLAB}/assets/colab-badge.svg"
 COPY = f"{COLAB}/github/metaformer-edu/metaformer_edu/blob/main/nbs"
 NUMBER = r"\d+\.\d+"
 TITLE = re.compile(rf"^# (?:{NUMBER} · )?(?P<title>.+)$", re.M)
-LINK = re.compile(rf"\[(?P<before>(?:[Ll]essons? )?){NUMBER}(?P<name> · [^\]]*)?\]\((?P<path>[^)\s#]+\.ipynb)(?P<anchor>#[^)]*)?\)")
+LINK = re.compile(
+    rf"\[(?P<before>(?:[Ll]essons? )?){NUMBER}(?P<name> · [^\]]*)?\]\((?P<path>[^)\s#]+\.ipynb)(?P<anchor>#[^)]*)?\)"
+)
 SECTION = re.compile(rf"^## {NUMBER} · .*$", re.M)  # of the solutions, above a link to their chapter
 NEXT = re.compile(r"\n*^Next: \[.*\]\(.*\)$\s*\Z", re.M)
 HOURS = "About {} for reading alone; exercises come on top."
@@ -114,17 +118,27 @@ def hours(minutes):
 def overview(chapters):
     "nbs/README.md: every chapter, with its minutes and a way to run it."
     quick = [c for c in chapters if c.quick]
-    lines = ["<!-- Made from course.yml by tools/course.py: edit that file, not this one. -->", "", "# The course", "",
-             HOURS.format(hours(sum(c.minutes for c in chapters))),
-             f"The **quick path** (★) takes about {hours(sum(c.minutes for c in quick))}: "
-             + ", ".join(f"[{c.short.partition(' · ')[2] or c.short}]({c.notebook}.ipynb)" for c in quick) + ".",
-             "*Machine room* (⚙) marks chapters on plumbing, which a learner may skip. Words are explained in the [glossary](glossary.md), "
-             "exercises have [solutions](solutions.ipynb), and [models](models/README.md) lists all published models."]
+    lines = [
+        "<!-- Made from course.yml by tools/course.py: edit that file, not this one. -->",
+        "",
+        "# The course",
+        "",
+        HOURS.format(hours(sum(c.minutes for c in chapters))),
+        f"The **quick path** (★) takes about {hours(sum(c.minutes for c in quick))}: "
+        + ", ".join(f"[{c.short.partition(' · ')[2] or c.short}]({c.notebook}.ipynb)" for c in quick)
+        + ".",
+        "*Machine room* (⚙) marks chapters on plumbing, which a learner may skip. Words are explained in the "
+        "[glossary](glossary.md), "
+        "exercises have [solutions](solutions.ipynb), and [models](models/README.md) lists all published models.",
+    ]
     for part in dict.fromkeys(c.part for c in chapters):
         lines += ["", f"## {part}", "", "| chapter | min | run it |", "| --- | --- | --- |"]
         for c in (c for c in chapters if c.part == part):
             mark = " ★" * c.quick + " ⚙" * c.machine_room
-            lines.append(f"| [{c.title}]({c.notebook}.ipynb){mark} | {c.minutes} | [![Open in Colab]({BADGE})]({COPY}/{c.notebook}.ipynb) |")
+            lines.append(
+                f"| [{c.title}]({c.notebook}.ipynb){mark} | {c.minutes} | [![Open in "
+                f"Colab]({BADGE})]({COPY}/{c.notebook}.ipynb) |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -145,7 +159,10 @@ def main():
     made = files()
     stale = [p for p, text in made.items() if not p.exists() or not same(p, text)]
     if args.check and stale:
-        sys.exit(f"Not as nbs/course.yml says: {', '.join(p.relative_to(ROOT).as_posix() for p in stale)}. Run python tools/course.py.")
+        sys.exit(
+            f"Not as nbs/course.yml says: {', '.join(p.relative_to(ROOT).as_posix() for p in stale)}. Run python "
+            f"tools/course.py."
+        )
     for path in stale:
         path.write_text(made[path], encoding="utf-8")
 

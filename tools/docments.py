@@ -36,7 +36,8 @@ class Source:
         self.tree = ast.parse(text)
         tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT]
         self.comments = {t.start[0]: t.string.lstrip("# ").strip() for t in tokens}
-        self.cells = {line: found[1] for line, said in self.comments.items() if (found := re.match(r"%% \S+ #(\w+)$", said))}
+        self.cells = {line: found[1]
+                      for line, said in self.comments.items() if (found := re.match(r"%% \S+ #(\w+)$", said))}
 
     def cell(self, line):
         return self.cells.get(max((o for o in self.cells if o < line), default=None), "")
@@ -57,7 +58,8 @@ def parameters(args):
 
 
 def signature(node, source):
-    "(params, returns, note) of a function: a comment belongs to all that stands on its line, or to the one that it names."
+    """(params, returns, note) of a function: a comment belongs to all that stands on its line, or to the one that it
+    names."""
     pairs, returns = parameters(node.args), Param("returns", unparsed(node.returns)) if node.returns else None
     if pairs and pairs[0][0].name in ("self", "cls"):
         pairs = pairs[1:]
@@ -87,7 +89,8 @@ def function(node, source, kind="function"):
     if any(getattr(d, "id", getattr(d, "attr", "")) in ("property", "cached_property") for d in node.decorator_list):
         kind = "property"
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-    return Item(node.name, kind, (first, node.end_lineno), ast.get_docstring(node) or "", params, returns, note, source.cell(first))
+    return Item(node.name, kind, (first, node.end_lineno), ast.get_docstring(node) or "", params, returns, note,
+                source.cell(first))
 
 
 def class_(node, source):
@@ -99,7 +102,8 @@ def class_(node, source):
         elif isinstance(o, ast.FunctionDef) and o.name[0] != "_" and ast.get_docstring(o):
             item.members.append(function(o, source, "method"))
     if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-        item.params = [Param(o.target.id, unparsed(o.annotation), unparsed(o.value), source.comments.get(o.end_lineno, ""))
+        item.params = [Param(o.target.id, unparsed(o.annotation), unparsed(o.value),
+                             source.comments.get(o.end_lineno, ""))
                        for o in node.body if isinstance(o, ast.AnnAssign)]
     return item
 
@@ -117,7 +121,8 @@ def data(node, source):
 
 
 def public(path):
-    "The items of `__all__` in the order of the source; a function whose `self` names a class of the module is its method."
+    """The items of `__all__` in the order of the source; a function whose `self` names a class of the module is its
+    method."""
     source, found = Source(Path(path).read_text(encoding="utf-8")), {}
     for node in source.tree.body:
         if isinstance(node, ast.FunctionDef):
@@ -126,7 +131,8 @@ def public(path):
             found[node.name] = class_(node, source)
         elif isinstance(node, ast.Assign):
             found |= {item.name: item for item in data(node, source)}
-    listed = set(ast.literal_eval(next(o.value for o in source.tree.body if isinstance(o, ast.Assign) and o.targets[0].id == "__all__")))
+    listed = set(ast.literal_eval(next(o.value for o in source.tree.body if isinstance(o, ast.Assign)
+                                       and o.targets[0].id == "__all__")))
     owners = {o.name: unparsed(o.args.args[0].annotation) for o in source.tree.body
               if isinstance(o, ast.FunctionDef) and o.args.args and o.args.args[0].arg == "self"}
     for name, owner in owners.items():

@@ -36,7 +36,9 @@ def bundle(run, out):
     write(folder / "snapshots/pictures.safetensors", {**pictures, "pictures": small.permute(0, 2, 3, 1).round().byte()})
     for name in ("args.yaml", "summary.csv"):
         shutil.copy(run / name, folder)
-    write(folder / "best.safetensors", {k: v.half() if v.is_floating_point() else v for k, v in read_weights(run / "best.safetensors").items()}, format="pt")
+    write(folder / "best.safetensors",
+          {k: v.half() if v.is_floating_point() else v for k, v in read_weights(run / "best.safetensors").items()},
+          format="pt")
     return folder
 
 

@@ -1,6 +1,8 @@
-"""What metaformer_edu.speed.fast.fast does to three models on this machine: kept for lesson speed/fast, which draws it.
+"""What metaformer_edu.speed.fast.fast does to three models on this machine: kept for lesson speed/fast, which draws
+it.
 
-    python tools/fast_steps.py [--models caformer_s18 …] [--batch-size 16] [--img-size 224] [--threads 2] [--output metaformer_edu/logs/fast_cpu.json]
+    python tools/fast_steps.py [--models caformer_s18 …] [--batch-size 16] [--img-size 224] [--threads 2]
+    [--output metaformer_edu/logs/fast_cpu.json]
 """
 import argparse
 import json
@@ -28,10 +30,12 @@ def main():
     torch.manual_seed(0)
     runs = {}
     for name in args.models:
-        quick = fast(create_model(name), torch.randn(args.batch_size, 3, args.img_size, args.img_size), rounds=args.rounds)
+        quick = fast(create_model(name), torch.randn(args.batch_size, 3, args.img_size, args.img_size),
+                     rounds=args.rounds)
         print(name, quick.report, sep="\n", flush=True)
         runs[name] = {"steps": quick.steps}
-    kept = {**machine_facts(torch.device("cpu")), "date": date.today().isoformat(), "threads": args.threads, "batch_size": args.batch_size,
+    kept = {**machine_facts(torch.device("cpu")), "date": date.today().isoformat(), "threads": args.threads,
+            "batch_size": args.batch_size,
             "img_size": args.img_size, "rounds": args.rounds, "runs": runs}
     Path(args.output).write_text(json.dumps(kept, indent=1) + "\n")
 

@@ -23,7 +23,8 @@ def visible(folder, pattern):
 def split(cell):
     "A cell's leading directive and cell-magic lines, and the rest: nbdev heeds no directive after the first code line."
     lines = cell["source"].splitlines()
-    n = next((i for i, o in enumerate(lines) if o.strip() and not _directive.match(o) and not _magic.match(o)), len(lines))
+    n = next((i for i, o in enumerate(lines) if o.strip() and not _directive.match(o) and not _magic.match(o)),
+             len(lines))
     return lines[:n], lines[n:]
 
 

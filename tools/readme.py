@@ -24,7 +24,8 @@ All published models, counted by [{name}]({name}): parameters and MACs are those
 unchanged. Beside them stand five `tiny_*` variants for laptops and Colab, which are ours.
 
 """
-HEADER_ZH = "<!-- Prose by hand; code, outputs and tables by tools/readme.py. An `en` line names the English section and the prose that is translated. -->"
+HEADER_ZH = ("<!-- Prose by hand; code, outputs and tables by tools/readme.py. An `en` line names the English section "
+             "and the prose that is translated. -->")
 FENCED = re.compile(r"(^ {0,3}(`{3,}|~{3,}).*?^ {0,3}\2[`~]*[ \t]*$)", re.M | re.S)
 INLINE = translation.CODE
 # the target of a markdown link or picture, or of an html attribute
@@ -55,7 +56,9 @@ def from_root(text):
     def one(match):
         path = match["path"]
         if path.startswith(("data:image", "attachment:")):
-            raise ReadmeError("nbs/index.ipynb embeds a picture: README pictures are files in nbs/images, referenced by name.")
+            raise ReadmeError(
+                "nbs/index.ipynb embeds a picture: README pictures are files in nbs/images, referenced by name."
+            )
         if ELSEWHERE.match(path):
             return match[0]
         moved = posixpath.normpath(posixpath.join("nbs", path))
@@ -81,8 +84,10 @@ def prepare(cell):
     for output in cell.outputs:
         data = output.get("data", {})
         if any(kind.startswith("image/") for kind in data):
-            raise ReadmeError(f"A code cell of nbs/index.ipynb outputs a picture (it starts with {cell.source.splitlines()[:1]}): "
-                              "README pictures are files in nbs/images.")
+            raise ReadmeError(
+                f"A code cell of nbs/index.ipynb outputs a picture (it starts with {cell.source.splitlines()[:1]}): "
+                "README pictures are files in nbs/images."
+            )
         for kind in ("text/markdown", "text/html"):
             if kind in data:
                 data[kind] = from_root(data[kind])
@@ -135,8 +140,10 @@ def make_chinese(text, translated=False):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md or README.zh-CN.md is stale")
-    parser.add_argument("--translated", action="store_true", help="say that the prose of README.zh-CN.md is that of README.md as it is now")
+    parser.add_argument("--check", action="store_true",
+                        help="change nothing; exit 1 if README.md or README.zh-CN.md is stale")
+    parser.add_argument("--translated", action="store_true",
+                        help="say that the prose of README.zh-CN.md is that of README.md as it is now")
     args = parser.parse_args()
     try:
         text, models = make(), models_page()

@@ -1,4 +1,5 @@
-"""Runs notebooks top to bottom in fresh kernels of this interpreter and stores the outputs: `python tools/run.py nbs/core/basics.ipynb`."""
+"""Runs notebooks top to bottom in fresh kernels of this interpreter and stores the outputs: `python tools/run.py
+nbs/core/basics.ipynb`."""
 import argparse
 import configparser
 import os
@@ -51,7 +52,8 @@ def skipped(cell):
 
 
 def errors(outputs):
-    texts = ["\n".join(o["traceback"]) or f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
+    texts = ["\n".join(o["traceback"]) or f"{o['ename']}: {o['evalue']}"
+             for o in outputs if o["output_type"] == "error"]
     return [re.sub(r"\x1b\[[0-9;]*m", "", o) for o in texts]
 
 
@@ -64,7 +66,8 @@ class ThisInterpreter(AsyncKernelManager):
 
 
 def execute(path, then=()):
-    "The notebook at `path` with fresh outputs, and behind it cells with the sources `then`; the file is only read. Raises NotebookFailed."
+    """The notebook at `path` with fresh outputs, and behind it cells with the sources `then`; the file is only read.
+    Raises NotebookFailed."""
     path = Path(path).resolve()
     nb = nbformat.read(path, as_version=4)
     nb.cells += [nbformat.v4.new_code_cell(source) for source in then]
@@ -104,9 +107,11 @@ def execute(path, then=()):
     # a callback of `interact` fails inside its Output widget, where no cell notices
     for text in (o for state in client.widget_state.values() for o in errors(state.get("outputs", []))):
         raise NotebookFailed(f"{path.name}: a widget's callback failed:\n\n{text}")
-    for cell in (c for c in nb.cells if c.cell_type == "code"):  # a live widget is of one kernel; the picture beside it stays
+    # a live widget is of one kernel; the picture beside it stays
+    for cell in (c for c in nb.cells if c.cell_type == "code"):
         live = "application/vnd.jupyter.widget-view+json"
-        cell.outputs = [o for o in cell.outputs if live not in o.get("data", {}) or any(kind.startswith("image/") for kind in o.data)]
+        cell.outputs = [o for o in cell.outputs if live not in o.get("data", {})
+                        or any(kind.startswith("image/") for kind in o.data)]
         for output in cell.outputs:
             output.get("data", {}).pop(live, None)
     kept.pop("widgets", None)  # widget state is large and differs every time

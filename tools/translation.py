@@ -1,5 +1,6 @@
 """Keeps README.zh-CN.md in step with README.md. Its prose is written by hand. Code, outputs and tables are copied by
-`python tools/readme.py`, and each section says which English prose it translates: `<!-- en: NAME · HASH -->` under its heading."""
+`python tools/readme.py`, and each section says which English prose it translates: `<!-- en: NAME · HASH -->`
+under its heading."""
 import hashlib
 import re
 from collections import Counter
@@ -77,7 +78,14 @@ def read(text):
             gap = True
         else:
             kind, blocks = kind_of(line), sections[-1].blocks
-            if not gap and kind == blocks[-1].kind and kind != "item" or not gap and blocks[-1].kind in ("text", "item") and kind == "text":
+            if (
+                not gap
+                and kind == blocks[-1].kind
+                and kind != "item"
+                or not gap
+                and blocks[-1].kind in ("text", "item")
+                and kind == "text"
+            ):
                 blocks[-1].text += "\n" + line
             else:
                 blocks.append(Block(kind, line))
@@ -162,21 +170,39 @@ def in_section(english, chinese):
     "What is wrong with the Chinese of one section, in sentences."
     here = f"{CHINESE.name}, section {chinese.title!r} (in English {english.name!r})"
     if chinese.kinds != english.kinds:
-        return [f"{here} has {counted(chinese.kinds)}; {ENGLISH.name} has {counted(english.kinds)}, in this order: {', '.join(english.kinds)}."]
+        return [
+            f"{here} has {counted(chinese.kinds)}; {ENGLISH.name} has {counted(english.kinds)}, in this order: "
+            f"{', '.join(english.kinds)}."
+        ]
     found = []
     if chinese.heading.count("#") != english.heading.count("#"):
         found.append(f"{here}: its heading is of another level.")
     for own, block in zip(chinese.blocks, english.blocks):
-        if block.kind in COPIED and own.text != block.text or block.kind == "table" and own.text != table_like(block.text, own.text):
-            found.append(f"{here}: the {block.kind} that begins with {block.text.splitlines()[0][:60]!r} is not that of {ENGLISH.name}: run python tools/readme.py.")
+        if (
+            block.kind in COPIED
+            and own.text != block.text
+            or block.kind == "table"
+            and own.text != table_like(block.text, own.text)
+        ):
+            found.append(
+                f"{here}: the {block.kind} that begins with {block.text.splitlines()[0][:60]!r} is not that of "
+                f"{ENGLISH.name}: run python tools/readme.py."
+            )
     for what, of in (("links or pictures", targets), ("code in a sentence", spans)):
         a, b = of(english.prose), of(chinese.prose)
         if a != b:
-            found.append(f"{here}: other {what} than in English: missing {sorted((a - b).elements())}, too many {sorted((b - a).elements())}.")
+            found.append(
+                f"{here}: other {what} than in English: missing {sorted((a - b).elements())}, too many "
+                f"{sorted((b - a).elements())}."
+            )
     if lost := numbers(english.prose) - numbers(chinese.prose):
         found.append(f"{here}: numbers that are in English and not here: {sorted(lost)}.")
     if chinese.stamp != english.hash:
-        todo = "is still to be translated" if chinese.stamp == TO_DO else "has changed in English since it was translated (git diff README.md)"
+        todo = (
+            "is still to be translated"
+            if chinese.stamp == TO_DO
+            else "has changed in English since it was translated (git diff README.md)"
+        )
         found.append(f"{here} {todo}: write its Chinese, then run python tools/readme.py --translated.")
     if any(not CHINESE_LETTER.search(text) for text in (b.text for b in chinese.blocks if b.kind in ("text", "item"))):
         found.append(f"{here}: a paragraph has no Chinese in it.")
@@ -187,9 +213,14 @@ def problems(english, chinese):
     "What is wrong with README.zh-CN.md, in sentences; texts of both."
     english, chinese = read(english), read(chinese)
     theirs, ours = [s.name for s in english], [s.name for s in chinese]
-    found = [f"{CHINESE.name} lacks the section {s.name!r} ({counted(s.kinds)}), after {b.name if b else 'its beginning'!r}: run python tools/readme.py."
-             for b, s in zip([None, *english], english) if s.name not in ours]
-    found += [f"{CHINESE.name} has the section {s.title!r}, of which {ENGLISH.name} has no {s.name!r} any more." for s in chinese if s.name not in theirs]
+    found = [
+        f"{CHINESE.name} lacks the section {s.name!r} ({counted(s.kinds)}), after "
+        f"{b.name if b else 'its beginning'!r}: run python tools/readme.py."
+        for b, s in zip([None, *english], english)
+        if s.name not in ours
+    ]
+    found += [f"{CHINESE.name} has the section {s.title!r}, of which {ENGLISH.name} has no {s.name!r} any more."
+              for s in chinese if s.name not in theirs]
     if not found and ours != theirs:
         found.append(f"{CHINESE.name} has its sections in another order than {ENGLISH.name}: {', '.join(theirs)}.")
     known = {s.name: s for s in chinese}

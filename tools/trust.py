@@ -1,7 +1,10 @@
-"""Measures the explanations of trained runs on shapes: `python tools/trust.py runs/* > metaformer_edu/logs/trust.csv`.
+"""Measures the explanations of trained runs on shapes: `python tools/trust.py runs/* >
+metaformer_edu/logs/trust.csv`.
 
-For every method and stage: the pointing game (over all held-out images, over those that the model answers right, and with a margin) and
-the share of the map inside the mask. The stage of a method is chosen on other images; there the map is also compared with that of another
+For every method and stage: the pointing game (over all held-out images, over those that the model answers right,
+and with a margin) and
+the share of the map inside the mask. The stage of a method is chosen on other images; there the map is also
+compared with that of another
 class and with that of a model whose weights are shuffled.
 """
 import argparse
@@ -15,11 +18,12 @@ from metaformer_edu.core.files import as_csv, read_log
 from metaformer_edu.data.datasets import load_data
 from metaformer_edu.interpret.cam import METHODS, explain
 from metaformer_edu.interpret.faithfulness import (
-    area, deletion, insertion, rank_correlation, pointing, random_maps, share_inside, shuffled_copy)
+    area, deletion, insertion, pointing, random_maps, rank_correlation, share_inside, shuffled_copy)
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.training.run_folder import as_csv, read_about
 
-COLUMNS = ["model", "seed", "top1", "method", "stage", "chosen", "pointing", "right", "near", "inside", "other", "shuffled", "deletion", "insertion"]
+COLUMNS = ["model", "seed", "top1", "method", "stage", "chosen", "pointing", "right", "near", "inside", "other",
+           "shuffled", "deletion", "insertion"]
 
 
 def some(pictures, n):
@@ -29,7 +33,8 @@ def some(pictures, n):
 
 
 def hits(maps, masks):
-    "The pointing game, with the masks as they are and with a margin of a token of stage 1: the evidence for a shape is its outline."
+    """The pointing game, with the masks as they are and with a margin of a token of stage 1: the evidence for a
+    shape is its outline."""
     near = torch.nn.functional.max_pool2d(masks[:, None].float(), 9, 1, 4)[:, 0] > 0
     return dict(pointing=percent(pointing(maps, masks)), near=percent(pointing(maps, near)))
 
@@ -43,7 +48,8 @@ def measure(run, n, few):
     about = read_about(run)
     size, settings, classes = about["img_size"], about["settings"], len(about["class_names"])
     train, val, _ = load_data(settings["data"], size, augment=False)
-    model = create_model(settings["model"], checkpoint=run / "last.safetensors", num_classes=classes, img_size=size).eval()
+    model = create_model(settings["model"], checkpoint=run / "last.safetensors", num_classes=classes,
+                         img_size=size).eval()
     (trial, trial_masks, trial_labels), (images, masks, labels) = some(train, n), some(val, n)
     start = dict(model=settings["model"], seed=settings["seed"], top1=round(read_log(run)[-1]["val_top1"], 2))
     blind = random_maps(n, (size, size), seed=settings["seed"])
@@ -51,13 +57,15 @@ def measure(run, n, few):
     shuffled = shuffled_copy(model)
     for method in METHODS:
         seed_everything(0)
-        trials = {s: percent(pointing(explain(model, trial, trial_labels, s, method).maps, trial_masks)) for s in (1, 2, 3, 4)}
+        trials = {s: percent(pointing(explain(model, trial, trial_labels, s, method).maps, trial_masks))
+                  for s in (1, 2, 3, 4)}
         best = max(trials, key=trials.get)
         for stage in trials:
             shown = explain(model, images, labels, stage, method)
             right = shown.logits.argmax(1) == torch.tensor(labels)
             row = dict(start, method=method, stage=stage, chosen=int(stage == best), **hits(shown.maps, masks),
-                       right=percent(pointing(shown.maps, masks)[right]), inside=percent(share_inside(shown.maps, masks)))
+                       right=percent(pointing(shown.maps, masks)[right]),
+                       inside=percent(share_inside(shown.maps, masks)))
             if stage == best:
                 shown = explain(model, images[:few], labels[:few], stage, method)
                 others = [(label + 1) % classes for label in shown.targets]

@@ -1,6 +1,8 @@
-"""Makes the site from the notebooks: `python tools/website.py` writes docs/_build/html, which needs no server and no other host.
+"""Makes the site from the notebooks: `python tools/website.py` writes docs/_build/html, which needs no server and no
+other host.
 
-The pages that Sphinx reads are made in a temporary folder; any warning of Sphinx is an error, and every link in the HTML is followed."""
+The pages that Sphinx reads are made in a temporary folder; any warning of Sphinx is an error, and every link in
+the HTML is followed."""
 import argparse
 import configparser
 import copy
@@ -44,7 +46,8 @@ class SiteError(Exception):
 def notebooks():
     "index, then the course in its order, then the rest, by name."
     order = [c.path for c in chapters()]
-    return sorted(nbcells.visible(NBS, "*.ipynb"), key=lambda p: (p.stem != "index", order.index(p) if p in order else len(order), p))
+    return sorted(nbcells.visible(NBS, "*.ipynb"),
+                  key=lambda p: (p.stem != "index", order.index(p) if p in order else len(order), p))
 
 
 def chapters():
@@ -53,14 +56,17 @@ def chapters():
 
 
 def relinked(text, path):
-    "Markdown of the notebook or file at `path`, with links to what is no page of the site led to GitHub, and badges of other hosts as words."
+    """Markdown of the notebook or file at `path`, with links to what is no page of the site led to GitHub, and
+    badges of other hosts as words."""
     def one(match):
         target = match["path"]
         if ELSEWHERE.match(target):
             return match[0]
         at = Path(os.path.normpath(path.parent / unquote(re.split("[#?]", target)[0])))
         if not at.exists():
-            raise SiteError(f"{path.relative_to(ROOT)} points to {target}, but there is no {os.path.relpath(at, ROOT)}.")
+            raise SiteError(
+                f"{path.relative_to(ROOT)} points to {target}, but there is no {os.path.relpath(at, ROOT)}."
+            )
         if page := MADE.get(at.relative_to(NBS).as_posix() if NBS in at.parents else None):
             return match["before"] + os.path.relpath(NBS / page, path.parent)
         on_site = NBS in at.parents and at.suffix in {".ipynb", ".md", *PICTURES}
@@ -71,8 +77,13 @@ def relinked(text, path):
 
 
 def stepwise(text):
-    "A text that goes from its title straight to headings of the third level, as GitHub shows a glossary best, with headings of the second."
-    return text if re.search(r"^## ", text, re.M) else outside(FENCED, text, lambda o: re.sub(r"^###(?=#* )", "##", o, flags=re.M))
+    """A text that goes from its title straight to headings of the third level, as GitHub shows a glossary best, with
+    headings of the second."""
+    return (
+        text
+        if re.search(r"^## ", text, re.M)
+        else outside(FENCED, text, lambda o: re.sub(r"^###(?=#* )", "##", o, flags=re.M))
+    )
 
 
 def markdown(source):
@@ -81,7 +92,9 @@ def markdown(source):
 
 def is_guard(cell):
     "The lines that install the package in Colab, and nothing else."
-    return "google.colab" in cell["source"] and all(re.match(r"import sys$|if 'google.colab' in sys.modules:|\s*[%!]\s*pip install", o) for o in nbcells.code(cell))
+    return "google.colab" in cell["source"] and all(
+        re.match(r"import sys$|if 'google.colab' in sys.modules:|\s*[%!]\s*pip install", o) for o in nbcells.code(cell)
+    )
 
 
 def alternative(output):
@@ -105,13 +118,16 @@ def code_cell(cell, path, names=()):
     texts = [o for o in outputs if "text/markdown" in o.get("data", {})]
     outputs = [o for o in outputs if o not in texts]
     tags = ["remove-input"] if found.get("echo") == "false" else ["exported"] if exported else []
-    made = {"cell_type": "code", "metadata": {"tags": tags}, "source": source, "outputs": outputs, "execution_count": None}
+    made = {"cell_type": "code", "metadata": {"tags": tags}, "source": source, "outputs": outputs,
+            "execution_count": None}
     pictures = [o for o in outputs if any(kind.startswith("image/") for kind in o.get("data", {}))]
     if pictures:
         made["metadata"]["mystnb"] = {"image": {"alt": alternative(pictures[0])}}
     if exported and source:
         names = [f"{{py:obj}}`{o.removeprefix(SETTINGS['lib_name'] + '.')} <{o}>`" for o in names]
-        label = [markdown(f"(cell-{cell['id']})=\n:::{{container}} exported\n{' · '.join(['in the package', *names])}\n:::")]
+        label = [
+            markdown(f"(cell-{cell['id']})=\n:::{{container}} exported\n{' · '.join(['in the package', *names])}\n:::")
+        ]
     else:
         label = []
     shown = [made] if source and "remove-input" not in tags or outputs else []
@@ -132,7 +148,8 @@ def cells_of(path):
 @functools.cache
 def module_of(path):
     "The module that a notebook writes, if it writes one."
-    names = [found["default_exp"] for c in nbcells.read(path)["cells"] if "default_exp" in (found := nbcells.directives(c))]
+    names = [found["default_exp"]
+             for c in nbcells.read(path)["cells"] if "default_exp" in (found := nbcells.directives(c))]
     return LIB / f"{names[0].replace('.', '/')}.py" if names else None
 
 
@@ -164,7 +181,8 @@ class Lesson:
         self.question = self.title.partition(": ")[2] or opening(texts[0])
         self.question = self.question[:1].upper() + self.question[1:]
         self.words = sum(len(re.findall(r"\w[\w’'-]*", t)) for t in texts)
-        codes = [c for c in cells if c["cell_type"] == "code" and not is_guard(c) and nbcells.directives(c).get("echo") != "false"]
+        codes = [c for c in cells if c["cell_type"] == "code" and not is_guard(c)
+                 and nbcells.directives(c).get("echo") != "false"]
         self.lines = sum(len(nbcells.code(c)) for c in codes)
         self.imports = {name for c in codes for name in IMPORT.findall(c["source"])}
 
@@ -216,7 +234,8 @@ def table(head, rows, kind=""):
 def reading_order():
     found = chapters()
     lessons = {c.path: Lesson(c.path) for c in found}
-    needed = lambda o: ", ".join(f"[{p.short.split(' · ')[0]}]({p.page})" for p in needs(o, list(lessons.values()))) or "nothing"
+    needed = lambda o: ", ".join(f"[{p.short.split(' · ')[0]}]({p.page})"
+                                 for p in needs(o, list(lessons.values()))) or "nothing"
     parts = []
     for part in dict.fromkeys(c.part for c in found):
         rows = [[f"[{o.short}]({o.page})" + " ★" * c.quick + " ⚙" * c.machine_room, o.question, c.minutes, needed(o)]
@@ -255,7 +274,10 @@ def as_code(text):
 def source_links(item, module):
     "To a name's source, and to the cell of the lesson that writes it."
     lesson = f" · [in the lesson](#cell-{item.cell})" if item.cell else ""
-    return f":::{{container}} source-links\n[source]({GITHUB}/{SETTINGS['lib_path']}/{module.replace('.', '/')}.py#L{item.lines[0]}-L{item.lines[1]}){lesson}\n:::\n"
+    return (
+        f":::{{container}} "
+        f"source-links\n[source]({GITHUB}/{SETTINGS['lib_path']}/{module.replace('.', '/')}.py#L{item.lines[0]}-L{item.lines[1]}){lesson}\n:::\n"
+    )
 
 
 def entry(item, module, depth=0):
@@ -269,7 +291,8 @@ def entry(item, module, depth=0):
     rows = [[row[i] for i in kept] for row in [["parameter", "type", "default", "what it is"], *rows]]
     fence = ":" * (5 - depth)
     return "\n".join(filter(None, [
-        f"{fence}{{py:{item.kind}}} {item.name}" + (f"({shown})" if item.kind in ("function", "class", "method") else ""), "",
+        f"{fence}{{py:{item.kind}}} {item.name}"
+        + (f"({shown})" if item.kind in ("function", "class", "method") else ""), "",
         prose(item.doc) + "\n" if item.doc else "",
         as_code("# " + item.note) + "\n" if item.note else "",
         table(rows[0], rows[1:]) + "\n" if rows[1:] else "",
@@ -283,24 +306,33 @@ def reference(path, items):
     module, lesson = name_of(path), Lesson(path)
     names = [o for o in items if o.kind != "data"]
     constants = [o for o in items if o.kind == "data"]
-    rows = [[f"{{py:obj}}`{o.name} <{SETTINGS['lib_name']}.{module}.{o.name}>`", prose(first_sentence(o.doc))] for o in names]
-    return "\n".join([
-        f"# {module}\n",
-        f"```{{py:module}} {SETTINGS['lib_name']}.{module}\n```\n",
-        f"Lesson [{lesson.title}](../{lesson.page}) writes this module. [Source]({GITHUB}/{SETTINGS['lib_path']}/{module.replace('.', '/')}.py).\n",
-        table(["name", "what it is"], rows) + "\n" if rows else "",
-        "## Functions and classes\n" if names else "", *(entry(o, module) for o in names),
-        "## Constants\n" if constants else "", *(constant(o, module) for o in constants)])
+    rows = [[f"{{py:obj}}`{o.name} <{SETTINGS['lib_name']}.{module}.{o.name}>`", prose(first_sentence(o.doc))]
+            for o in names]
+    return "\n".join(
+        [
+            f"# {module}\n",
+            f"```{{py:module}} {SETTINGS['lib_name']}.{module}\n```\n",
+            f"Lesson [{lesson.title}](../{lesson.page}) writes this module. "
+            f"[Source]({GITHUB}/{SETTINGS['lib_path']}/{module.replace('.', '/')}.py).\n",
+            table(["name", "what it is"], rows) + "\n" if rows else "",
+            "## Functions and classes\n" if names else "",
+            *(entry(o, module) for o in names),
+            "## Constants\n" if constants else "",
+            *(constant(o, module) for o in constants),
+        ]
+    )
 
 
 def constant(item, module):
     value = item.value if len(item.value) <= 100 else item.value[:99] + "…"
-    return "\n".join([f":::::{{py:data}} {item.name}", *([f"`` {value} ``\n"] if value else [""]), prose(item.doc) + "\n",
+    return "\n".join([f":::::{{py:data}} {item.name}", *([f"`` {value} ``\n"] if value else [""]),
+                      prose(item.doc) + "\n",
                       source_links(item, module), ":::::\n"])
 
 
 def reference_index(paths):
-    rows = [[f"[{name_of(p)}]({name_of(p)}.md)", f"[{Lesson(p).title}](../{Lesson(p).page})"] for p in paths if module_of(p)]
+    rows = [[f"[{name_of(p)}]({name_of(p)}.md)", f"[{Lesson(p).title}](../{Lesson(p).page})"]
+            for p in paths if module_of(p)]
     entries = "\n".join(name_of(p) for p in paths if module_of(p))
     return f"""# Reference
 
@@ -370,7 +402,8 @@ def toctrees(paths):
     placed = {c.path for c in chapters()} | {NBS / "index.ipynb"}
     rest = [p.relative_to(NBS).with_suffix("").as_posix() for p in paths if p not in placed]
     groups["Look things up"] = ["models", "explorer", "glossary", *rest, "api/index"]
-    return "\n\n".join(f"```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(pages) + "\n```" for name, pages in groups.items())
+    return "\n\n".join(f"```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(pages) + "\n```"
+                       for name, pages in groups.items())
 
 
 def about(path):
@@ -378,7 +411,8 @@ def about(path):
     if path.stem == "index":
         return None
     page = path.relative_to(ROOT).as_posix()
-    parts = [f"About {c.minutes} minutes" + " · machine room: a learner may skip it" * c.machine_room for c in chapters() if c.path == path]
+    parts = [f"About {c.minutes} minutes" + " · machine room: a learner may skip it" * c.machine_room
+             for c in chapters() if c.path == path]
     parts += [f"[run it in Colab]({COLAB}/{page})", f"[notebook]({GITHUB}/{page})"]
     parts += [f"[what it exports](/api/{name_of(path)}.md)"] if module_of(path) else []
     return f":::{{container}} about-lesson\n{' · '.join(parts)}\n:::"
@@ -395,7 +429,8 @@ def write_notebook(path, out, paths):
     for i, cell in enumerate(cells):
         cell["id"] = f"c{i}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+    out.write_text(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}),
+                   encoding="utf-8")
 
 
 def write_pages(pages):
@@ -409,7 +444,8 @@ def write_pages(pages):
             shutil.copy(path, pages / path.relative_to(NBS))
     made = {"glossary.md": stepwise(relinked((NBS / "glossary.md").read_text(encoding="utf-8"), NBS / "glossary.md"))}
     made |= {f"api/{name_of(p)}.md": reference(p, docments.public(module_of(p))) for p in paths if module_of(p)}
-    made |= {"api/index.md": reference_index(paths), "reading_order.md": reading_order(), "models.md": models_page(), "explorer.md": explorer_page()}
+    made |= {"api/index.md": reference_index(paths), "reading_order.md": reading_order(), "models.md": models_page(),
+             "explorer.md": explorer_page()}
     for name, text in made.items():
         (pages / name).parent.mkdir(parents=True, exist_ok=True)
         (pages / name).write_text(text, encoding="utf-8")
@@ -419,8 +455,10 @@ def write_pages(pages):
 
 class Links(HTMLParser):
     "A page's anchors, its links, and what it loads by itself."
-    LOADED = {("img", "src"), ("script", "src"), ("iframe", "src"), ("link", "href"), ("source", "src"), ("source", "srcset"), ("img", "srcset"),
-              ("video", "src"), ("audio", "src"), ("object", "data"), ("embed", "src"), ("use", "href"), ("image", "href"), ("form", "action")}
+    LOADED = {("img", "src"), ("script", "src"), ("iframe", "src"), ("link", "href"), ("source", "src"),
+              ("source", "srcset"), ("img", "srcset"),
+              ("video", "src"), ("audio", "src"), ("object", "data"), ("embed", "src"), ("use", "href"),
+              ("image", "href"), ("form", "action")}
 
     def __init__(self, text):
         super().__init__()
@@ -456,7 +494,11 @@ def broken(target):
         return None if "@" in parts.path else "has no address"
     if parts.scheme not in ("http", "https"):
         return "has an unknown scheme"
-    return None if re.fullmatch(r"[\w-]+(\.[\w-]+)+(:\d+)?", parts.netloc) and not re.search(r"\s", target) else "is no address"
+    return (
+        None
+        if re.fullmatch(r"[\w-]+(\.[\w-]+)+(:\d+)?", parts.netloc) and not re.search(r"\s", target)
+        else "is no address"
+    )
 
 
 def check_links(folder):
@@ -480,7 +522,8 @@ def check_links(folder):
             elif parts.fragment and at in pages and unquote(parts.fragment) not in pages[at].anchors:
                 found.append(f"{name} points to {target}, but there is no such place on that page.")
     for sheet in folder.rglob("*.css"):
-        found += [f"{sheet.relative_to(folder).as_posix()} asks another host for {o}." for o in in_style(sheet.read_text(encoding="utf-8")) if foreign(o)]
+        found += [f"{sheet.relative_to(folder).as_posix()} asks another host for {o}."
+                  for o in in_style(sheet.read_text(encoding="utf-8")) if foreign(o)]
     return sorted(set(found))
 
 
@@ -508,7 +551,8 @@ def build(out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=DOCS / "_build/html", help="folder for the site, which is made anew (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=DOCS / "_build/html",
+                        help="folder for the site, which is made anew (default: %(default)s)")
     args = parser.parse_args()
     try:
         build(args.out.resolve())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../../nbs/commands/experiment.ipynb #ab6febe0
+# %% ../../nbs/commands/experiment.ipynb #8f485763
 import argparse, os, shlex, sys
 from dataclasses import replace
 from pathlib import Path

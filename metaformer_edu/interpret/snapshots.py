@@ -125,7 +125,8 @@ def read_snapshots(folder)->Snapshots: # a run's folder
 def _fit_together(shots:Snapshots)->bool:
     axes, n = [t.ndim for t in vars(shots).values() if torch.is_tensor(t)], len(shots.labels)
     return (axes == [4, 1, 3, 4] and shots.pictures.shape[::3] == (n, 3)
-            and shots.probabilities.shape[1] == shots.maps.shape[1] == n and bool(shots.labels.amax() < shots.probabilities.shape[2]))
+            and shots.probabilities.shape[1] == shots.maps.shape[1] == n
+            and bool(shots.labels.amax() < shots.probabilities.shape[2]))
 
 # %% ../../nbs/interpret/snapshots.ipynb #1337dddc
 class SaveSnapshots(Callback):

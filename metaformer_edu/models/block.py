@@ -65,7 +65,8 @@ class Stage(nn.Sequential):
                  **block_kwargs, # passed to `MetaFormerBlock`
                 ):
         drop_paths = [0.] * depth if drop_paths is None else drop_paths
-        if len(drop_paths) != depth: raise ValueError(f'{len(drop_paths)} drop_paths for {depth} blocks: give one for each.')
+        if len(drop_paths) != depth:
+            raise ValueError(f'{len(drop_paths)} drop_paths for {depth} blocks: give one for each.')
         super().__init__(*[MetaFormerBlock(dim, token_mixer, drop_path=p, **block_kwargs) for p in drop_paths])
         self.grad_checkpointing = False
 

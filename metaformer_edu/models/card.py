@@ -42,7 +42,8 @@ def draw_stages(model):
     for ax, r, (h, w) in zip(axs[0], rows, model.grids):
         _cuboid(ax, w / tallest, h / tallest, 0.45 * r['channels'] / deepest)
         ax.set_title(f"{r['tokens']} × {r['channels']}\n{r['blocks']} × {r['mixer']}")
-    for ax, r in zip(axs[1], rows): _shares(ax, {key: r[key] / sum(x[key] for x in rows) for key in ('MACs', 'parameters')})
+    for ax, r in zip(axs[1], rows):
+        _shares(ax, {key: r[key] / sum(x[key] for x in rows) for key in ('MACs', 'parameters')})
     return close(fig)
 
 def _shares(ax, shares):

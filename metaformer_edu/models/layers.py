@@ -58,8 +58,8 @@ def _bare(part, *types): # exactly of one of these types, and nobody wants to se
 def _idle(drop): return _bare(drop, nn.Identity) or _bare(drop, nn.Dropout) and not (drop.training and drop.p > 0)
 
 def _slides(layer): # is it still the depthwise convolution with stride 1 that it was made as?
-    plain = layer.stride == layer.dilation == (1, 1) and layer.padding_mode == 'zeros' and isinstance(layer.padding, tuple)
-    return plain and layer.groups == layer.in_channels == layer.out_channels
+    if layer.padding_mode != 'zeros' or not isinstance(layer.padding, tuple): return False
+    return layer.stride == layer.dilation == (1, 1) and layer.groups == layer.in_channels == layer.out_channels
 
 def _fuses(act, layer): # may star_linear or star_depthwise stand for these two?
     if not use_fused_star() or nn.modules.module._has_any_global_hook() or not _bare(act, StarReLU): return False

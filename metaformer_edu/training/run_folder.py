@@ -53,9 +53,10 @@ def newest_state(folder:Path)->dict: # None if there is none
         except ValueError as error: print(error, 'The one before it is tried.', file=sys.stderr)
 
 # %% ../../nbs/training/run_folder.ipynb #21fab03a
+# settings that may differ between two parts of one run
 SAME_RESULT = {'output', 'experiment', 'resume', 'device', 'workers', 'threads', 'log_interval', 'recovery_interval',
-               'snapshots', 'tensorboard', 'batch_size', 'grad_accum_steps', 'validation_batch_size', 'grad_checkpointing',
-               'torchcompile', 'warning', 'usual_lr'} # settings that may differ between two parts of one run
+               'snapshots', 'tensorboard', 'batch_size', 'grad_accum_steps', 'validation_batch_size',
+               'grad_checkpointing', 'torchcompile', 'warning', 'usual_lr'}
 
 def differences(a:dict, b:dict)->list: # as 'lr 0.002 → 0.004'
     "Which settings that matter for the result differ."
@@ -168,7 +169,7 @@ class SaveEpoch(Callback):
         if rank() == 0: self.folder.write_log(trainer.log)
 
 class SaveStates(Callback):
-    "Writes states to go on from: every so many updates, at each epoch's end before it is measured, and at the very end."
+    "Writes states to go on from: every so many updates, at an epoch's end before it is measured, at the very end."
     order = 90
 
     def __init__(self, folder:RunFolder, every:int=0): # updates; 0: only at the ends of epochs

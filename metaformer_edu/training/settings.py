@@ -40,7 +40,7 @@ def recipe_table(filter:str='*')->Table: # one row a recipe
                 'optimizer': r['opt'], 'rate': r['lr'], 'images a step': r['global_batch'], 'drop path': r['drop_path']}
     return Table(map(one, list_recipes(filter)))
 
-# %% ../../nbs/training/settings.ipynb #1cb92c07
+# %% ../../nbs/training/settings.ipynb #8caf1f3e
 def setting(section:str, default, help:str, low=None, high=math.inf, small=None, choices=None, flag=None, metavar=None,
             nargs=None, const=None): # small: the default for digits and shapes; const: what the bare flag means
     "One setting of a training, as a field of the dataclass: where it stands, its default, its help and its limits."
@@ -49,7 +49,7 @@ def setting(section:str, default, help:str, low=None, high=math.inf, small=None,
     if isinstance(default, list): return field(default_factory=partial(list, default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
-# %% ../../nbs/training/settings.ipynb #d98985a9
+# %% ../../nbs/training/settings.ipynb #55b8da31
 @dataclass(init=False, repr=False)
 class Settings:
     """All settings of a training. Those that are given are checked, the others are filled in as the command does it:
@@ -189,7 +189,7 @@ class Settings:
 
     def __contains__(self, name:str): return name in vars(self) # 'warning' only if there is one
 
-# %% ../../nbs/training/settings.ipynb #beb59df1
+# %% ../../nbs/training/settings.ipynb #ba784924
 _FIELDS = {f.name: f for f in fields(Settings) if f.metadata}
 DEFAULTS = {name: f.default_factory() if f.default is MISSING else f.default
             for name, f in _FIELDS.items()} # img_size None: the model's own; lr None: the usual one
@@ -201,7 +201,7 @@ def _kind(f)->type: # int, float, str or bool
     kind = f.type if isinstance(f.type, type) and not get_args(f.type) else get_args(f.type)[0]
     return get_args(kind)[0] if get_origin(kind) is list else kind
 
-# %% ../../nbs/training/settings.ipynb #fa46e5a9
+# %% ../../nbs/training/settings.ipynb #f564551c
 def _help(f)->str:
     "The help of a setting with its defaults, that for the small sets too."
     def write(v):
@@ -291,7 +291,7 @@ def _check_together(s:Settings):
         s.warning = (f'The rate {s.lr:g} is {s.lr / s.usual_lr:.0f} times the usual one, which is {s.usual_lr:.2g} '
                      f'for {s.global_batch:,} images an update; it may not learn.')
 
-# %% ../../nbs/training/settings.ipynb #a982484b
+# %% ../../nbs/training/settings.ipynb #fe28018a
 def _checked(given:dict)->dict:
     "What was given, with values as the parser would give them; ValueError for a name or value that cannot be."
     found = {}
@@ -334,7 +334,7 @@ GONE_HERE = {'--train-split': 'the folder is train/', '--val-split': 'the folder
              '--start-epoch': 'use --resume', '--save-images': 'leave it out'}
 _SECTIONS = ['data', 'model', 'optimizer', 'schedule', 'augmentation', 'run', 'machine']
 
-# %% ../../nbs/training/settings.ipynb #18e69f5f
+# %% ../../nbs/training/settings.ipynb #74b45fc8
 def parse(argv=None, # what was typed; None: on the command line
           processes:int=None, # that share the work; None: as many as torchrun says
          )->Settings:

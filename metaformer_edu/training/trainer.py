@@ -243,8 +243,9 @@ def state(self:Trainer)->dict: # all processes must ask, since each has its own 
 def load(self:Trainer, state:dict):
     "Go on from a state; ValueError if it is another model's, or cuts the epoch in another way."
     if 0 < state['step'] < state['steps'] != self.steps:
-        raise ValueError(f"The state is from the middle of an epoch of {state['steps']} updates, and here are {self.steps}:"
-                         ' keep the number of images in an update, or resume from a state at the end of an epoch.')
+        raise ValueError(f"The state is from the middle of an epoch of {state['steps']} updates, and here are "
+                         f'{self.steps}: keep the number of images in an update, or resume from a state at the end '
+                         'of an epoch.')
     try:
         self.model.load_state_dict(state['state_dict'])
         for callback in self.callbacks:
@@ -324,8 +325,10 @@ class RateCurve:
     @property
     def steepest(self)->float: # where the loss falls fastest: a good highest rate of a schedule
         "The rate at which the loss falls fastest, per factor of ten."
-        slopes = np.gradient(self.losses, np.log(self.rates))
-        return self.rates[int(np.argmin(slopes))]
+        lowest = int(np.argmin(self.losses))
+        first = min(lowest, len(self.losses) // 4) # the mean of the first few losses is noise
+        slopes = np.gradient(self.losses, np.log(self.rates))[first:lowest + 1]
+        return self.rates[first + int(np.argmin(slopes))]
 
     def draw(self):
         "Draw the loss over the rates, and return the figure."
