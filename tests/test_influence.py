@@ -8,8 +8,9 @@ from torch import nn
 
 from metaformer_edu.interpret import influence as lesson
 from metaformer_edu.interpret.influence import (
-    CLOSED_FORMS, Field, UpToStage, attention_weights, closed_form, influence, mixer_at, mixing_matrix,
-    receptive_field, show_fields, show_heads, show_mixing, value_influence)
+    CLOSED_FORMS, attention_weights, closed_form, influence, mixer_at, mixing_matrix, show_heads, show_mixing,
+    value_influence)
+from metaformer_edu.interpret.receptive_field import Field, UpToStage, receptive_field, show_fields
 from metaformer_edu.models.block import Downsampling, MetaFormerBlock, Stage
 from metaformer_edu.models.layers import LayerNormGeneral, LayerNormWithoutBias
 from metaformer_edu.models.metaformer import MetaFormer

@@ -14,8 +14,7 @@ from PIL import Image
 from torch import nn
 
 from metaformer_edu.core.basics import sample_photo
-from metaformer_edu.interpret.influence import influence, mixer_at, mixing_matrix
-from metaformer_edu.interpret.local_influence import grouped
+from metaformer_edu.interpret.influence import grouped, influence, mixer_at, mixing_matrix
 from metaformer_edu.interpret.swap import swap_mixer
 from metaformer_edu.models.metaformer import MetaFormer
 from metaformer_edu.models.mixers import Attention, Identity, MIXERS, Pooling, RandomMixing, SepConv

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer_edu.interpret import local_influence as lesson
-from metaformer_edu.interpret.influence import closed_form, influence
-from metaformer_edu.interpret.local_influence import (
-    WINDOWS, grouped, pooling_windows, sepconv_windows, show_windows, window_weights, windows_of)
+from metaformer_edu.interpret import influence as lesson
+from metaformer_edu.interpret.influence import (
+    WINDOWS, closed_form, grouped, influence, pooling_windows, sepconv_windows, show_windows, window_weights,
+    windows_of)
 from metaformer_edu.models.layers import StarReLU
 from metaformer_edu.models.mixers import Attention, Identity, Pooling, SepConv
 
@@ -129,7 +129,7 @@ def naive_groups(matrix, h, w, side):
 @pytest.mark.parametrize("h, w, most, side",
                          [(6, 6, 9, 2), (5, 7, 12, 2), (5, 7, 11, 4), (1, 9, 3, 4), (4, 4, 16, 1), (3, 3, 1, 4)])
 def test_groups_are_means_over_pairs(h, w, most, side, monkeypatch):
-    monkeypatch.setattr(lesson, "MOST_GROUPS", most)
+    monkeypatch.setattr(lesson, "MAX_GROUPS", most)
     matrix = double(h * w, h * w)
     found, got = grouped(matrix, h, w)
     assert got == side

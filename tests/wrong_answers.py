@@ -474,23 +474,47 @@ def first_right(shots):
             "pixels)[:, 0].bool()": "it became 81"},
     },
     "interpret/influence": {
-        1: {"answer = 7": "somebody is not heard", "answer = 17": "15 is enough already", "answer = 8": "even window"},
+        1: {"answer_1 = 1 / 9": "takes the token itself away", "answer_1 = 1 / 25 - 1": "in the middle of the grid"},
         2: {"def chained(first, second, x): return closed_form(first, x) @ closed_form(second, x)":
                 "in the other order",
             "def chained(first, second, x): return closed_form(first, x) + closed_form(second, x)":
                 "not what the Jacobian says"},
         3: {"""
-def row_matrix(mixer, x):
+def left_windows(mixer, x):
     h, w = x.shape[1:3]
-    return torch.full((h * w, h * w), 1 / (h * w))""": "token 0 should hear the 4 tokens of its row",
+    windows = torch.zeros(h, w, 9)
+    windows[..., 3] = 1
+    return windows.view(h * w, 9)""": "the first column has no left neighbour",
             """
-def row_matrix(mixer, x):
+def left_windows(mixer, x):
     h, w = x.shape[1:3]
-    return torch.kron(torch.full((w, w), 1 / w), torch.eye(h))""": "of its row",
+    windows = torch.zeros(h, w, 9)
+    windows[:, 1:, 5] = 1
+    return windows.view(h * w, 9)""": "the token on their left",
+            "def left_windows(mixer, x): return influence(mixer, x)": "it must have the shape (16, 9)"},
+    },
+    "interpret/receptive_field": {
+        1: {"answer = 7": "somebody is not heard", "answer = 17": "15 is enough already", "answer = 8": "even window"},
+        2: {"def counted_side(stage): return 7 + 8 * (stage - 1)": "at the end of stage 3 it is 31 pixels",
+            "def counted_side(stage): return 7 * stage": "at the end of stage 2 it is 15 pixels"},
+        3: {"""
+class Dilated(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+    def forward(self, x): return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)""": "49 tokens, not nine",
             """
-def row_matrix(mixer, x):
-    w = x.shape[2]
-    return torch.full((w, w), 1 / w)""": "it must be 16×16"},
+class Dilated(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+    def forward(self, x): return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)""": "3 tokens to a side, not seven",
+            """
+class Dilated(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=3, dilation=3)
+    def forward(self, x): return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)""": "nine weights of its own"},
     },
     "interpret/swap": {
         1: {"stages = {1, 4}": "stage 2 can be replaced, too", "stages = {1, 2, 3}": "stage 3 changes the answers",
@@ -505,25 +529,6 @@ def row_matrix(mixer, x):
 def swap_block(model, stage, block, mixer):
     model.stages[stage - 1][block - 1] = swap_mixer(model, stage, mixer).stages[stage - 1][block - 1]
     return model""": "the model itself has changed"},
-    },
-    "interpret/local_influence": {
-        1: {"answer_1 = 1 / 9": "takes the token itself away", "answer_1 = 1 / 25 - 1": "in the middle of the grid"},
-        2: {"def column_sum(row, column, h, w): return 0": "at (0, 0) of 6×7",
-            "def column_sum(row, column, h, w): return 9 / ((2 if row in (0, h - 1) else 3) * (2 if column in (0, w - "
-            "1) else 3)) - 1": "and yours"},
-        3: {"""
-def left_windows(mixer, x):
-    h, w = x.shape[1:3]
-    windows = torch.zeros(h, w, 9)
-    windows[..., 3] = 1
-    return windows.view(h * w, 9)""": "the first column has no left neighbour",
-            """
-def left_windows(mixer, x):
-    h, w = x.shape[1:3]
-    windows = torch.zeros(h, w, 9)
-    windows[:, 1:, 5] = 1
-    return windows.view(h * w, 9)""": "the token on their left",
-            "def left_windows(mixer, x): return influence(mixer, x)": "it must have the shape (16, 9)"},
     },
     "speed/roofline": {
         1: {"answer_1 = 2 * 512 * 2048 / (4 * (512 + 2048))": "the weights must move, too",

@@ -29,7 +29,7 @@ from ..data.datasets import load_digits
 from ..training.evaluate import predict, hide_progress
 from ..training.trainer import fit
 from ..core.files import as_csv
-from ..interpret.influence import receptive_field
+from ..interpret.receptive_field import receptive_field
 from .compare import DISTANCES, as_text, read_results, summary
 
 # %% ../../nbs/experiments/arms.ipynb #081dd7bc

@@ -20,7 +20,7 @@ class MixerError(ValueError):
 
 # %% ../../nbs/models/check_mixer.ipynb #862decfe
 def mixer_class(mixer):
-    "What makes a mixer when called with the channels; ValueError for a name that does not exist, and for a mixer itself."
+    "What makes a mixer when called with the channels; ValueError for an unknown name and for a mixer itself."
     if not isinstance(mixer, nn.Module): return get_mixer(mixer)
     raise ValueError(f'Give the class {type(mixer).__name__}, not one mixer of it: each block gets its own.')
 

@@ -16,10 +16,10 @@ from ..core.files import write_atomically
 from ..models.mixers import MIXERS, Attention, SepConv
 from ..models.metaformer import MetaFormer, fit_mixer, init_weights
 from ..interpret.cam import to_batch, to_pictures, name_models
-from ..interpret.influence import (
-    CLOSED_FORMS, closed_form, influence, differentiable, on_grid, one_grid, class_by_forward)
+from metaformer_edu.interpret.influence import (
+    CLOSED_FORMS, WINDOWS, class_by_forward, closed_form, differentiable, grouped, influence, on_grid, one_grid,
+    windows_of)
 from ..interpret.swap import bare
-from ..interpret.local_influence import WINDOWS, grouped, windows_of
 from .base import (
     DRAW_LOCK, STATIC, Drawing, Latest, Shown, display_with_picture, error_text, new_figure)
 from .sources import (
