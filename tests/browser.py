@@ -19,7 +19,8 @@ PATIENCE = 60_000  # ms; a busy machine imports PyTorch for a while
 OF_OTHERS = ("Unsatisfied version", "No satisfying version", "favicon")  # Voilà's own versions of JupyterLab's modules
 
 ALL_DRAWN = """n => {
-    const error = document.querySelector('[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]');
+    const kinds = ['error', 'stderr'].map(kind => `[data-mime-type="application/vnd.jupyter.${kind}"]`);
+    const error = document.querySelector(kinds.join(', '));
     if (error) throw new Error(error.textContent);
     return document.querySelectorAll('.edu-explorer').length == n &&
     [...document.querySelectorAll('.edu-explorer')].every(o => o.querySelector('.edu-drawing svg, canvas')) }"""

@@ -94,7 +94,7 @@ def differing(a, b, pattern):
 
 
 def test_there_are_lessons():
-    assert LESSONS, f"nbs/course.yml names no lessons."
+    assert LESSONS, "nbs/course.yml names no lessons."
 
 
 def test_modules_are_what_the_notebooks_export(copy):

@@ -48,7 +48,8 @@ def look_up(name, table):
             """
 def append(path, row):
     new = not path.exists()
-    with open(path, 'a') as file: file.write(('epoch,top1' if new else '') + f"{chr(10)}{row['epoch']},{row['top1']}")""": "the old file itself"},
+    with open(path, 'a') as file:
+        file.write(('epoch,top1' if new else '') + f"{chr(10)}{row['epoch']},{row['top1']}")""": "the old file itself"},
     },
     "models/layers": {
         1: {"answer = 2 / 3": "the second moment is 0.6", "answer = 0.8944": "the second moment is 1.2"},
@@ -182,7 +183,9 @@ def soup(a, b):
         3: {"""
 class Noise:
     def __init__(self, std): self.std = std
-    def __call__(self, image): return image + self.std * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))""": "change from epoch to epoch",
+    def __call__(self, image):
+        always = torch.Generator().manual_seed(0)
+        return image + self.std * torch.randn(image.shape, generator=always)""": "change from epoch to epoch",
             """
 class Noise:
     def __init__(self, std): self.std = std
@@ -215,7 +218,8 @@ class Noise:
 def load_halves(img_size=64, seed=0, augment=True):
     images = [(torch.zeros(3, img_size, img_size), i % 2) for i in range(30)]
     same = lambda x: x
-    return ImageDataset(images[:20], same), ImageDataset(images[20:], same), DataInfo('x', ['left', 'right'], img_size)""":
+    info = DataInfo('x', ['left', 'right'], img_size)
+    return ImageDataset(images[:20], same), ImageDataset(images[20:], same), info""":
                 "the white half is not",
             """
 def load_halves(img_size=64, seed=0, augment=True):
@@ -227,7 +231,8 @@ def load_halves(img_size=64, seed=0, augment=True):
 def load_halves(img_size=64, seed=0, augment=True):
     images = [(torch.zeros(3, img_size, img_size), 0) for i in range(30)]
     same = lambda x: x
-    return ImageDataset(images[:20], same), ImageDataset(images[20:], same), DataInfo('x', ['left', 'right'], img_size)""":
+    info = DataInfo('x', ['left', 'right'], img_size)
+    return ImageDataset(images[:20], same), ImageDataset(images[20:], same), info""":
                 "unequal shares"},
     },
     "data/loaders": {
@@ -421,12 +426,14 @@ class Mine(gc.GradCAM):
     },
     "commands/explain": {
         1: {"answer = 100 / 24": "a part of a sheet", "answer = 4": "not 4"},
-        2: {"answer = ['a.jpg', 'b.jpg', 'c.jpg']": "as it would be alone", "answer = ['cat.jpg', 'cat.png']": "these are 2 files"},
+        2: {"answer = ['a.jpg', 'b.jpg', 'c.jpg']": "as it would be alone",
+            "answer = ['cat.jpg', 'cat.png']": "these are 2 files"},
         3: {"def best_class(line): return line.split(': ')[1].split(' ')[0], 0.61": "'tabby cat'",
             "def best_class(line): return line.split(': ')[-1].split(', ')[0].rpartition(' ')[0], 61.": "not 61"},
     },
     "models/check_mixer": {
-        1: {"axis = 1": "along axis 1 it passes all three", "axis = 3": "along axis 3 it passes", "axis = 4": "are 0 to 3"},
+        1: {"axis = 1": "along axis 1 it passes all three", "axis = 3": "along axis 3 it passes",
+            "axis = 4": "are 0 to 3"},
         2: {"fraction = 1 / 3": "0.333 is not it", "fraction = 1": "takes something away"},
         3: {"""
 class Mended(nn.Module):
@@ -508,7 +515,8 @@ class Dilated(nn.Module):
     def __init__(self, dim):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-    def forward(self, x): return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)""": "3 tokens to a side, not seven",
+    def forward(self, x): return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)""":
+                "3 tokens to a side, not seven",
             """
 class Dilated(nn.Module):
     def __init__(self, dim):

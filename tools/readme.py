@@ -19,9 +19,9 @@ MODELS = """<!-- Made from {name} by tools/readme.py: edit the notebook, not thi
 
 # Models
 
-All published models, counted by [{name}]({name}): parameters and MACs are those of our models for one image of that size
-(frozen parameters after the plus); accuracy is top-1 on ImageNet-1K as published by the paper's authors, whose weights load
-unchanged. Beside them stand five `tiny_*` variants for laptops and Colab, which are ours.
+All published models, counted by [{name}]({name}): parameters and MACs are those of our models for one image of that
+size (frozen parameters after the plus); accuracy is top-1 on ImageNet-1K as published by the paper's authors, whose
+weights load unchanged. Beside them stand five `tiny_*` variants for laptops and Colab, which are ours.
 
 """
 HEADER_ZH = ("<!-- Prose by hand; code, outputs and tables by tools/readme.py. An `en` line names the English section "
