@@ -15,7 +15,7 @@ import metaformer_edu.interpret.cam as cam
 from metaformer_edu.commands import explain as command
 from metaformer_edu.commands.explain import PER_SHEET, find_images, main, parse
 from metaformer_edu.core.errors import DataError
-from metaformer_edu.data.datasets import load_data
+from metaformer_edu.data.datasets import SOURCES, load_data
 from metaformer_edu.data.loaders import mistakes_first
 from metaformer_edu.interpret import contact_sheet as sheet
 from metaformer_edu.interpret.cam import METHODS, explain, imagenet_classes, map_title
@@ -637,7 +637,7 @@ def test_masks_are_outlined():
 @pytest.mark.parametrize("data", ["digits", "shapes-shape", "shapes-near"])
 def test_the_sheet_of_a_run(data, monkeypatch):
     if data == "shapes-near":
-        data = sorted(name for name in sheet.read_image.__globals__["SOURCES"] if name.startswith("shapes-"))[-1]
+        data = sorted(name for name in SOURCES if name.startswith("shapes-"))[-1]
     _, val, info = load_data(data, 32, augment=False)
     few = Subset(val, range(100, 130))
     model = tiny(num_classes=len(info.class_names)).train()

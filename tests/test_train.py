@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from metaformer_edu import train, validate
 from metaformer_edu.data.datasets import load_digits
 from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.models.registry import create_model
@@ -30,9 +31,6 @@ from metaformer_edu.training.evaluate import evaluate
 from metaformer_edu.training.run_folder import SPEED, new_folder
 from metaformer_edu.training.settings import parse
 from metaformer_edu.training.setup import build
-from metaformer_edu import validate
-from metaformer_edu import train
-from metaformer_edu import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ["identityformer", "randformer", "poolformerv2", "convformer", "caformer"]
