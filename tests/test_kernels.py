@@ -315,7 +315,7 @@ def fused_calls(monkeypatch):
     calls = []
     for module, name in (("layers", "star_linear"), ("mixers", "star_depthwise")):
         f = getattr(kernels, name)
-        monkeypatch.setattr(f"metaformer_edu.{module}.{name}", lambda *a, f=f, name=name: calls.append(name) or f(*a))
+        monkeypatch.setattr(f"metaformer_edu.models.{module}.{name}", lambda *a, f=f, name=name: calls.append(name) or f(*a))
     return calls
 
 
