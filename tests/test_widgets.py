@@ -23,6 +23,7 @@ from PIL import Image
 
 import run
 from metaformer_edu.core.errors import DataError, WeightsError
+from metaformer_edu.core.figures import FAINT, INK, PALE, SERIES
 from metaformer_edu.core.files import read_log
 from metaformer_edu.data.datasets import load_shapes
 from metaformer_edu.experiments.arms import ACTIVATIONS
@@ -33,8 +34,7 @@ from metaformer_edu.widgets import base, sources
 from metaformer_edu.widgets.activation_explorer import (
     OTHER_ACTIVATIONS, draw_activation, explore_activation, moments, reaches_goal, view_activation)
 from metaformer_edu.widgets.base import (
-    DRAW_LOCK, Drawing, Explorer, FAINT, INK, Latest, PAGE_COLORS, PALE, SERIES, Shown, dropdown, new_figure,
-    slider, to_svg)
+    DRAW_LOCK, Drawing, Explorer, Latest, PAGE_COLORS, Shown, dropdown, new_figure, slider, to_svg)
 from metaformer_edu.widgets.sources import (
     ImagePicker, example_images, example_models, example_runs, load_run, named_images, to_pil, uploaded_files)
 

@@ -176,7 +176,7 @@ def main(argv=None): # None: what was typed
     "The command `metaformer-bench`."
     args = parse(argv)
     import torch
-    from metaformer_edu.core.basics import set_style
+    from metaformer_edu.core.figures import set_style
     from metaformer_edu.speed.benchmark import ratios
     if args.threads: torch.set_num_threads(args.threads)
     set_style()

@@ -47,7 +47,7 @@ def main(argv=None): # None: what was typed
     args = parse(argv)
     import torch
     from metaformer_edu.experiments.compare import summary
-    from metaformer_edu.core.basics import set_style
+    from metaformer_edu.core.figures import set_style
     from metaformer_edu.training.processes import open_device
     from metaformer_edu.experiments.arms import get_experiment, run
     set_style()

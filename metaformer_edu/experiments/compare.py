@@ -10,7 +10,7 @@ __all__ = ['COLORS', 'DISTANCES', 'chance', 'read_results', 'own_results', 'grou
 import itertools, math, statistics
 import matplotlib.pyplot as plt
 from ..core.files import Table, human
-from ..core.basics import close
+from ..core.figures import close
 from ..core.files import kept_file, read_log
 
 # %% ../../nbs/experiments/compare.ipynb #bd3ef31e

@@ -18,7 +18,7 @@ from timm.data import (
     IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo, create_transform, resolve_model_data_config)
 from timm.utils import unwrap_model
 from torch import nn
-from ..core.basics import close
+from ..core.figures import close
 from ..core.errors import did_you_mean, distinct
 from ..models.metaformer import MetaFormer, as_pair
 

@@ -8,7 +8,7 @@ __all__ = ['read_photo', 'contact_sheet', 'sheet_of_run']
 # %% ../../nbs/interpret/contact_sheet.ipynb #d3d8b811
 import numpy as np, torch
 from PIL import Image, ImageOps
-from ..core.basics import close
+from ..core.figures import close
 from ..data.folders import read_image
 from ..data.loaders import mistakes_first
 from .cam import Explanation, class_title, draw_map, draw_scale, explain, map_title

@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
-from ..core.basics import Capture, close, show_matrix, to_array
+from ..core.basics import Capture
+from ..core.figures import close, show_matrix, to_array
 from ..models.metaformer import MetaFormer
 from ..models.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
 from .cam import frozen_eval

@@ -9,7 +9,7 @@ __all__ = ['receptive_field', 'show_fields']
 from dataclasses import dataclass
 import torch
 from torch import nn
-from ..core.basics import close, to_array
+from ..core.figures import close, to_array
 from ..models.metaformer import MetaFormer, to_tokens
 from .influence import (
     channel_directions, check_stage, differentiable, on_grid, one_grid, output_of, squared_norms)

@@ -7,7 +7,8 @@ __all__ = ['stage_table', 'card', 'draw_stages']
 
 # %% ../../nbs/models/card.ipynb #71b6b583
 from ..core.files import Table, human
-from ..core.basics import close, count_params, macs_by_module
+from ..core.figures import close
+from ..core.basics import count_params, macs_by_module
 
 # %% ../../nbs/models/card.ipynb #23e6b542
 def stage_table(model)->Table:

@@ -19,7 +19,8 @@ from timm.models.metaformer import checkpoint_filter_fn
 from timm.optim import create_optimizer_v2
 from torch.autograd.graph import saved_tensors_hooks
 from tqdm import tqdm
-from ..core.basics import close, count_macs, seed_everything
+from ..core.figures import close
+from ..core.basics import count_macs, seed_everything
 from ..core.files import Table
 from ..models.registry import get_row
 from ..data.folders import load_folder

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from ..core.files import Table, human
-from ..core.basics import close
+from ..core.figures import close
 from ..core.errors import distinct
 from ..models.kernels import Linear
 from ..models.layers import LayerNormWithoutBias, Scale, StarReLU

@@ -16,7 +16,8 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 import metaformer_edu
 from ..core.files import Table, write_atomically
-from ..core.basics import patch, set_style
+from ..core.basics import patch
+from ..core.figures import set_style
 from ..models.registry import get_row
 from ..models.weights import save_weights
 from ..data.loaders import show_predictions

@@ -17,7 +17,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.utils import get_total_norm
 from ..core.files import Table
-from ..core.basics import close, patch
+from ..core.figures import close
+from ..core.basics import patch
 from ..core.errors import distinct
 from ..models.kernels import keep_memory
 from ..data.transforms import seeded_rng

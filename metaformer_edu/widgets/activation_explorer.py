@@ -8,7 +8,8 @@ __all__ = ['draw_activation', 'explore_activation']
 # %% ../../nbs/widgets/activation_explorer.ipynb #d743ddbf
 import torch
 from ..models.layers import SquaredReLU
-from .base import INK, PALE, SERIES, Drawing, Explorer, Shown, new_figure, slider
+from ..core.figures import INK, PALE, SERIES
+from .base import Drawing, Explorer, Shown, new_figure, slider
 
 # %% ../../nbs/widgets/activation_explorer.ipynb #146d0f88
 @torch.no_grad()

@@ -13,10 +13,7 @@ from pathlib import Path
 import anywidget, ipywidgets as W, matplotlib as mpl, numpy as np, traitlets as T
 from matplotlib.figure import Figure
 import metaformer_edu
-
-# %% ../../nbs/widgets/base.ipynb #af39aee6
-INK, FAINT, PALE = '#1a1a1a', '#636363', '#e3e3e3' # text and lines, what is secondary, grids and fills
-SERIES = ['#0072b2', '#d55e00', '#009e73', '#c4629c', '#8f7000', '#7a7a7a'] # after Okabe and Ito, on white and black
+from ..core.figures import FAINT, INK, PALE
 
 # %% ../../nbs/widgets/base.ipynb #91bc7dad
 class Drawing(Figure):
@@ -40,7 +37,7 @@ class Drawing(Figure):
 def new_figure(width:float, height:float, # inches
                nrows:int=1, ncols:int=1, **kwargs, # as for `Figure.subplots`
               )->tuple: # (Drawing, axes: one, or an array of them as from `Figure.subplots`)
-    "A figure in the colours of this module that pyplot does not know, so that any thread can draw it."
+    "A figure in the colours of `core.figures` that pyplot does not know, so that any thread can draw it."
     fig = Drawing(figsize=(width, height), dpi=72, facecolor='white')
     axs = fig.subplots(nrows, ncols, **kwargs)
     for ax in np.atleast_1d(axs).flat:

@@ -16,7 +16,8 @@ from ..models.metaformer import MetaFormer, as_pair
 from ..interpret.cam import (
     METHODS, Explanation, overlay, class_title, explain, imagenet_classes, stage_modules, to_batch, frozen_eval)
 from ..interpret.contact_sheet import good_stage
-from .base import INK, SERIES, Drawing, Explorer, Shown, dropdown, new_figure, slider
+from ..core.figures import INK, SERIES
+from .base import Drawing, Explorer, Shown, dropdown, new_figure, slider
 from .sources import ImagePicker, example_images, example_runs, named_images, load_run
 
 # %% ../../nbs/widgets/cam_explorer.ipynb #7fd17335

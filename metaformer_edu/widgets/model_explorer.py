@@ -18,7 +18,8 @@ from ..models.layers import LayerNormGeneral
 from ..models.mixers import MIXERS, Attention, RandomMixing
 from ..models.metaformer import as_pair, fit_mixer, grid_sizes, per_stage
 from ..models.registry import FAMILIES, SIZES, ModelSpec, get_row
-from .base import FAINT, INK, PALE, SERIES, Drawing, Explorer, Shown, dropdown, new_figure
+from ..core.figures import FAINT, INK, PALE, SERIES
+from .base import Drawing, Explorer, Shown, dropdown, new_figure
 
 # %% ../../nbs/widgets/model_explorer.ipynb #22a7de51
 PART_KINDS = ('stem and downsampling', 'token mixers', 'channel MLPs', 'norms and scales', 'head')

@@ -16,7 +16,8 @@ from ..training.run_folder import read_about
 from ..core.files import read_log
 from ..interpret.cam import overlay, class_title
 from ..interpret.snapshots import Snapshots, read_snapshots
-from .base import FAINT, INK, PALE, SERIES, Drawing, Explorer, Shown, dropdown, new_figure
+from ..core.figures import FAINT, INK, PALE, SERIES
+from .base import Drawing, Explorer, Shown, dropdown, new_figure
 from .sources import example_runs
 
 # %% ../../nbs/widgets/training_explorer.ipynb #2917691b
