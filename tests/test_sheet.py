@@ -648,7 +648,9 @@ def test_the_sheet_of_a_run(data, monkeypatch):
     assert info.name in fig.get_suptitle() and model.training and len(parts(fig)) == 6
     for i, (left, middle, _) in zip(chosen, parts(fig)):
         k = chosen.index(i)
-        assert left.get_title() == f"is {info.class_names[few[i][1]]}" and np.allclose(left.images[0].get_array(), info.picture(few[i][0]).permute(1, 2, 0), atol=1e-6)
+        assert left.get_title() == f"is {info.class_names[few[i][1]]}" and np.allclose(
+            left.images[0].get_array(), info.picture(few[i][0]).permute(1, 2, 0), atol=1e-6
+        )
         assert middle.get_title() == map_title(shown, k, info.class_names)
         outlines = [c for c in middle.collections if to_hex(c.get_edgecolor()) == "#ffffff"]
         assert len(outlines) == (data != "digits")

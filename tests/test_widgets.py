@@ -26,7 +26,6 @@ from metaformer_edu.core.errors import DataError, WeightsError
 from metaformer_edu.core.figures import FAINT, INK, PALE, SERIES
 from metaformer_edu.core.files import read_log
 from metaformer_edu.data.datasets import load_shapes
-from metaformer_edu.experiments.arms import ACTIVATIONS
 from metaformer_edu.models.layers import StarReLU
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.models.weights import save_weights

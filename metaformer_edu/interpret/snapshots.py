@@ -19,7 +19,7 @@ from ..data.transforms import ImageDataset
 from ..training.processes import rank
 from ..core.cli import error_sentence
 from ..training.callbacks import Callback
-from ..training.run_folder import lesson_style
+from ..core.figures import lesson_style
 from .cam import explain, find_stage
 from .contact_sheet import concat_explanations, good_stage, sheet_of_run
 

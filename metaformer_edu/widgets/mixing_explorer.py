@@ -389,7 +389,7 @@ def images_to_choose(image=None)->dict: # name → PIL image; None for a tensor
     return {**own, **example_images(), **own}
 
 # %% ../../nbs/widgets/mixing_explorer.ipynb #d0cd9abc
-def explore_mixing(model=None, # a `MetaFormer`: its mixers beside new ones; several: a panel each; None: five small ones
+def explore_mixing(model=None, # a `MetaFormer`: its mixers beside new ones; several: a panel each; None: small ones
                    image=None, # PIL, a file; several to choose from; a tensor as the model takes it; None: examples
                   )->MixingExplorer:
     """Point at a token: whom does it hear, and who hears it, at any stage and block? Raises ValueError.
