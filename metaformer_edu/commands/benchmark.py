@@ -6,26 +6,11 @@
 __all__ = ['read_bench', 'main']
 
 # %% ../../nbs/commands/benchmark.ipynb #4d086e32
-import itertools, json, os, platform, re, shlex, sys
+import itertools, json, os, re, shlex, sys
 from datetime import datetime
 from pathlib import Path
 from ..core.files import kept_file, write_atomically
 from ..core.cli import Parser, cli_errors, number
-
-# %% ../../nbs/commands/benchmark.ipynb #41395529
-def machine_facts(device)->dict: # device: a torch.device
-    "What it is measured on, and with which versions."
-    import timm, torch
-    import metaformer_edu
-    info, cpu = Path('/proc/cpuinfo'), platform.processor() or platform.machine()
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if not line.startswith('model name'): continue
-        cpu = line.partition(':')[2].strip()
-        break
-    gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
-    return dict(name=gpu or cpu, device=str(device), cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(),
-                system=platform.platform(terse=True), python=platform.python_version(), torch=str(torch.__version__),
-                timm=timm.__version__, metaformer_edu=metaformer_edu.__version__)
 
 # %% ../../nbs/commands/benchmark.ipynb #36702b3c
 def read_bench(path, # a file of metaformer-bench, or the name of a run that this project keeps
@@ -96,10 +81,10 @@ def check_request(args)->tuple: # (device, sentences about what is left out)
     "Check what was asked for; ValueError if it cannot be."
     import torch
     from metaformer_edu.training.processes import open_device
-    from metaformer_edu.speed.benchmark import in_timm
+    from metaformer_edu.speed.benchmark import _timm_name
     from metaformer_edu.models.registry import get_row
     models = args.models if set(args.what) != {'loader'} else []
-    lacking = [name for name in models if get_row(name) and not in_timm(name)]
+    lacking = [name for name in models if get_row(name) and not _timm_name(name)]
     for path in (args.output, args.picture):
         if path.absolute().parent.is_dir(): continue
         raise ValueError(f'There is no folder {path.parent}: make it, or choose another for {path.name}.')
@@ -163,8 +148,8 @@ def measure(args, device, results:dict):
 
 def write_results(args, results:dict):
     "Write results and picture."
-    from metaformer_edu.speed.benchmark import draw_bench, ratios
-    results['ratios'] = ratios(results['rows'])
+    from metaformer_edu.speed.benchmark import draw_bench, speedups
+    results['ratios'] = speedups(results['rows'])
     def one_line(found): return f"[{' '.join(found[1].split())}]" # the times of a row
     text = re.sub(r'\[([-\d\s.,e]+)\]', one_line, json.dumps(results, indent=1))
     write_atomically(args.output, lambda file: file.write(text.encode()))
@@ -177,14 +162,14 @@ def main(argv=None): # None: what was typed
     args = parse(argv)
     import torch
     from metaformer_edu.core.basics import set_style
-    from metaformer_edu.speed.benchmark import ratios
+    from metaformer_edu.speed.benchmark import machine_info, speedups
     if args.threads: torch.set_num_threads(args.threads)
     set_style()
     with cli_errors('metaformer-bench'): device, notes = check_request(args)
     for note in notes: print(f'metaformer-bench: {note}', file=sys.stderr)
     command = shlex.join(['metaformer-bench', *(sys.argv[1:] if argv is None else argv)])
     date = datetime.now().astimezone().isoformat(timespec='seconds')
-    results = dict(command=command, date=date, machine=machine_facts(device), batch_size=args.batch_size,
+    results = dict(command=command, date=date, machine=machine_info(device), batch_size=args.batch_size,
                    rounds=args.rounds, notes=notes, ceilings={}, rows=[])
     def left(): return f'{args.output} holds what was measured.' if results['rows'] else 'Nothing was measured.'
     with cli_errors('metaformer-bench', left=left):
@@ -192,7 +177,7 @@ def main(argv=None): # None: what was typed
         finally:
             if results['rows']: write_results(args, results)
         if not results['rows']: raise ValueError(f"{' and '.join(args.sides)} can do none of this: say --sides ours.")
-    for r in ratios(results['rows']):
+    for r in speedups(results['rows']):
         if not r['best']: continue
         print('{model}, {what}: the best of ours ({contender}) is {ratio:.2f} ({low:.2f} to {high:.2f}) times as fast '
               'as the best of timm ({against})'.format(**r))
