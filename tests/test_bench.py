@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-import metaformer_edu.speed.roofline as roofline
-from metaformer_edu.commands import benchmark
+import metaformer_edu
+from metaformer_edu.commands import benchmark as command
 from metaformer_edu.commands.benchmark import main, parse, read_bench
+from metaformer_edu.core.files import kept_file
 from metaformer_edu.models.registry import MODELS, get_row
-from metaformer_edu.speed import benchmark
+from metaformer_edu.speed import benchmark, roofline
 from metaformer_edu.speed.benchmark import (
-    Contender, _as_row, bench_loader, bench_model, bench_table, _most_images_per_s, _make_contenders, _check_answer, draw_bench, _timm_name,
-    _open_loader, _peak_memory, _peak_of_process, _three_digits, speedups, stored_activations, take_turns, _seconds_per_call, _matched_models, _calibrate,
-    _write_photos)
+    Contender, _as_row, _calibrate, _check_answer, _make_contenders, _matched_models, _most_images_per_s, _open_loader,
+    _peak_memory, _peak_of_process, _seconds_per_call, _three_digits, _timm_name, _write_photos, bench_epochs,
+    bench_fast, bench_loader, bench_model, bench_table, draw_bench, machine_info, speedups, stored_activations,
+    take_turns)
 
 SMALL = ["--img-size", "32", "-b", "2", "--rounds", "2", "--threads", "1", "--device", "cpu"]
 TINY = dict(batch_size=2, img_size=32)
@@ -32,7 +34,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     "No turn lasts, and ceilings are known: for tests of all but the times."
-    monkeypatch.setattr(benchmark, "TURN", 0)
+    monkeypatch.setattr(benchmark, "_TURN_SECONDS", 0)
     monkeypatch.setattr(roofline, "ceilings", lambda device, dtype: type("C", (), dict(flops=1e11)))
 
 
@@ -212,9 +214,8 @@ def test_a_rate_has_three_digits(value, text):
 
 def test_timm_has_three_of_the_families():
     there = {row.family for row in MODELS.values() if _timm_name(row.name)}
-    assert (
-        there == {"poolformerv2", "convformer", "caformer"} and _timm_name("caformer_s18_384_in21ft1k") == "caformer_s18"
-    )
+    assert there == {"poolformerv2", "convformer", "caformer"}
+    assert _timm_name("caformer_s18_384_in21ft1k") == "caformer_s18"
     assert not _timm_name("tiny_caformer")
 
 
@@ -350,6 +351,34 @@ def test_bench_loader(quick):
     ]
 
 
+# --- epochs, and what fast does ---
+
+def test_bench_epochs():
+    rows = bench_epochs(img_size=32, batch_size=16, images=60, rounds=2)
+    assert [(r["side"], r["what"], r["images"], len(r["seconds"])) for r in rows] == [
+        ("timm", "epoch", 32, 2), ("ours", "epoch", 32, 2)]  # of 45 images two whole batches
+    assert len(speedups(rows)) == 1 and speedups(rows)[0]["ratio"] > 0
+
+
+def test_bench_fast_says_where_and_what():
+    steps = ["compiled", "folded and compiled", "bfloat16", "channels last"]
+    found = bench_fast(["tiny_caformer"], batch_size=2, img_size=64, rounds=1, without=steps)
+    assert found.keys() == json.loads(open(kept_file("fast_cpu.json")).read()).keys()
+    assert found["threads"] == 1 and found["img_size"] == 64
+    assert [s["step"] for s in found["runs"]["tiny_caformer"]["steps"]][:2] == ["as it is", "folded"]
+
+
+# --- explanations ---
+
+def test_explanations_are_timed_beside_those_of_grad_cam(capsys):
+    from metaformer_edu.commands.bench_explorers import main
+    main("--what explanations --model tiny_caformer -b 2 --rounds 2 --threads 1".split())
+    theirs, ours, ratio = capsys.readouterr().out.splitlines()
+    kept = [float(line.split()[-4]) for line in (theirs, ours)]
+    assert theirs.startswith("grad-cam") and ours.startswith("ours") and ratio.startswith("grad-cam / ours: ")
+    assert kept[1] < kept[0] / 3  # ours needs gradients of the last stage alone
+
+
 # --- the command ---
 
 def test_the_command_writes_what_it_measured(capsys, quick):
@@ -419,7 +448,7 @@ def test_ctrl_c_keeps_what_is_measured(capsys, quick, monkeypatch):
         if len(n) == 11:  # the warm-up took two, so this is the second of the fifth round
             raise KeyboardInterrupt
         return take(c, device)
-    monkeypatch.setattr(benchmark, "turn", stopped)
+    monkeypatch.setattr(benchmark, "_seconds_per_call", stopped)
     status, _, err = called(capsys, "poolformerv2_s12", *SMALL, "--rounds", "9", "--dtype", "float32")
     assert status == 130 and err == ["metaformer-bench: Stopped by you. bench.json holds what was measured."]
     assert [len(r["seconds"]) for r in read_bench("bench.json")["rows"]] == [4, 4] and os.path.exists("bench.png")
@@ -490,7 +519,7 @@ def test_no_gpu(capsys):
 
 
 def test_no_bfloat16(capsys, quick, monkeypatch):
-    monkeypatch.setattr(benchmark, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(command, "_has_bfloat16", lambda device: False)
     assert "cpu does not compute in bfloat16: say --dtype float32." in refused(
         capsys, "tiny_caformer", *SMALL, "--dtype", "bfloat16"
     )
@@ -510,7 +539,7 @@ def test_no_compiler(capsys, quick, monkeypatch):
 
 
 def test_the_device_can_do_what_it_can():
-    assert benchmark.has_bfloat16(torch.device("cpu")) and not benchmark.has_bfloat16(torch.device("meta"))
+    assert command._has_bfloat16(torch.device("cpu")) and not command._has_bfloat16(torch.device("meta"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [], "machine": {}}',
@@ -563,7 +592,7 @@ def many(models=3, whats=("inference", "training")):
                 rows.append(row("fast", [0.01, 0.012, 0.011], "", "", model, what, images=100, ceiling=17000.))
     rows += [row(side, [1., 1.1, 1.3], f"{n} workers", "", "JPEG files", "loader", per_core=9.) for n in (0, 16)
              for side in ("timm", "ours")]
-    return dict(rows=rows, machine=benchmark.machine_facts(torch.device("cpu")), ceilings={})
+    return dict(rows=rows, machine=machine_info(torch.device("cpu")), ceilings={})
 
 
 @pytest.mark.parametrize("models, whats", [(3, ("inference", "training")), (1, ("inference",)), (0, ())])
@@ -591,7 +620,7 @@ def test_bars_are_as_long_as_the_rates():
 
 
 def test_kept_runs_can_be_drawn():
-    folder = os.path.join(os.path.dirname(benchmark.__file__), "logs")
+    folder = os.path.join(os.path.dirname(metaformer_edu.__file__), "logs")
     kept = [name[:-5] for name in os.listdir(folder) if name.startswith("bench_") and name.endswith(".json")]
     assert kept
     for name in kept:

@@ -16,8 +16,8 @@ from metaformer_edu.models.layers import LayerNormGeneral, LayerNormWithoutBias,
 from metaformer_edu.models.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
 from metaformer_edu.models.registry import FAMILIES
 from metaformer_edu.speed.folding import (
-    _BareNorm, _FoldedBlock, _PoolingBlock, _ShiftedSquare, _border_map, fold, folds, _add_branch, _fold_norm_into, _one_over_sigma,
-    _fold_scale_into, _fold_star_into_depthwise, _fold_star_into_linear)
+    _BareNorm, _FoldedBlock, _PoolingBlock, _ShiftedSquare, _add_branch, _border_map, _fold_norm_into, _fold_scale_into,
+    _fold_star_into_depthwise, _fold_star_into_linear, _one_over_sigma, fold, folds)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GRIDS = [(5, 7), (1, 1), (8, 8), (2, 9)]

@@ -11,7 +11,8 @@ from metaformer_edu.models.layers import LayerNormGeneral, SquaredReLU
 from metaformer_edu.models.mixers import Attention, Identity, MIXERS, Pooling, RandomMixing, SepConv
 from metaformer_edu.speed import roofline as lesson
 from metaformer_edu.speed.roofline import (
-    Ceilings, BlockPart, ceilings, clock, draw_roofline, profile_block, _record_calls, roofline_table, _bytes_spanned, spread)
+    BlockPart, Ceilings, _bytes_spanned, _record_calls, ceilings, clock, draw_roofline, profile_block, roofline_table,
+    spread)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 B, H, W, C = 2, 4, 6, 32
@@ -178,7 +179,8 @@ def test_wrong_input_is_one_sentence(module, x, says):
 def test_memory_is_counted_once():
     a, b = torch.zeros(10, 10), torch.zeros(3)
     assert _bytes_spanned([]) == 0 and _bytes_spanned([a, b]) == 412
-    assert _bytes_spanned([a, a.T, a[:5], a[:1].expand(50, 10)]) == _bytes_spanned(list(a)) == 400 and _bytes_spanned([a[2:4], a[2:4]]) == 80
+    assert _bytes_spanned([a, a.T, a[:5], a[:1].expand(50, 10)]) == _bytes_spanned(list(a)) == 400
+    assert _bytes_spanned([a[2:4], a[2:4]]) == 80
 
 
 def test_clock_goes_round():
@@ -237,10 +239,10 @@ TOP = Ceilings(1e11, 2e10, "cpu", torch.float32)
 
 
 def test_the_roof():
-    _storage_of, arithmetic = BlockPart("a", 100, 200, False, 1.), BlockPart("b", 1000, 100, True, 1.)
-    assert TOP.ridge == 5 and [TOP.limit(p) for p in (_storage_of, arithmetic)] == ["memory", "arithmetic"]
+    memory, arithmetic = BlockPart("a", 100, 200, False, 1.), BlockPart("b", 1000, 100, True, 1.)
+    assert TOP.ridge == 5 and [TOP.limit(p) for p in (memory, arithmetic)] == ["memory", "arithmetic"]
     assert (
-        TOP.least(_storage_of) == pytest.approx(1e-8)
+        TOP.least(memory) == pytest.approx(1e-8)
         and TOP.least(arithmetic) == pytest.approx(1e-8)
         and arithmetic.intensity == 10
     )

@@ -26,8 +26,8 @@ def read_bench(path, # a file of metaformer-bench, or the name of a run that thi
     raise ValueError(f'{path} is no result of metaformer-bench.')
 
 # %% ../../nbs/commands/benchmark.ipynb #e3bbe87b
-DEFAULTS = dict(models=['caformer_s18'], what=['inference'], batch_size=16, rounds=9)
-QUICK = dict(models=['poolformerv2_s12'], what=['inference', 'training', 'loader'], batch_size=4, img_size=64, rounds=3)
+_DEFAULTS = dict(models=['caformer_s18'], what=['inference'], batch_size=16, rounds=9)
+_QUICK = dict(models=['poolformerv2_s12'], what=['inference', 'training', 'loader'], batch_size=4, img_size=64, rounds=3)
 
 def parse(argv=None):
     "Read the command line of metaformer-bench."
@@ -57,12 +57,12 @@ def parse(argv=None):
     add('--output', metavar='PATH', help='the file of results (default: a new one called bench.json)')
     add('--picture', metavar='PATH', help='the picture, .png or .svg (default: beside the results)')
     add('--quick', action='store_true', help='other defaults: a small model, small images, few rounds, everything')
-    return fill_in(parser, parser.parse_args(argv))
+    return _fill_in(parser, parser.parse_args(argv))
 
 # %% ../../nbs/commands/benchmark.ipynb #6cd43a08
-def fill_in(parser, args):
+def _fill_in(parser, args):
     "Fill in what was not typed."
-    for key, value in {**DEFAULTS, **(QUICK if args.quick else {})}.items():
+    for key, value in {**_DEFAULTS, **(_QUICK if args.quick else {})}.items():
         if not getattr(args, key): setattr(args, key, value)
     names = (f"bench{'' if n == 1 else f'-{n}'}.json" for n in itertools.count(1))
     args.output = Path(args.output or next(n for n in names if not Path(n).exists())).expanduser()
@@ -77,7 +77,7 @@ def fill_in(parser, args):
     return args
 
 # %% ../../nbs/commands/benchmark.ipynb #d46cbada
-def check_request(args)->tuple: # (device, sentences about what is left out)
+def _check_request(args)->tuple: # (device, sentences about what is left out)
     "Check what was asked for; ValueError if it cannot be."
     import torch
     from metaformer_edu.training.processes import open_device
@@ -94,11 +94,11 @@ def check_request(args)->tuple: # (device, sentences about what is left out)
         raise ValueError(f"timm has no {' and no '.join(lacking)}: say --sides ours.")
     if args.sides == ['fast'] and 'inference' not in args.what:
         raise ValueError('fast is for inference alone: say --what inference.')
-    if 'bfloat16' in args.dtype and not has_bfloat16(device):
+    if 'bfloat16' in args.dtype and not _has_bfloat16(device):
         if args.dtype == ['bfloat16']: raise ValueError(f'{device} does not compute in bfloat16: say --dtype float32.')
         notes.append(f'{device} does not compute in bfloat16: only float32 is measured.')
         args.dtype = ['float32']
-    if args.compile and not compiles(device):
+    if args.compile and not _compiles(device):
         notes.append('torch.compile does not work here, it needs a C++ compiler such as g++: '
                      'only eager models are measured.')
         args.compile = False
@@ -108,7 +108,7 @@ def check_request(args)->tuple: # (device, sentences about what is left out)
     return device, notes
 
 # %% ../../nbs/commands/benchmark.ipynb #236834f6
-def has_bfloat16(device)->bool:
+def _has_bfloat16(device)->bool:
     "Whether the device computes in bfloat16."
     import torch
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -117,14 +117,14 @@ def has_bfloat16(device)->bool:
     try: return bool(ones.mm(ones).sum() == 8)
     except (RuntimeError, TypeError): return False
 
-def compiles(device)->bool: # takes some seconds
+def _compiles(device)->bool: # takes some seconds
     "Whether torch.compile works for the device."
     import torch
     try: return torch.compile(lambda x: 2 * x + 1)(torch.ones(3, device=device)).sum().item() == 9
     except Exception: return False # of many kinds
 
 # %% ../../nbs/commands/benchmark.ipynb #0207e597
-def measure(args, device, results:dict):
+def _run_benchmarks(args, device, results:dict):
     "All that was asked for, group by group; results['rows'] grows."
     import torch
     from metaformer_edu.speed.roofline import ceilings
@@ -146,7 +146,7 @@ def measure(args, device, results:dict):
         bench_loader(workers, args.images, args.batch_size, size, args.rounds, args.sides, True, rows)
         print(bench_table(dict(rows=rows[done:])), end='\n\n')
 
-def write_results(args, results:dict):
+def _save_results(args, results:dict):
     "Write results and picture."
     from metaformer_edu.speed.benchmark import draw_bench, speedups
     results['ratios'] = speedups(results['rows'])
@@ -165,7 +165,7 @@ def main(argv=None): # None: what was typed
     from metaformer_edu.speed.benchmark import machine_info, speedups
     if args.threads: torch.set_num_threads(args.threads)
     set_style()
-    with cli_errors('metaformer-bench'): device, notes = check_request(args)
+    with cli_errors('metaformer-bench'): device, notes = _check_request(args)
     for note in notes: print(f'metaformer-bench: {note}', file=sys.stderr)
     command = shlex.join(['metaformer-bench', *(sys.argv[1:] if argv is None else argv)])
     date = datetime.now().astimezone().isoformat(timespec='seconds')
@@ -173,9 +173,9 @@ def main(argv=None): # None: what was typed
                    rounds=args.rounds, notes=notes, ceilings={}, rows=[])
     def left(): return f'{args.output} holds what was measured.' if results['rows'] else 'Nothing was measured.'
     with cli_errors('metaformer-bench', left=left):
-        try: measure(args, device, results)
+        try: _run_benchmarks(args, device, results)
         finally:
-            if results['rows']: write_results(args, results)
+            if results['rows']: _save_results(args, results)
         if not results['rows']: raise ValueError(f"{' and '.join(args.sides)} can do none of this: say --sides ours.")
     for r in speedups(results['rows']):
         if not r['best']: continue
