@@ -738,7 +738,7 @@ def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityfor
     "experiments/compare": {
         1: {"answer = 4": "can only reach 0.029", "answer = 6": "fewer would do"},
         2: {"answer = (0.9 * 0.1 / 500)**0.5": "another number", "answer = 100 * 0.9 * 0.1 / 500": "another number"},
-        3: {"def paired(a, b): return chance(a, b)": "of 8 ways to swap",
+        3: {"def paired(a, b): return permutation_test(a, b)": "of 8 ways to swap",
             """
 def paired(a, b):
     differences = [x - y for x, y in zip(a, b)]

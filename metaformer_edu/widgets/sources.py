@@ -97,7 +97,7 @@ def example_images()->dict: # name → PIL image
 
 # %% ../../nbs/widgets/sources.ipynb #39916a7b
 def example_runs()->dict: # family → folder
-    "Five small runs that come along: tiny models of the five families on the task shape, 128 px (tools/examples.py)."
+    "Five small runs that come along: tiny models of the five families on the task shape, at 128 px."
     return {family: Path(metaformer_edu.__file__).parent / 'examples' / family for family in FAMILIES}
 
 # %% ../../nbs/widgets/sources.ipynb #90325535
