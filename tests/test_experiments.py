@@ -198,4 +198,5 @@ def test_the_course_of_far_adds_a_distance_a_look():
     plain = ex._PictureOrder(700, 300, 12, False, 0)
     first = list(plain)
     assert len(first) == len(set(first)) == len(plain) == 300 and max(first) > 600
-    assert list(ex._PictureOrder(10, 25, 1, False, 0)).count(3) in (2, 3)  # more than there are: again from the beginning
+    # more than there are: again from the beginning
+    assert list(ex._PictureOrder(10, 25, 1, False, 0)).count(3) in (2, 3)

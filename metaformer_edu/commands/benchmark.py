@@ -27,7 +27,8 @@ def read_bench(path, # a file of metaformer-bench, or the name of a run that thi
 
 # %% ../../nbs/commands/benchmark.ipynb #e3bbe87b
 _DEFAULTS = dict(models=['caformer_s18'], what=['inference'], batch_size=16, rounds=9)
-_QUICK = dict(models=['poolformerv2_s12'], what=['inference', 'training', 'loader'], batch_size=4, img_size=64, rounds=3)
+_QUICK = dict(models=['poolformerv2_s12'], what=['inference', 'training', 'loader'], batch_size=4, img_size=64,
+              rounds=3)
 
 def parse(argv=None):
     "Read the command line of metaformer-bench."

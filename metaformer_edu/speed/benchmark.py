@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Contender', 'take_turns', 'stored_activations', 'bench_model', 'speedups', 'bench_loader', 'bench_table',
-           'draw_bench', 'bench_epochs', 'machine_info', 'bench_fast']
+           'draw_bench', 'machine_info', 'bench_fast']
 
 # %% ../../nbs/speed/benchmark.ipynb #d0c85383
 import copy, itertools, json, os, platform, subprocess, sys, tempfile, time
@@ -417,91 +417,6 @@ def _draw_panel(ax, title:str, rows:list, against:list): # a row and its ratio e
     ax.tick_params(length=0)
     ax.tick_params('x', labelsize='small')
     ax.set_xlabel('images/s', fontsize='small')
-
-# %% ../../nbs/speed/benchmark.ipynb #b67dd617
-def _write_digits(root, img_size:int, images:int):
-    "The first of scikit-learn's digits as an image folder of PNG files; a quarter of them to validate."
-    from PIL import Image
-    from sklearn.datasets import load_digits
-    for i, (pixels, label) in enumerate(itertools.islice(zip(*load_digits(return_X_y=True)), images)):
-        path = Path(root) / ('validation' if i % 4 == 3 else 'train') / str(label) / f'{i}.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digit = Image.fromarray((pixels.reshape(8, 8) * 15.9).astype('uint8'))
-        digit.resize((img_size, img_size)).convert('RGB').save(path)
-
-def _our_epoch(root, model:str, img_size:int, batch_size:int, workers:int): # a function without arguments
-    "An epoch of our trainer, with its validation."
-    from metaformer_edu.training.callbacks import ProgressBar
-    from metaformer_edu.training.settings import parse
-    from metaformer_edu.training.setup import build, make_trainer
-    flags = (f'--model {model} --img-size {img_size} -b {batch_size} -j {workers} --epochs 300 --opt adamw --lr 1e-3 '
-             '--mixup 0 --cutmix 0 --cooldown-epochs 0 --device cpu')
-    settings = parse([str(root), *flags.split()])
-    trainer = make_trainer(settings, *build(settings)[:3])
-    trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ProgressBar)]
-    def epoch():
-        trainer.train_epoch()
-        trainer.end_epoch()
-    return epoch
-
-# %% ../../nbs/speed/benchmark.ipynb #0e09e107
-class _TimmEpoch:
-    "An epoch as timm's training script makes it, with its validation."
-    def __init__(self, root, model:str, img_size:int, batch_size:int, workers:int):
-        from timm.loss import LabelSmoothingCrossEntropy
-        from timm.scheduler import create_scheduler_v2
-        self.model, self.number = create_model(model, num_classes=10, img_size=img_size), 0
-        common = dict(input_size=(3, img_size, img_size), batch_size=batch_size, use_prefetcher=False,
-                      num_workers=workers, device=torch.device('cpu'), persistent_workers=workers > 0)
-        train, val = (create_dataset('', root=root, split=s, is_training=s == 'train') for s in ('train', 'validation'))
-        self.train = create_loader(train, is_training=True, re_prob=0.25, re_mode='pixel', interpolation='random',
-                                   auto_augment='rand-m9-mstd0.5-inc1', **common)
-        self.val = create_loader(val, interpolation='bicubic', crop_pct=1., **common)
-        self.optimizer = create_optimizer_v2(self.model, 'adamw', lr=1e-3, weight_decay=0.05)
-        self.schedule, _ = create_scheduler_v2(self.optimizer, 'cosine', 300, min_lr=1e-5, warmup_lr=1e-6,
-                                               warmup_epochs=5, step_on_epochs=True, updates_per_epoch=len(self.train))
-        self.loss_fn = LabelSmoothingCrossEntropy(0.1)
-
-    def __call__(self):
-        self.model.train()
-        for step, (images, labels) in enumerate(self.train):
-            loss = self.loss_fn(self.model(images), labels)
-            loss.item() # it is shown
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.schedule.step_update(self.number * len(self.train) + step + 1)
-        self.validate()
-        self.number += 1
-        self.schedule.step(self.number)
-
-    @torch.no_grad()
-    def validate(self):
-        from timm.utils import accuracy
-        self.model.eval()
-        for images, labels in self.val:
-            output = self.model(images)
-            F.cross_entropy(output, labels).item()
-            for share in accuracy(output, labels, topk=(1, 5)): share.item()
-
-# %% ../../nbs/speed/benchmark.ipynb #984a833c
-def bench_epochs(model:str='tiny_convformer', # of ours, on both sides
-                 img_size:int=64, # pixels
-                 batch_size:int=32,
-                 workers:int=0, # processes that prepare images
-                 rounds:int=5, # how often each is timed
-                 images:int=1797, # digits, in training and validation together
-                )->Table: # two rows, as of `bench_loader`
-    "Time an epoch of our trainer and of timm's training script in turns: on a CPU, in float32."
-    choices = dict(model=model, img_size=img_size, batch_size=batch_size, workers=workers)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
-        _write_digits(root, img_size, images)
-        learned = len([*Path(root).glob('train/*/*')]) // batch_size * batch_size
-        found = [Contender('timm', 'epoch', '', _TimmEpoch(root, **choices), learned),
-                 Contender('ours', 'epoch', '', _our_epoch(root, **choices), learned)]
-        for c in found: c.call() # to warm up
-        take_turns(found, rounds)
-    return Table(_as_row(c, what='epoch', model=model, img_size=img_size) for c in found)
 
 # %% ../../nbs/speed/benchmark.ipynb #20aab2c6
 def machine_info(device)->dict: # device: a torch.device
