@@ -373,8 +373,8 @@ All {found[0].strip().count(chr(10)) - 1} published models. A column's head sort
 The field keeps the rows that hold all your words, such as *caformer 384*.
 
 Parameters and MACs are counted from our models, for one image of that size (frozen parameters after the plus).
-Accuracy is ImageNet-1K top-1 as published by the paper's authors, whose weights load unchanged; models without it
-end in ImageNet-21K's classes.
+Accuracy is ImageNet-1K top-1 as published by the paper's authors, whose weights load unchanged; models without it end
+in ImageNet-21K's classes.
 
 :::{{table}}
 :class: sortable
