@@ -95,6 +95,8 @@ def test_links_stay_on_the_site_or_go_to_github(folder, tmp_path):
         == f"[a](mixers.ipynb#x) [b]({website.GITHUB}/CONTRIBUTING.md) `[c](gone.md)` [Open in "
            f"Colab](https://example.org/a)"
     )
+    assert website.relinked(f"{badge} {badge} [c](https://c.org)", path) == (
+        "[Open in Colab](https://example.org/a) · [Open in Colab](https://example.org/a) [c](https://c.org)")
     with pytest.raises(website.SiteError,
                        match=r"nbs/models/mixers.ipynb points to gone.ipynb, but there is no nbs/models/gone.ipynb"):
         website.relinked("[a](gone.ipynb)", path)
@@ -116,7 +118,8 @@ def test_minutes_count_what_is_read(folder):
 def test_a_chapter_appears_with_what_it_needs(folder):
     folder("index", "# I")
     folder("tutorials/five_minutes", "# Five minutes")
-    folder("core/basics", "# Core: a?", code("#| default_exp core.basics"))
+    folder("core/basics", "# Core: a?", code("#| default_exp core.basics"),
+           code("from metaformer_edu.models.mixers import shown_in_an_example"))  # of later: nothing to read before
     folder("models/layers", "# Layers: b?", code("#| default_exp models.layers"),
            code("from metaformer_edu.core.basics import x"))
     folder("models/mixers", "# Mixers: c?", code("#| default_exp models.mixers"),

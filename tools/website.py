@@ -55,6 +55,11 @@ def chapters():
     return course.read(NBS)
 
 
+def badges_apart(text):
+    "With a point between badges in a row, which are words on the site."
+    return re.sub(r"(\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\)) +(?=\[!\[)", r"\1 · ", text)
+
+
 def relinked(text, path):
     """Markdown of the notebook or file at `path`, with links to what is no page of the site led to GitHub, and
     badges of other hosts as words."""
@@ -72,7 +77,7 @@ def relinked(text, path):
         on_site = NBS in at.parents and at.suffix in {".ipynb", ".md", *PICTURES}
         return match[0] if on_site else f"{match['before']}{GITHUB}/{at.relative_to(ROOT).as_posix()}"
 
-    text = outside(FENCED, text, lambda o: re.sub(r"!\[([^\]]*)\]\(https?://[^)]*\)", r"\1", o))
+    text = outside(FENCED, text, lambda o: re.sub(r"!\[([^\]]*)\]\(https?://[^)]*\)", r"\1", badges_apart(o)))
     return in_prose(text, lambda o: TARGET.sub(one, o))
 
 
