@@ -39,9 +39,15 @@ html_math_renderer = "drawn"   # when the site is made: pages need no script and
 
 log = logging.getLogger(__name__)
 
-# what lessons write, and Matplotlib's TeX says otherwise
-TEX = [(r"\\[bB]igg?l?(?=\s*[(\[])", r"\\left"), (r"\\[bB]igg?r?(?=\s*[)\]])", r"\\right"), (r"\\tfrac\s*(\w)\s*(\w)", r"\\frac{\1}{\2}"),
-       (r"\\tfrac", r"\\frac"), (r"\\underbrace\{([^{}]*)\}_\{?([^{}]*)\}?", r"\\underset{\2}{\1}"), (r"\\math(\w\w)\s+(\w)", r"\\math\1{\2}"), (r"\s+", " ")]
+TEX = [  # what lessons write, and Matplotlib's TeX says otherwise
+    (r"\\[bB]igg?l?(?=\s*[(\[])", r"\\left"),
+    (r"\\[bB]igg?r?(?=\s*[)\]])", r"\\right"),
+    (r"\\tfrac\s*(\w)\s*(\w)", r"\\frac{\1}{\2}"),
+    (r"\\tfrac", r"\\frac"),
+    (r"\\underbrace\{([^{}]*)\}_\{?([^{}]*)\}?", r"\\underset{\2}{\1}"),
+    (r"\\math(\w\w)\s+(\w)", r"\\math\1{\2}"),
+    (r"\s+", " "),
+]
 FONT = FontProperties(size=100, math_fontfamily="cm")
 
 
@@ -55,10 +61,14 @@ def drawn(tex, block):
     width, height, below = text_to_path.get_text_width_height_descent(said, FONT, ismath=True)
     steps = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}  # Matplotlib's codes of a path
     path = Path(*text_to_path.get_text_path(FONT, said, ismath=True))
-    d = "".join(steps[code] + " ".join(f"{-v if i % 2 else v:.4g}" for i, v in enumerate(points if code < 79 else [])) for points, code in path.iter_segments(simplify=False))
+    d = ""
+    for points, code in path.iter_segments(simplify=False):
+        numbers = points if code < 79 else []
+        d += steps[code] + " ".join(f"{-v if i % 2 else v:.4g}" for i, v in enumerate(numbers))  # y goes down in SVG
     size = f"width:{width / 100:.3f}em;height:{height / 100:.3f}em;vertical-align:{-below / 100:.3f}em"
-    return (f'<svg class="formula" role="img" aria-label="{html.escape(tex)}" viewBox="0 {below - height:.1f} {width:.1f} {height:.1f}" '
-            f'style="{size}"><path d="{d}"/></svg>')
+    box = f"0 {below - height:.1f} {width:.1f} {height:.1f}"
+    return (f'<svg class="formula" role="img" aria-label="{html.escape(tex)}" viewBox="{box}" style="{size}">'
+            f'<path d="{d}"/></svg>')
 
 
 def formula(block):
@@ -66,7 +76,8 @@ def formula(block):
         try:
             svg = drawn(node.astext(), block)
         except ValueError as error:
-            log.warning("A formula that Matplotlib cannot draw: %s (%s)", node.astext(), str(error).splitlines()[-1], location=node)
+            why = str(error).splitlines()[-1]
+            log.warning("A formula that Matplotlib cannot draw: %s (%s)", node.astext(), why, location=node)
         else:
             self.body.append(f'<div class="math">{svg}</div>' if block else svg)
         raise nodes.SkipNode
@@ -74,18 +85,24 @@ def formula(block):
 
 
 class LinkNames(SphinxPostTransform):
-    "A public name in code type leads to its entry in the reference; an everyday word only where its own module is the subject."
+    """A public name in code type leads to its entry in the reference; an everyday word only where its own module is
+    the subject."""
     default_priority = 5
     NAME = re.compile(r"([A-Za-z]\w*(?:\.[a-z]\w*)?)(?:\(.*\))?")
 
+    def subject(self, modules):
+        "The module that this page is about: 'api/models.mixers' and 'models/mixers' are about models.mixers."
+        name = self.env.docname.removeprefix("api/").replace("/", ".")
+        found = [f"{settings['lib_name']}.{o}" for o in (name, name.removeprefix("commands."))]
+        return next((o for o in found if o in modules), None)
+
     def run(self, **kwargs):
-        package, here = settings["lib_name"], self.env.docname
-        module = f"{package}.{re.sub(r'^[0-9]{2}[a-z]?_', '', here.split('/')[-1])}"
-        known = {}
-        for name, entry in self.env.domaindata["py"]["objects"].items():
+        here, domain = self.env.docname, self.env.domaindata["py"]
+        module, known = self.subject(domain["modules"]), {}
+        for name, entry in domain["objects"].items():
             if entry.objtype in ("class", "function", "method", "data"):
-                owner, _, short = name.removeprefix(package + ".").partition(".")
-                known.setdefault(short, []).append((f"{package}.{owner}", name, entry))
+                owner = max((o for o in domain["modules"] if name.startswith(o + ".")), key=len)
+                known.setdefault(name[len(owner) + 1:], []).append((owner, name, entry))
         for literal in list(self.document.findall(nodes.literal)):
             found = self.NAME.fullmatch(literal.astext())
             if not found or isinstance(literal.parent, (nodes.reference, nodes.title)) or literal.get("classes"):
@@ -96,8 +113,8 @@ class LinkNames(SphinxPostTransform):
             if own or (len(choice) == 1 and telling):
                 _, name, entry = (own or choice)[0]
                 if entry.docname != here:
-                    inner = literal.deepcopy()
-                    literal.replace_self(make_refnode(self.app.builder, here, entry.docname, entry.node_id, inner, name))
+                    link = make_refnode(self.app.builder, here, entry.docname, entry.node_id, literal.deepcopy(), name)
+                    literal.replace_self(link)
 
 
 def setup(app):

@@ -8,15 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-import metaformer_edu.speed.roofline as roofline
-from metaformer_edu.commands import benchmark
+import metaformer_edu
+from metaformer_edu.commands import benchmark as command
 from metaformer_edu.commands.benchmark import main, parse, read_bench
+from metaformer_edu.core.files import kept_file
 from metaformer_edu.models.registry import MODELS, get_row
-from metaformer_edu.speed import benchmark
+from metaformer_edu.speed import benchmark, roofline
 from metaformer_edu.speed.benchmark import (
-    Contender, as_row, bench_loader, bench_model, bench_table, ceiling, contenders, differs, draw_bench, in_timm,
-    open_loader, peak_memory, peak_of_child, rate, ratios, stored_activations, take_turns, turn, twins, warm_up,
-    write_photos)
+    Contender, _as_row, _calibrate, _check_answer, _make_contenders, _matched_models, _most_images_per_s,
+    _open_loader, _peak_memory, _peak_of_process, _seconds_per_call, _three_digits, _timm_name, _write_photos,
+    bench_fast, bench_loader, bench_model, bench_table, draw_bench, machine_info, speedups, stored_activations,
+    take_turns)
+from metaformer_edu.speed.epochs import bench_epochs
 
 SMALL = ["--img-size", "32", "-b", "2", "--rounds", "2", "--threads", "1", "--device", "cpu"]
 TINY = dict(batch_size=2, img_size=32)
@@ -32,7 +35,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     "No turn lasts, and ceilings are known: for tests of all but the times."
-    monkeypatch.setattr(benchmark, "TURN", 0)
+    monkeypatch.setattr(benchmark, "_TURN_SECONDS", 0)
     monkeypatch.setattr(roofline, "ceilings", lambda device, dtype: type("C", (), dict(flops=1e11)))
 
 
@@ -78,7 +81,7 @@ def refused(capsys, *args):
 
 
 def row(side, seconds, mode="eager", dtype="float32", model="m", what="inference", images=10, **facts):
-    return as_row(Contender(side, mode, dtype, None, images, seconds=seconds), what=what, model=model, **facts)
+    return _as_row(Contender(side, mode, dtype, None, images, seconds=seconds), what=what, model=model, **facts)
 
 
 # --- turns ---
@@ -92,7 +95,7 @@ def test_each_round_runs_each_once_and_starts_with_another_one():
 
 def test_seconds_are_those_of_one_call(clock):
     c = Contender("ours", "", "", clock.job(0.01), 1)
-    warm_up(c)
+    _calibrate(c)
     assert c.calls == 10 and c.facts["first_call"] == pytest.approx(0.01)
     take_turns([c], rounds=3)
     assert c.seconds == pytest.approx([0.01] * 3)
@@ -101,13 +104,13 @@ def test_seconds_are_those_of_one_call(clock):
 @pytest.mark.parametrize("seconds, calls", [(5., 1), (0.1, 1), (0.05, 2), (0.00001, 1000)])
 def test_what_is_short_runs_several_times_in_a_turn(clock, seconds, calls):
     c = Contender("ours", "", "", clock.job(seconds), 1)
-    warm_up(c)
+    _calibrate(c)
     assert c.calls == calls
 
 
 def test_the_first_call_may_compile(clock):
     c = Contender("ours", "", "", clock.job(30., 0.2), 1)
-    warm_up(c)
+    _calibrate(c)
     assert c.facts["first_call"] == 30 and c.calls == 1 and not c.seconds
 
 
@@ -152,7 +155,7 @@ def test_a_row_has_the_median_and_the_quartiles_of_images_a_second():
 
 def test_a_ratio_is_the_median_of_those_of_the_rounds():
     rows = [row("timm", [2., 30., 3., 2.]), row("ours", [1., 10., 1., 2.])]
-    found, = ratios(rows)
+    found, = speedups(rows)
     assert (found["ratio"], found["low"], found["high"]) == (2.5, 1.75, 3)
     assert (found["contender"], found["against"], found["best"]) == ("ours eager float32", "timm eager float32", False)
 
@@ -160,7 +163,7 @@ def test_a_ratio_is_the_median_of_those_of_the_rounds():
 def test_a_round_that_is_slow_for_all_changes_no_ratio():
     rows = [row("timm", [3., 4., 5.]), row("ours", [2., 3., 3.])]
     slow = [row("timm", [3., 40., 5.]), row("ours", [2., 30., 3.])]
-    assert ratios(rows) == ratios(slow)
+    assert speedups(rows) == speedups(slow)
 
 
 def test_like_is_compared_with_like_fast_and_the_best_with_the_best():
@@ -168,30 +171,30 @@ def test_like_is_compared_with_like_fast_and_the_best_with_the_best():
             row("ours", [3.], dtype="bfloat16"),
             row("timm", [1.], mode="compiled"), row("fast", [0.5], mode="", dtype=""), row("ours", [9.], model="other"),
             row("ours", [1.], what="training")]
-    found = {(r["contender"], r["against"], r["best"]): r["ratio"] for r in ratios(rows)}
+    found = {(r["contender"], r["against"], r["best"]): r["ratio"] for r in speedups(rows)}
     assert found == {("ours eager float32", "timm eager float32", False): 2,
                      ("ours eager bfloat16", "timm eager bfloat16", False): 1,
                      ("fast", "timm compiled float32", False): 2, ("fast", "timm compiled float32", True): 2}
 
 
 def test_ours_alone_is_compared_with_nothing():
-    assert ratios([row("ours", [1.])]) == [] and ratios([row("timm", [1.])]) == [] and ratios([]) == []
+    assert speedups([row("ours", [1.])]) == [] and speedups([row("timm", [1.])]) == [] and speedups([]) == []
 
 
 def test_loaders_of_different_lengths_are_compared_by_images():
     rows = [row("timm", [1.], "0 workers", "", images=20, what="loader"),
             row("ours", [1.], "0 workers", "", images=30, what="loader")]
-    assert ratios(rows)[0]["ratio"] == 1.5
+    assert speedups(rows)[0]["ratio"] == 1.5
 
 
 def test_the_ceiling_is_that_of_the_precision():
     call = type("Call", (), dict(model=nn.Linear(2, 2).bfloat16()))
     peaks = dict(float32=6e9, bfloat16=12e9)
-    assert ceiling(Contender("ours", "eager", "float32", call, 1), 10**9, "inference", peaks) == 3
-    assert ceiling(Contender("ours", "eager", "bfloat16", call, 1), 10**9, "inference", peaks) == 6
-    assert ceiling(Contender("ours", "eager", "float32", call, 1), 10**9, "training", peaks) == 1
-    assert ceiling(Contender("fast", "", "", call, 1), 10**9, "inference", peaks) == 6  # as its weights are
-    assert ceiling(Contender("ours", "eager", "float32", call, 1), 10**9, "inference", {}) is None
+    assert _most_images_per_s(Contender("ours", "eager", "float32", call, 1), 10**9, "inference", peaks) == 3
+    assert _most_images_per_s(Contender("ours", "eager", "bfloat16", call, 1), 10**9, "inference", peaks) == 6
+    assert _most_images_per_s(Contender("ours", "eager", "float32", call, 1), 10**9, "training", peaks) == 1
+    assert _most_images_per_s(Contender("fast", "", "", call, 1), 10**9, "inference", peaks) == 6  # as its weights are
+    assert _most_images_per_s(Contender("ours", "eager", "float32", call, 1), 10**9, "inference", {}) is None
 
 
 def test_the_table_says_what_there_is():
@@ -205,47 +208,46 @@ def test_the_table_says_what_there_is():
 
 @pytest.mark.parametrize("value, text", [(13.72, "13.7"), (0.1234, "0.123"), (1825.4, "1,825"), (100, "100")])
 def test_a_rate_has_three_digits(value, text):
-    assert rate(value) == text
+    assert _three_digits(value) == text
 
 
 # --- models ---
 
 def test_timm_has_three_of_the_families():
-    there = {row.family for row in MODELS.values() if in_timm(row.name)}
-    assert (
-        there == {"poolformerv2", "convformer", "caformer"} and in_timm("caformer_s18_384_in21ft1k") == "caformer_s18"
-    )
-    assert not in_timm("tiny_caformer")
+    there = {row.family for row in MODELS.values() if _timm_name(row.name)}
+    assert there == {"poolformerv2", "convformer", "caformer"}
+    assert _timm_name("caformer_s18_384_in21ft1k") == "caformer_s18"
+    assert not _timm_name("tiny_caformer")
 
 
 def test_twins_are_the_same_function():
-    models, x = twins("poolformerv2_s12", 32), torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    models, x = _matched_models("poolformerv2_s12", 32), torch.randn(1, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         a, b = (m.double().eval()(x) for m in models.values())
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_twins_where_timm_has_none():
-    assert list(twins("tiny_randformer", 32)) == ["ours"]
+    assert list(_matched_models("tiny_randformer", 32)) == ["ours"]
 
 
 @pytest.mark.parametrize("what", ["inference", "training"])
 def test_contenders_agree(what):
-    found = contenders("poolformerv2_s12", what, **TINY)
+    found = _make_contenders("poolformerv2_s12", what, **TINY)
     assert [c.name for c in found] == [
         "timm eager float32",
         "ours eager float32",
         "timm eager bfloat16",
         "ours eager bfloat16",
     ]
-    gaps = [differs(c, c.call()) for c in found]
+    gaps = [_check_answer(c, c.call()) for c in found]
     assert max(gaps[:2]) < 1e-4 and max(gaps[2:]) < 0.1
     weights = {c.name: next(c.call.model.parameters()).dtype for c in found}
     assert weights["ours eager bfloat16"] == (torch.bfloat16 if what == "inference" else torch.float32)
 
 
 def test_each_contender_trains_weights_of_its_own():
-    found = contenders("tiny_convformer", "training", **TINY)
+    found = _make_contenders("tiny_convformer", "training", **TINY)
     before = [p.clone() for p in found[1].call.model.parameters()]
     loss = [found[0].call() for _ in range(3)]
     assert loss[2] < loss[0] and all(torch.equal(a, b) for a, b in zip(before, found[1].call.model.parameters()))
@@ -255,10 +257,10 @@ def test_each_contender_trains_weights_of_its_own():
 def test_a_wrong_answer_has_no_time():
     c = Contender("ours", "eager", "float32", lambda: torch.tensor([1., 3.]), 1, right=torch.tensor([1., 2.]))
     with pytest.raises(RuntimeError, match="ours eager float32 is 50.0% from the right one"):
-        warm_up(c)
+        _calibrate(c)
     c.call = lambda: torch.tensor([1., float("nan")])
     with pytest.raises(RuntimeError, match="nan"):
-        warm_up(c)
+        _calibrate(c)
 
 
 def test_bench_model_gives_a_row_each(quick):
@@ -295,16 +297,16 @@ def test_activations_are_counted_where_gradients_are_off_too():
 
 
 def test_ours_keeps_less_than_timm():
-    models, x = twins("poolformerv2_s12", 32), torch.randn(2, 3, 32, 32)
+    models, x = _matched_models("poolformerv2_s12", 32), torch.randn(2, 3, 32, 32)
     kept = {side: stored_activations(m.train(), x) for side, m in models.items()}
     assert kept["ours"] < 0.75 * kept["timm"]
 
 
 def test_peak_memory_of_a_cpu_is_asked_of_a_child():
-    c, = contenders("tiny_identityformer", sides=["ours"], dtypes=["float32"], batch_size=1, img_size=32)
-    assert peak_memory(c, "cpu") is None
+    c, = _make_contenders("tiny_identityformer", sides=["ours"], dtypes=["float32"], batch_size=1, img_size=32)
+    assert _peak_memory(c, "cpu") is None
     if os.path.exists("/proc/self/status"):
-        peak = peak_of_child(c, dict(name="tiny_identityformer", what="inference", batch_size=1, img_size=32,
+        peak = _peak_of_process(c, dict(name="tiny_identityformer", what="inference", batch_size=1, img_size=32,
                                      device="cpu"))
         assert 1e8 < peak < 1e10
 
@@ -315,14 +317,14 @@ def test_a_child_that_fails_is_quoted(monkeypatch):
                         lambda *_, **__: type("Done", (),
                                               dict(returncode=1, stderr="Traceback\nMemoryError: too much\n")))
     with pytest.raises(RuntimeError, match="The process for ours eager float32 failed: MemoryError: too much"):
-        peak_of_child(Contender("ours", "eager", "float32", None, 1), {})
+        _peak_of_process(Contender("ours", "eager", "float32", None, 1), {})
 
 
 # --- loaders ---
 
 def test_photos_are_jpeg_files_of_two_classes(tmp_path):
     from PIL import Image
-    write_photos(tmp_path, 6)
+    _write_photos(tmp_path, 6)
     files = sorted(tmp_path.glob("train/*/*"))
     assert len(files) == 6 and len({f.read_bytes() for f in files}) == 6
     for f in files:
@@ -332,9 +334,9 @@ def test_photos_are_jpeg_files_of_two_classes(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_both_loaders_give_the_same_batches(tmp_path, workers):
-    write_photos(tmp_path, 6)
+    _write_photos(tmp_path, 6)
     for side in ("ours", "timm"):
-        batches = list(open_loader(side, str(tmp_path), workers, 32, 4))
+        batches = list(_open_loader(side, str(tmp_path), workers, 32, 4))
         assert [(x.shape, x.dtype, x.device.type, y.shape) for x, y in batches] == [
             ((4, 3, 32, 32), torch.float32, "cpu", (4,))
         ]
@@ -344,10 +346,38 @@ def test_bench_loader(quick):
     rows = bench_loader((0, 1), images=4, batch_size=2, img_size=32, rounds=2, sides=("timm", "ours", "fast"))
     assert [r["contender"] for r in rows] == ["timm 0 workers", "ours 0 workers", "timm 1 worker", "ours 1 worker"]
     assert all(r["images"] == 4 and r["per_core"] == r["images_per_s"] and len(r["seconds"]) == 2 for r in rows)
-    assert [(r["contender"], r["against"]) for r in ratios(rows)] == [
+    assert [(r["contender"], r["against"]) for r in speedups(rows)] == [
         ("ours 0 workers", "timm 0 workers"),
         ("ours 1 worker", "timm 1 worker"),
     ]
+
+
+# --- epochs, and what fast does ---
+
+def test_bench_epochs():
+    rows = bench_epochs(img_size=32, batch_size=16, images=60, rounds=2)
+    assert [(r["side"], r["what"], r["images"], len(r["seconds"])) for r in rows] == [
+        ("timm", "epoch", 32, 2), ("ours", "epoch", 32, 2)]  # of 45 images two whole batches
+    assert len(speedups(rows)) == 1 and speedups(rows)[0]["ratio"] > 0
+
+
+def test_bench_fast_says_where_and_what():
+    steps = ["compiled", "folded and compiled", "bfloat16", "channels last"]
+    found = bench_fast(["tiny_caformer"], batch_size=2, img_size=64, rounds=1, without=steps)
+    assert found.keys() == json.loads(open(kept_file("fast_cpu.json")).read()).keys()
+    assert found["threads"] == 1 and found["img_size"] == 64
+    assert [s["step"] for s in found["runs"]["tiny_caformer"]["steps"]][:2] == ["as it is", "folded"]
+
+
+# --- explanations ---
+
+def test_explanations_are_timed_beside_those_of_grad_cam(capsys):
+    from metaformer_edu.commands.bench_explorers import main
+    main("--what explanations --model tiny_caformer -b 2 --rounds 2 --threads 1".split())
+    theirs, ours, ratio = capsys.readouterr().out.splitlines()
+    kept = [float(line.split()[-4]) for line in (theirs, ours)]
+    assert theirs.startswith("grad-cam") and ours.startswith("ours") and ratio.startswith("grad-cam / ours: ")
+    assert kept[1] < kept[0] / 3  # ours needs gradients of the last stage alone
 
 
 # --- the command ---
@@ -383,7 +413,7 @@ def test_the_command_writes_what_it_measured(capsys, quick):
             and r["img_size"] == 32
             and (r["what"] != "training" or r["stored"] > 0)
         )
-    assert [{k: r[k] for k in found["ratios"][0]} for r in ratios(found["rows"])] == found["ratios"] and len(
+    assert [{k: r[k] for k in found["ratios"][0]} for r in speedups(found["rows"])] == found["ratios"] and len(
         found["ratios"]
     ) == 2 * (2 + 1)
     assert (
@@ -412,14 +442,14 @@ def test_the_module_can_be_run(tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_measured(capsys, quick, monkeypatch):
-    n, take = [], turn
+    n, take = [], _seconds_per_call
 
     def stopped(c, device):
         n.append(c)
         if len(n) == 11:  # the warm-up took two, so this is the second of the fifth round
             raise KeyboardInterrupt
         return take(c, device)
-    monkeypatch.setattr(benchmark, "turn", stopped)
+    monkeypatch.setattr(benchmark, "_seconds_per_call", stopped)
     status, _, err = called(capsys, "poolformerv2_s12", *SMALL, "--rounds", "9", "--dtype", "float32")
     assert status == 130 and err == ["metaformer-bench: Stopped by you. bench.json holds what was measured."]
     assert [len(r["seconds"]) for r in read_bench("bench.json")["rows"]] == [4, 4] and os.path.exists("bench.png")
@@ -490,7 +520,7 @@ def test_no_gpu(capsys):
 
 
 def test_no_bfloat16(capsys, quick, monkeypatch):
-    monkeypatch.setattr(benchmark, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(command, "_has_bfloat16", lambda device: False)
     assert "cpu does not compute in bfloat16: say --dtype float32." in refused(
         capsys, "tiny_caformer", *SMALL, "--dtype", "bfloat16"
     )
@@ -510,7 +540,7 @@ def test_no_compiler(capsys, quick, monkeypatch):
 
 
 def test_the_device_can_do_what_it_can():
-    assert benchmark.has_bfloat16(torch.device("cpu")) and not benchmark.has_bfloat16(torch.device("meta"))
+    assert command._has_bfloat16(torch.device("cpu")) and not command._has_bfloat16(torch.device("meta"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [], "machine": {}}',
@@ -563,7 +593,7 @@ def many(models=3, whats=("inference", "training")):
                 rows.append(row("fast", [0.01, 0.012, 0.011], "", "", model, what, images=100, ceiling=17000.))
     rows += [row(side, [1., 1.1, 1.3], f"{n} workers", "", "JPEG files", "loader", per_core=9.) for n in (0, 16)
              for side in ("timm", "ours")]
-    return dict(rows=rows, machine=benchmark.machine_facts(torch.device("cpu")), ceilings={})
+    return dict(rows=rows, machine=machine_info(torch.device("cpu")), ceilings={})
 
 
 @pytest.mark.parametrize("models, whats", [(3, ("inference", "training")), (1, ("inference",)), (0, ())])
@@ -573,7 +603,7 @@ def test_a_picture_has_all_labels_and_none_overlaps(models, whats):
     shown = [text for text, _ in texts(fig)]
     for r in results["rows"]:
         assert r["contender"] in shown and f"{r['model']}, {r['what']}" in shown
-    for r in ratios(results["rows"]):
+    for r in speedups(results["rows"]):
         assert r["best"] or any(f"{r['ratio']:.2f} × ({r['low']:.2f} to {r['high']:.2f})" in text for text in shown)
     assert not overlapping(fig)
 
@@ -591,7 +621,7 @@ def test_bars_are_as_long_as_the_rates():
 
 
 def test_kept_runs_can_be_drawn():
-    folder = os.path.join(os.path.dirname(benchmark.__file__), "logs")
+    folder = os.path.join(os.path.dirname(metaformer_edu.__file__), "logs")
     kept = [name[:-5] for name in os.listdir(folder) if name.startswith("bench_") and name.endswith(".json")]
     assert kept
     for name in kept:

@@ -15,12 +15,13 @@ from PIL import Image
 from torch import nn
 
 from metaformer_edu.core.errors import DataError, WeightsError
+from metaformer_edu.core.figures import INK, SERIES
 from metaformer_edu.data.transforms import seeded_rng
 from metaformer_edu.interpret.cam import METHODS, explain, imagenet_classes, to_batch
 from metaformer_edu.models.metaformer import MetaFormer
 from metaformer_edu.models.registry import FAMILIES, create_model
 from metaformer_edu.models.weights import save_weights
-from metaformer_edu.widgets.base import Explorer, INK, SERIES, to_svg
+from metaformer_edu.widgets.base import Explorer, to_svg
 from metaformer_edu.widgets.cam_explorer import (
     CAM_TRIES, ExplanationCache, GUESS, cam_controls, can_reuse_tokens, class_options, default_stage, draw_cam,
     explore_cam, map_correlation, open_models, peak_position, resume_from_stage, stage_tokens, view_cam)

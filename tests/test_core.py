@@ -12,8 +12,9 @@ from torch import nn
 import golden
 from metaformer_edu.core.basics import (
     Capture, check, count_macs, count_params, get_device, macs_by_module, patch, sample_photo, seed_everything,
-    set_style, show_images, show_matrix, to_array, trace_shapes)
+    trace_shapes)
 from metaformer_edu.core.errors import did_you_mean
+from metaformer_edu.core.figures import set_style, show_images, show_matrix, to_array
 from metaformer_edu.core.files import Table, human
 from metaformer_edu.models.registry import create_model
 

@@ -11,8 +11,8 @@ import torch
 from metaformer_edu.commands import experiment
 from metaformer_edu.data.shapes import TASKS
 from metaformer_edu.experiments import arms as ex, compare as co
-from metaformer_edu.experiments.arms import Arm, Budget, Experiment, get_experiment, run
-from metaformer_edu.experiments.compare import chance, own_results, read_results
+from metaformer_edu.experiments.arms import Arm, Budget, Experiment, get_experiment, run_experiment
+from metaformer_edu.experiments.compare import own_results, permutation_test, read_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = Budget(pictures=64, looks=2)
@@ -24,7 +24,7 @@ def few(monkeypatch):
     g = torch.Generator().manual_seed(0)
     sets = [torch.utils.data.TensorDataset(torch.randn(n, 3, 64, 64, generator=g), torch.arange(n) % 2)
             for n in (64, 20)]
-    monkeypatch.setattr(ex, "pictures", lambda task, img_size=64: sets)
+    monkeypatch.setattr(ex, "_load_task", lambda task, img_size=64: sets)
 
 
 def two():
@@ -34,30 +34,30 @@ def two():
 
 def test_a_run_goes_on_where_it_was(tmp_path):
     path = tmp_path / "r.csv"
-    whole = run(two(), progress=False)
-    part = run(two(), 1, path, progress=False)
+    whole = run_experiment(two(), progress=False)
+    part = run_experiment(two(), 1, path, progress=False)
     assert len(part) == 2 and len(whole) == 4
     before = path.read_text()
-    both = run(two(), 2, path, progress=False)
+    both = run_experiment(two(), 2, path, progress=False)
     assert path.read_text().startswith(before)
     assert both == whole
     trained = []
     monkey = pytest.MonkeyPatch()
-    monkey.setattr(ex, "measure", lambda *a, **k: trained.append(a))
-    assert run(two(), 2, path, progress=False) == both and not trained
+    monkey.setattr(ex, "_train_and_measure", lambda *a, **k: trained.append(a))
+    assert run_experiment(two(), 2, path, progress=False) == both and not trained
     monkey.undo()
 
 
 def test_what_ended_before_a_failure_is_kept(tmp_path, monkeypatch):
-    path, real = tmp_path / "r.csv", ex.measure
+    path, real = tmp_path / "r.csv", ex._train_and_measure
 
     def once(arm, *args, **kwargs):
         if arm.name == "Pooling":
             raise RuntimeError("cut off")
         return real(arm, *args, **kwargs)
-    monkeypatch.setattr(ex, "measure", once)
+    monkeypatch.setattr(ex, "_train_and_measure", once)
     with pytest.raises(RuntimeError, match="cut off"):
-        run(two(), 1, path, progress=False)
+        run_experiment(two(), 1, path, progress=False)
     assert [r["name"] for r in read_results(path)] == ["Identity"]
 
 
@@ -76,10 +76,10 @@ def test_the_seed_decides_and_nothing_else():
 
 def test_another_budget_is_refused(tmp_path):
     path = tmp_path / "r.csv"
-    run(two(), 1, path, progress=False)
+    run_experiment(two(), 1, path, progress=False)
     for other in (Budget(pictures=96, looks=2), Budget(pictures=64, looks=2, lr=2e-3)):
         with pytest.raises(ValueError, match="holds runs of 64 pictures at the rate 0.001: choose another file"):
-            run(dataclasses.replace(two(), budget=other), 1, path, progress=False)
+            run_experiment(dataclasses.replace(two(), budget=other), 1, path, progress=False)
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="does not hold results"):
         read_results(path)
@@ -88,15 +88,15 @@ def test_another_budget_is_refused(tmp_path):
 @pytest.mark.parametrize("a, b, share",
                          [([1, 2, 3], [4, 5, 6], 0.1), ([1], [2], 1), ([1, 1], [1, 1], 1),
                           ([0.1, 0.2], [0.3, 0.4], 1 / 3)])
-def test_chance(a, b, share):
-    assert chance(a, b) == pytest.approx(share)
-    assert chance(b, a) == pytest.approx(share)
+def test_permutation_test(a, b, share):
+    assert permutation_test(a, b) == pytest.approx(share)
+    assert permutation_test(b, a) == pytest.approx(share)
 
 
 def test_chance_of_equal_groups_is_fair():
     "Under no difference, a share of at most p comes in at most a part p of all deals."
     values = [3, 1, 4, 1.5, 9, 2.6]
-    shares = [chance(one, [v for v in values if v not in one]) for one in itertools.combinations(values, 3)]
+    shares = [permutation_test(one, [v for v in values if v not in one]) for one in itertools.combinations(values, 3)]
     assert sum(s <= 0.2 for s in shares) / len(shares) <= 0.2
 
 
@@ -121,23 +121,23 @@ def test_arms_can_be_built_and_differ(name):
 def test_kept_results_are_whole(name):
     rows, experiment = own_results(name), get_experiment(name)
     wanted = {(a.task, a.name, s) for a in experiment.arms for s in range(experiment.seeds)}
-    assert {ex.key(r) for r in rows} == wanted and len(rows) == len(wanted)
+    assert {ex._row_key(r) for r in rows} == wanted and len(rows) == len(wanted)
     assert {(r["pictures"], r["lr"]) for r in rows} == {(experiment.budget.pictures, experiment.budget.lr)}
     for r in rows:
-        curve = co.as_numbers(r["curve"])
+        curve = co._split_numbers(r["curve"])
         assert len(curve) == experiment.budget.looks and curve[-1] == pytest.approx(r["top1"], abs=0.01)
     assert {r["command"] for r in rows} == {f"metaformer-experiment {name}"}
     for arm in experiment.arms:  # they are of the models as they are now
-        row = next(r for r in rows if ex.key(r)[:2] == (arm.task, arm.name))
+        row = next(r for r in rows if ex._row_key(r)[:2] == (arm.task, arm.name))
         model = arm.build(dict(digits=10, far=2).get(arm.task) or len(TASKS[arm.task].class_names))
         assert ex.count_params(model) == (row["trainable"], row["frozen"])
-    assert experiment.draw_experiment(rows, name) and co.draw_arms(rows) and co.draw_arms(rows, "way")
+    assert co.draw_experiment(rows, name) and co._draw_arms(rows) and co._draw_arms(rows, "way")
 
 
 def test_summary_tells_the_spread():
     rows = [dict(task="t", name="n", seed=s, top1=v, curve=f"0 {v}", trainable=1500, frozen=0, macs=2e6)
             for s, v in enumerate((90, 94.5))]
-    assert co.summary(rows) == [{"task": "t", "name": "n", "runs": 2, "top1": "92.2", "lowest": "90.0",
+    assert co.summarize_runs(rows) == [{"task": "t", "name": "n", "runs": 2, "top1": "92.2", "lowest": "90.0",
                                  "highest": "94.5", "on the way": "46.1",
                                  "learns": "1.5k", "MACs": "2.0M"}]
 
@@ -166,7 +166,7 @@ def test_the_command_goes_on(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "experiment_two.png").stat().st_size > 5000 and "Pooling" in first
     rows = read_results(tmp_path / "experiment_two.csv")
     assert {r["command"] for r in rows} == {"metaformer-experiment two --pictures 320 --jobs 1 --seeds 1"}
-    monkeypatch.setattr(ex, "measure", None)  # nothing is left to do
+    monkeypatch.setattr(ex, "_train_and_measure", None)  # nothing is left to do
     experiment.main(args)
     assert capsys.readouterr().out == first
     with pytest.raises(SystemExit) as end:
@@ -182,7 +182,7 @@ def test_processes_give_the_same_as_one(tmp_path):
         "if __name__ == '__main__':\n"
         "    e = Experiment('?', [Arm('digits', 'x', dict(token_mixers='Identity', depths=(1,), dims=(8,), "
         "res_scale_init_values=None))], seeds=2, budget=Budget(64, 1))\n"
-        "    one, two = (run(e, jobs=n, progress=False) for n in (1, 2))\n"
+        "    one, two = (run_experiment(e, jobs=n, progress=False) for n in (1, 2))\n"
         "    assert one == two, (one, two)\n"
     )
     (tmp_path / "both.py").write_text(code)
@@ -192,10 +192,11 @@ def test_processes_give_the_same_as_one(tmp_path):
 
 
 def test_the_course_of_far_adds_a_distance_a_look():
-    order = ex.Order(700, 300, 12, True, 0)
+    order = ex._PictureOrder(700, 300, 12, True, 0)
     farthest = [max(order) // 100 for _ in range(12)]
     assert farthest == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 6, 6]
-    plain = ex.Order(700, 300, 12, False, 0)
+    plain = ex._PictureOrder(700, 300, 12, False, 0)
     first = list(plain)
     assert len(first) == len(set(first)) == len(plain) == 300 and max(first) > 600
-    assert list(ex.Order(10, 25, 1, False, 0)).count(3) in (2, 3)  # more than there are: again from the beginning
+    # more than there are: again from the beginning
+    assert list(ex._PictureOrder(10, 25, 1, False, 0)).count(3) in (2, 3)

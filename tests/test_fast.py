@@ -201,7 +201,7 @@ def test_an_exported_file_answers_as_the_model(format, tmp_path):
     report = export(model.train(), format, path)
     assert model.training and report["distance"] <= 1e-4 and report["megabytes"] == path.stat().st_size / 1e6
     assert [p.name for p in tmp_path.iterdir()] == ["model.file"]
-    answers = module.FORMATS[format][1](str(path))(torch.cat([images, images])[:7])
+    answers = module._FORMATS[format][1](str(path))(torch.cat([images, images])[:7])
     torch.testing.assert_close(answers, model.eval()(torch.cat([images, images])[:7]), atol=1e-4, rtol=1e-3)
 
 
@@ -223,8 +223,8 @@ def test_bad_input_of_export(arguments, sentence, tmp_path):
 
 def test_a_file_that_answers_something_else_is_not_written(tmp_path, monkeypatch):
     model, _ = model_and_images()
-    write, _, ending = module.FORMATS["torch.export"]
-    monkeypatch.setitem(module.FORMATS, "torch.export", (write, lambda path: lambda x: torch.ones(len(x), 10), ending))
+    write, _, ending = module._FORMATS["torch.export"]
+    monkeypatch.setitem(module._FORMATS, "torch.export", (write, lambda path: lambda x: torch.ones(len(x), 10), ending))
     (tmp_path / "m.pt2").write_text("the old file")
     with pytest.raises(ExportError, match="nothing was written"):
         export(model, "torch.export", tmp_path / "m.pt2")

@@ -16,8 +16,8 @@ from metaformer_edu.models.layers import LayerNormGeneral, LayerNormWithoutBias,
 from metaformer_edu.models.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
 from metaformer_edu.models.registry import FAMILIES
 from metaformer_edu.speed.folding import (
-    BareNorm, FoldedBlock, PoolingBlock, Squared, border_map, fold, folds, join, norm_into, one_over_sigma,
-    scale_into, star_into_depthwise, star_into_linear)
+    _BareNorm, _FoldedBlock, _PoolingBlock, _ShiftedSquare, _add_branch, _border_map, _fold_norm_into,
+    _fold_scale_into, _fold_star_into_depthwise, _fold_star_into_linear, _one_over_sigma, fold, folds)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GRIDS = [(5, 7), (1, 1), (8, 8), (2, 9)]
@@ -59,7 +59,7 @@ def folds_to(module, x, **counts):
 def test_star_goes_into_a_linear_layer(bias):
     act, linear, x = shaken(StarReLU(0.9, -0.4)), shaken(nn.Linear(6, 4, bias=bias)), tokens(2, 5, 7, 6)
     wanted = linear(act(x))
-    left = star_into_linear(act, linear)
+    left = _fold_star_into_linear(act, linear)
     same(linear(left(x)), wanted)
     same(left(x), x.relu() ** 2)
 
@@ -69,7 +69,7 @@ def test_star_goes_into_a_linear_layer(bias):
 def test_star_goes_into_a_depthwise_convolution_and_is_right_at_the_border(kernel, bias):
     mixer = shaken(SepConv(6, kernel_size=kernel, bias=bias))
     folded = copy.deepcopy(mixer)
-    folded.act1 = star_into_depthwise(folded.act1, folded.dwconv)
+    folded.act1 = _fold_star_into_depthwise(folded.act1, folded.dwconv)
     for grid in GRIDS:
         x = tokens(1, *grid, 6)
         same(folded(x), mixer(x))
@@ -79,11 +79,11 @@ def test_star_goes_into_a_depthwise_convolution_and_is_right_at_the_border(kerne
 def test_the_map_is_what_the_shift_becomes(kernel):
     mixer = shaken(SepConv(6, kernel_size=kernel))
     square = copy.deepcopy(mixer)
-    star_into_depthwise(square.act1, square.dwconv)
-    square.act1 = Squared()
+    _fold_star_into_depthwise(square.act1, square.dwconv)
+    square.act1 = _ShiftedSquare()
     for grid in GRIDS:
         x = tokens(2, *grid, 6)
-        same(square(x) + mixer.pwconv2(mixer.act1.bias * border_map(mixer.dwconv, *grid)), mixer(x))
+        same(square(x) + mixer.pwconv2(mixer.act1.bias * _border_map(mixer.dwconv, *grid)), mixer(x))
 
 
 @pytest.mark.parametrize("norm", [LayerNormWithoutBias, LayerNormGeneral, partial(nn.LayerNorm, eps=1e-3)])
@@ -91,7 +91,7 @@ def test_the_map_is_what_the_shift_becomes(kernel):
 def test_norm_goes_into_a_linear_layer(norm, bias):
     norm, linear, x = shaken(norm(6)), shaken(nn.Linear(6, 4, bias=bias)), 0.1 * tokens(2, 5, 7, 6) + 2
     wanted = linear(norm(x))
-    bare = norm_into(norm, linear)
+    bare = _fold_norm_into(norm, linear)
     same(linear(bare(x)), wanted)
     assert not list(bare.parameters()) and not bare.state_dict()
 
@@ -106,14 +106,14 @@ def test_norm_goes_into_the_convolution_of_a_downsampling(norm):
 def test_layer_scale_goes_into_what_comes_before_it(part):
     part, scale, x = shaken(copy.deepcopy(part)), shaken(Scale(6)), tokens(2, 5, 7, 6)
     wanted = scale(part(x))
-    assert type(scale_into(scale, part)) is nn.Identity
+    assert type(_fold_scale_into(scale, part)) is nn.Identity
     same(part(x), wanted)
 
 
 def test_residual_scale_and_sum_are_one_step():
     x, branch, scale = tokens(2, 5, 7, 6), tokens(2, 5, 7, 6, seed=2), shaken(Scale(6))
-    same(join(x, branch, scale), scale(x) + branch)
-    same(join(x, branch, nn.Identity()), x + branch)
+    same(_add_branch(x, branch, scale), scale(x) + branch)
+    same(_add_branch(x, branch, nn.Identity()), x + branch)
 
 
 @pytest.mark.parametrize("size", [3, 5, 7])
@@ -124,12 +124,12 @@ def test_pooling_moves_a_token_towards_its_neighbourhood(size, scales):
     for grid in GRIDS[:1] + GRIDS[2:]:
         for x in (tokens(1, *grid, 8), 0.03 * tokens(3, *grid, 8) + 5):
             same(fold(block)(x), block(x))
-    assert type(fold(block)) is PoolingBlock and isinstance(fold(block), MetaFormerBlock)
+    assert type(fold(block)) is _PoolingBlock and isinstance(fold(block), MetaFormerBlock)
 
 
 def test_sigma_of_an_image():
     x = tokens(3, 5, 7, 4) * torch.tensor([1., 2., 3.]).view(3, 1, 1, 1)
-    same(one_over_sigma(x, 0.1), (x.flatten(1).var(1, correction=0) + 0.1).rsqrt().view(3, 1, 1, 1))
+    same(_one_over_sigma(x, 0.1), (x.flatten(1).var(1, correction=0) + 0.1).rsqrt().view(3, 1, 1, 1))
 
 
 # --- all folds, all families ---
@@ -199,9 +199,9 @@ def test_the_steps_are_gone():
     assert kinds[LayerNormWithoutBias] == 1, "the stem's norm makes the residual"
     for stage in folded.stages:
         for block in stage:
-            assert type(block.norm1) is type(block.norm2) is BareNorm
+            assert type(block.norm1) is type(block.norm2) is _BareNorm
             assert type(block.layer_scale1) is type(block.layer_scale2) is nn.Identity
-    assert all(type(block) is FoldedBlock for stage in folded.stages[2:] for block in stage)
+    assert all(type(block) is _FoldedBlock for stage in folded.stages[2:] for block in stage)
 
 
 # --- what is not known stays ---
@@ -364,7 +364,7 @@ def test_products_are_rounded_once():
         (act.scale.double() * linear.weight.double()).float(),
         (act.bias.double() * linear.weight.double().sum(1)).float(),
     )
-    star_into_linear(act, linear)
+    _fold_star_into_linear(act, linear)
     assert torch.equal(linear.weight, wanted[0]) and torch.equal(linear.bias, wanted[1])
 
 
@@ -412,7 +412,7 @@ def test_gradients_pass_through_and_grad_cam_shows_the_same():
 def test_the_square_leaves_its_input_alone():
     x = tokens(2, 5, 7, 8)
     kept = x.clone()
-    for act in (Squared(), Squared(torch.ones(1, dtype=torch.float64))):
+    for act in (_ShiftedSquare(), _ShiftedSquare(torch.ones(1, dtype=torch.float64))):
         found = act(x)
         assert torch.equal(x, kept)
         same(torch.func.vmap(act)(x), found)
@@ -421,7 +421,7 @@ def test_the_square_leaves_its_input_alone():
 
 def test_the_norm_inside_the_head():
     folds_to(shaken(MlpHead(8, 5, head_dropout=0.5)), tokens(3, 8), norm=1)
-    assert isinstance(fold(MlpHead(8, 5)).norm, BareNorm)
+    assert isinstance(fold(MlpHead(8, 5)).norm, _BareNorm)
 
 
 def test_drop_path_of_timm_is_known():

@@ -42,7 +42,7 @@ def test_each_name_opens_says_what_it_is_and_is_no_module(name):
 
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'create_modell'"):
-        metaformer_edu.create_modell
+        getattr(metaformer_edu, "create_modell")
 
 
 def test_timm_knows_our_models_in_either_order():

@@ -3,6 +3,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import course
 import nbcells
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
@@ -10,7 +11,8 @@ TEXT = (NBS / "glossary.md").read_text(encoding="utf-8")
 ENTRIES = {term: text.strip()
            for term, _, text in (part.partition("\n") for part in re.split(r"^### ", TEXT, flags=re.M)[1:])}
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]*)(?:#([^)]*))?\)")
-LESSON = re.compile(r" Lesson \[([^\]]+)\]\((\w+\.ipynb)\)\.$")  # an entry ends with it
+LESSON = re.compile(r" Lesson \[([^\]]+)\]\(([\w/]+\.ipynb)\)\.$")  # an entry ends with it
+CHAPTERS = {f"{c.notebook}.ipynb": c for c in course.read(NBS)}
 WORDS = 75
 
 
@@ -40,11 +42,14 @@ def test_links_lead_somewhere():
 
 def test_each_entry_ends_with_its_lesson_which_has_the_words():
     wrong = [term for term, text in ENTRIES.items() if not LESSON.search(text)]
-    assert not wrong, f"These do not end with 'Lesson [NN · Name](NN_name.ipynb).': {', '.join(wrong)}."
+    assert not wrong, f"These do not end with 'Lesson [N.N · Name](part/name.ipynb).': {', '.join(wrong)}."
     for term, text in ENTRIES.items():
         title, lesson = LESSON.search(text).groups()
-        if f"# {title}:".lower() not in words_of(lesson):
-            wrong.append(f"{term}: {lesson} is not called {title!r}")
+        if lesson not in CHAPTERS:
+            wrong.append(f"{term}: {lesson} is no chapter of nbs/course.yml")
+            continue
+        if title != CHAPTERS[lesson].short:
+            wrong.append(f"{term}: {lesson} is {CHAPTERS[lesson].short!r} and not {title!r}")
         missing = [word for word in re.findall(r"[\w'-]+", term.lower()) if word not in words_of(lesson)]
         if missing:
             wrong.append(f"{term}: {lesson} does not say {', '.join(missing)}")

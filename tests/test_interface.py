@@ -296,9 +296,13 @@ def test_star_import_brings_what_the_lesson_exports_and_no_more():
     names = {}
     exec("from metaformer_edu.models.registry import *", names)
     names.pop("__builtins__")
-    assert names["create_model"] is create_model and {"list_models", "model_table", "register_with_timm", "MODELS"} <= names.keys()
+    assert (
+        names["create_model"] is create_model
+        and {"list_models", "model_table", "register_with_timm", "MODELS"} <= names.keys()
+    )
     assert names.keys() == set(registry.__all__) and not any(n.startswith(("edu_", "_")) for n in names)
-    foreign = [n for n, v in names.items() if getattr(v, "__module__", "metaformer_edu.models.registry") != "metaformer_edu.models.registry"]
+    foreign = [n for n, v in names.items()
+               if getattr(v, "__module__", "metaformer_edu.models.registry") != "metaformer_edu.models.registry"]
     assert not foreign, foreign
 
 

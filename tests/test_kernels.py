@@ -264,7 +264,7 @@ def test_autocast_without_convolutions(monkeypatch):
     torch.manual_seed(0)
     model, x = shaken_stars(create_model("tiny_convformer")), torch.randn(4, 3, 64, 64)
     for dtype in (None, torch.bfloat16):
-        (y, grads), (y2, grads2) = run(model, x, dtype), run(plain(model), x)
+        (_, grads), (_, grads2) = run(model, x, dtype), run(plain(model), x)
         flat, flat2 = (torch.cat([g.flatten() for g in some.values()]) for some in (grads, grads2))
         close_in_norm(flat, flat2, 0.05 if dtype else 1e-4)
 
@@ -315,7 +315,8 @@ def fused_calls(monkeypatch):
     calls = []
     for module, name in (("layers", "star_linear"), ("mixers", "star_depthwise")):
         f = getattr(kernels, name)
-        monkeypatch.setattr(f"metaformer_edu.models.{module}.{name}", lambda *a, f=f, name=name: calls.append(name) or f(*a))
+        monkeypatch.setattr(f"metaformer_edu.models.{module}.{name}",
+                            lambda *a, f=f, name=name: calls.append(name) or f(*a))
     return calls
 
 

@@ -735,7 +735,8 @@ def test_callbacks_are_called_in_their_order():
     run = trainer(epochs=1, loaders=shards(8), callbacks=listeners)
     run.fit()
     update = ["before_update", "before_batch", "after_backward", "after_update"]
-    expected = ["before_fit", "before_epoch", *update * 3, "before_evaluate", "after_evaluate", "after_epoch", "after_fit", "cleanup"]
+    expected = ["before_fit", "before_epoch", *update * 3, "before_evaluate", "after_evaluate", "after_epoch",
+                "after_fit", "cleanup"]
     assert told == [(event, order) for event in expected for order in (5, 70, 90)]
     assert [c.order for c in run.callbacks] == sorted(c.order for c in run.callbacks)
 
@@ -748,7 +749,8 @@ def test_cleanup_comes_after_an_error_too():
 
     def fail(t):
         raise RuntimeError("no more")
-    run = trainer(callbacks=[On(after_update=fail, cleanup=lambda t: told.append(t.step), after_fit=lambda t: told.append("done"))])
+    run = trainer(callbacks=[On(after_update=fail, cleanup=lambda t: told.append(t.step),
+                                after_fit=lambda t: told.append("done"))])
     with pytest.raises(RuntimeError, match="no more"):
         run.fit()
     assert told == [1]
@@ -757,7 +759,8 @@ def test_cleanup_comes_after_an_error_too():
 def test_every_argument_of_the_trainer_has_its_callback():
     kinds = lambda t: {type(c) for c in t.callbacks}
     assert kinds(trainer()) == {Recorder, BadSteps}
-    assert kinds(full(progress=True)) == {Recorder, BadSteps, ScheduleLR, MixUp, ClipGradients, AverageWeights, ProgressBar}
+    assert kinds(full(progress=True)) == {Recorder, BadSteps, ScheduleLR, MixUp, ClipGradients, AverageWeights,
+                                          ProgressBar}
 
 
 @pytest.mark.parametrize("update", [0, 1, 4, 6, 9])
@@ -775,7 +778,8 @@ def test_any_set_of_callbacks_goes_on_bit_for_bit(update):
 
 
 def test_a_state_of_0_1_0_goes_on_as_it_did():
-    "Made with the code before there were callbacks: after update 4 of `full`, with bad updates 4, 6 and 7; and its end."
+    """Made with the code before there were callbacks: after update 4 of `full`, with bad updates 4, 6 and 7; and its
+    end."""
     kept = torch.load(OLD, weights_only=True)
     run = full()
     assert run.state().keys() == kept["state"].keys()  # so a state of today is read by 0.1.0, too
@@ -785,8 +789,9 @@ def test_a_state_of_0_1_0_goes_on_as_it_did():
     assert same(decided(run.state()), kept["end"])
 
 
-@pytest.mark.parametrize("losses, patience, column, epochs", [([5, 4, 4, 4, 3], 2, "val_loss", 4), ([1, 2, 3, 2, 1], 1, "val_top1", 4),
-                                                              ([3, 2, 1, 0, -1], 1, "val_loss", None), ([1, math.nan, math.nan], 2, "val_loss", 3)])
+@pytest.mark.parametrize("losses, patience, column, epochs",
+                         [([5, 4, 4, 4, 3], 2, "val_loss", 4), ([1, 2, 3, 2, 1], 1, "val_top1", 4),
+                          ([3, 2, 1, 0, -1], 1, "val_loss", None), ([1, math.nan, math.nan], 2, "val_loss", 3)])
 def test_early_stopping(losses, patience, column, epochs):
     class Trained:
         log, stop = [], False
@@ -856,7 +861,8 @@ def test_the_lessons_logger_for_weights_and_biases(monkeypatch):
 def everything(run):
     "All that a training depends on: its state, its gradients, its loader, and the generators of the machine."
     loader = run.loaders[0]
-    return copy.deepcopy([run.state(), [p.grad for p in run.weights], run.optimizer.state_dict(), run.epoch, run.step, run.stop,
+    return copy.deepcopy([run.state(), [p.grad for p in run.weights], run.optimizer.state_dict(), run.epoch, run.step,
+                          run.stop,
                           id(run.criterion), sorted(vars(run)), run.net.training, vars(loader.sampler),
                           loader.generator.get_state(), torch.get_rng_state()])
 
@@ -867,12 +873,14 @@ def test_find_lr_and_then_fit_is_fit(opt, after):
     def make():
         model = net(0.3)
         optimizer = OPTIMIZERS[opt](model)
-        return Trainer(model, shards(accum=2), optimizer, make_schedule(optimizer, 3, 3, 1), 3, accum=2, mixup=blend(), clip_grad=1.,
+        return Trainer(model, shards(accum=2), optimizer, make_schedule(optimizer, 3, 3, 1), 3, accum=2, mixup=blend(),
+                       clip_grad=1.,
                        ema=ModelEmaV3(model, 0.9), seed=11, progress=False, callbacks=[Patient()])
     asked, plain = make(), make()
     for run in (asked, plain):
         if after:
-            stop = On(after_update=lambda t: setattr(t, "interrupt", RuntimeError("now")) if t.updates == after else None)
+            stop = On(after_update=lambda t: setattr(t, "interrupt", RuntimeError("now")) if t.updates == after
+                      else None)
             run.add(stop)
             with pytest.raises(RuntimeError, match="now"):
                 run.fit()
@@ -888,7 +896,9 @@ def test_find_lr_and_then_fit_is_fit(opt, after):
 
 def test_find_lr_leaves_a_shuffled_loader_and_its_workers_alone():
     def make():
-        model, data = net(), torch.utils.data.TensorDataset(torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
+        model, data = net(), torch.utils.data.TensorDataset(torch.randn(24, 3, 8, 8,
+                                                                        generator=torch.Generator().manual_seed(1)),
+                                                            torch.arange(24) % 4)
         loader = torch.utils.data.DataLoader(data, 4, shuffle=True, num_workers=1, persistent_workers=True,
                                              generator=torch.Generator().manual_seed(2))
         return trainer(model, loaders=(loader, shards()[1]))

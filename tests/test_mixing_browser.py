@@ -251,7 +251,8 @@ def luminance(color):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out(opened, scheme):
     page = opened(color_scheme=scheme)
-    canvas, *inks = page.evaluate("""[getComputedStyle(document.body).backgroundColor, ...['.edu-title', '.edu-note', '.edu-caption', '.edu-words', 'select', 'li', 'label']
+    canvas, *inks = page.evaluate("""[getComputedStyle(document.body).backgroundColor,
+        ...['.edu-title', '.edu-note', '.edu-caption', '.edu-words', 'select', 'li', 'label']
         .map(o => getComputedStyle(document.querySelector(o)).color)]""")
     for ink in inks:
         light, dark = sorted((luminance(ink), luminance(canvas)), reverse=True)
@@ -280,17 +281,31 @@ def test_a_move_is_timed(opened):
 HARNESS = """<body><div id="page"></div><script type="module">%(script)s
 const state = %(state)s, heard = {};
 window.sent = [];
-const bytes = (text) => { const b = Uint8Array.from(atob(text), (c) => c.charCodeAt(0)), odd = new Uint8Array(b.length + 1); odd.set(b, 1); return new DataView(odd.buffer, 1); };
+const bytes = (text) => {
+  const b = Uint8Array.from(atob(text), (c) => c.charCodeAt(0)), odd = new Uint8Array(b.length + 1);
+  odd.set(b, 1);
+  return new DataView(odd.buffer, 1);
+};
+const tell = (name) => { for (const f of heard['change:' + name] ?? []) f(); };
 window.model = {
   get: (name) => state[name],
-  set(name, value) { if (JSON.stringify(state[name]) !== JSON.stringify(value)) { state[name] = value; for (const f of heard['change:' + name] ?? []) f(); } },
-  on: (event, f) => (heard[event] ??= []).push(f), off: (event, f) => { heard[event] = heard[event].filter((g) => g !== f); },
-  save_changes: () => sent.push(structuredClone({ ask: state.ask, stage: state.stage, block: state.block, token: state.token })),
+  set(name, value) {
+    if (JSON.stringify(state[name]) === JSON.stringify(value)) return;
+    state[name] = value;
+    tell(name);
+  },
+  on: (event, f) => (heard[event] ??= []).push(f),
+  off: (event, f) => { heard[event] = heard[event].filter((g) => g !== f); },
+  save_changes() {
+    const { ask, stage, block, token } = state;
+    sent.push(structuredClone({ ask, stage, block, token }));
+  },
 };
 window.answer = (new_state) => { // as a message from the kernel: all values, then all events
   const changed = Object.keys(new_state);
-  Object.assign(state, new_state, new_state.data ? { data: bytes(new_state.data) } : {}, new_state.picture ? { picture: bytes(new_state.picture) } : {});
-  for (const name of changed) for (const f of heard['change:' + name] ?? []) f();
+  Object.assign(state, new_state);
+  for (const name of ['data', 'picture']) if (new_state[name]) state[name] = bytes(new_state[name]);
+  changed.forEach(tell);
 };
 for (const name of ['data', 'picture']) state[name] = bytes(state[name]);
 window.close_page = mixing.render({ model, el: document.getElementById('page') });
@@ -343,8 +358,10 @@ def test_it_says_that_it_is_working_and_asks_for_the_last(beside, heard):
 
 def test_a_quick_answer_shows_no_working(beside, heard):
     page, answer = beside
-    page.evaluate("""window.shown = []; new MutationObserver(() => shown.push(document.querySelector('.edu-words').textContent))
-        .observe(document.querySelector('.edu-words'), { childList: true, characterData: true, subtree: true })""")
+    page.evaluate("""const node = document.querySelector('.edu-words');
+        window.shown = [];
+        new MutationObserver(() => shown.push(document.querySelector('.edu-words').textContent))
+        .observe(node, { childList: true, characterData: true, subtree: true })""")
     page.get_by_label("stage").select_option("2")
     answer(2, 1, 1, token=[8, 8])
     page.wait_for_timeout(700)

@@ -21,7 +21,6 @@ from metaformer_edu.training.run_folder import SaveEpoch, SaveStates
 from metaformer_edu.training.settings import (
     DEFAULTS, GONE_HERE, SMALL, list_recipes, parse, read_recipe, recipe_table)
 from metaformer_edu.training.trainer import Trainer
-from metaformer_edu import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PUBLISHED = {f"{r['model']}_{r['kind']}": r for r in json.loads(

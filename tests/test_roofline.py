@@ -11,7 +11,8 @@ from metaformer_edu.models.layers import LayerNormGeneral, SquaredReLU
 from metaformer_edu.models.mixers import Attention, Identity, MIXERS, Pooling, RandomMixing, SepConv
 from metaformer_edu.speed import roofline as lesson
 from metaformer_edu.speed.roofline import (
-    Ceilings, Part, ceilings, clock, draw_roofline, parts, record, roofline_table, size_of, spread)
+    BlockPart, Ceilings, _bytes_spanned, _record_calls, ceilings, clock, draw_roofline, profile_block,
+    roofline_table, spread)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 B, H, W, C = 2, 4, 6, 32
@@ -30,7 +31,7 @@ def block(mixer, **options):
 
 def counted(mixer, dtype=torch.float32, **options):
     "name -> (FLOPs, numbers moved)."
-    rows = parts(block(mixer, **options).to(dtype), torch.randn(B, H, W, C, dtype=dtype), rounds=1)
+    rows = profile_block(block(mixer, **options).to(dtype), torch.randn(B, H, W, C, dtype=dtype), rounds=1)
     assert all(p.seconds > 0 for p in rows)
     return {p.name: (p.flops, p.bytes / dtype.itemsize) for p in rows}
 
@@ -66,7 +67,7 @@ def test_counts_by_hand(mixer, dtype):
 @pytest.mark.parametrize("mixer", MIX, ids=lambda m: m.__name__)
 def test_products_are_the_multiply_accumulates_of_the_block(mixer):
     b = block(mixer)
-    rows = parts(b, torch.randn(B, H, W, C), rounds=1)
+    rows = profile_block(b, torch.randn(B, H, W, C), rounds=1)
     assert sum(p.flops for p in rows if p.products) == 2 * count_macs(b, (B, H, W, C))
     assert {p.name.rpartition(".")[2] for p in rows if not p.products} <= {
         "norm1",
@@ -123,9 +124,9 @@ def test_a_mixer_of_ones_own():
 
 
 def test_a_module_alone():
-    rows = parts(nn.Linear(C, C, bias=False), torch.randn(B, H, W, C), rounds=1)
+    rows = profile_block(nn.Linear(C, C, bias=False), torch.randn(B, H, W, C), rounds=1)
     assert [(p.name, p.flops, p.bytes) for p in rows] == [("Linear", 2 * N * C * C, 4 * (2 * VALUES + C * C))]
-    assert parts(Identity(), torch.randn(B, H, W, C)) == []
+    assert profile_block(Identity(), torch.randn(B, H, W, C)) == []
 
 
 def test_the_block_is_left_as_it_was():
@@ -134,7 +135,7 @@ def test_the_block_is_left_as_it_was():
     b.norm1.weight.grad = torch.ones(C)
     modes, x = [m.training for m in b.modules()], torch.randn(B, H, W, C, requires_grad=True)
     state = {k: v.clone() for k, v in b.state_dict().items()}
-    parts(b, x, rounds=1)
+    profile_block(b, x, rounds=1)
     assert (
         [m.training for m in b.modules()] == modes
         and x.grad is None
@@ -143,7 +144,7 @@ def test_the_block_is_left_as_it_was():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in b.modules())
     assert all(torch.equal(v, state[k]) for k, v in b.state_dict().items())
     with pytest.raises(ValueError):
-        parts(b, x[..., :5])
+        profile_block(b, x[..., :5])
     assert [m.training for m in b.modules()] == modes and not any(
         m._forward_hooks or m._forward_pre_hooks for m in b.modules()
     )
@@ -152,7 +153,7 @@ def test_the_block_is_left_as_it_was():
 def test_steps_can_be_done_again():
     b, x = block(Attention).eval(), torch.randn(B, H, W, C)
     with torch.no_grad():
-        for step in record(b, x):
+        for step in _record_calls(b, x):
             again = step.run()
             torch.testing.assert_close(again[0] if isinstance(again, tuple) else again, step.written[0])
         torch.testing.assert_close(step.written[0], b(x))
@@ -170,15 +171,16 @@ def test_steps_can_be_done_again():
     (block(RandomMixing), torch.randn(1, 5, 5, C), "24 tokens")])
 def test_wrong_input_is_one_sentence(module, x, says):
     with pytest.raises(ValueError) as error:
-        parts(module, x)
+        profile_block(module, x)
     assert says in str(error.value) and "\n" not in str(error.value)
     assert error.value.__context__ is None or error.value.__suppress_context__
 
 
 def test_memory_is_counted_once():
     a, b = torch.zeros(10, 10), torch.zeros(3)
-    assert size_of([]) == 0 and size_of([a, b]) == 412
-    assert size_of([a, a.T, a[:5], a[:1].expand(50, 10)]) == size_of(list(a)) == 400 and size_of([a[2:4], a[2:4]]) == 80
+    assert _bytes_spanned([]) == 0 and _bytes_spanned([a, b]) == 412
+    assert _bytes_spanned([a, a.T, a[:5], a[:1].expand(50, 10)]) == _bytes_spanned(list(a)) == 400
+    assert _bytes_spanned([a[2:4], a[2:4]]) == 80
 
 
 def test_clock_goes_round():
@@ -237,7 +239,7 @@ TOP = Ceilings(1e11, 2e10, "cpu", torch.float32)
 
 
 def test_the_roof():
-    memory, arithmetic = Part("a", 100, 200, False, 1.), Part("b", 1000, 100, True, 1.)
+    memory, arithmetic = BlockPart("a", 100, 200, False, 1.), BlockPart("b", 1000, 100, True, 1.)
     assert TOP.ridge == 5 and [TOP.limit(p) for p in (memory, arithmetic)] == ["memory", "arithmetic"]
     assert (
         TOP.least(memory) == pytest.approx(1e-8)
@@ -247,7 +249,7 @@ def test_the_roof():
 
 
 def test_table():
-    row, = roofline_table([Part("mlp.act", 4e6, 8_000_000, False, 0.001)], TOP)
+    row, = roofline_table([BlockPart("mlp.act", 4e6, 8_000_000, False, 0.001)], TOP)
     assert row == {"part": "mlp.act", "FLOP": "4.0M", "bytes": "8.0M", "FLOP/byte": "0.5", "ms": "1.00",
                    "least": "0.40", "limit": "memory"}
 
@@ -268,7 +270,7 @@ def no_overlap(fig):
 @pytest.mark.parametrize("scale", [None, 1.])
 @pytest.mark.parametrize("mixer", MIX, ids=lambda m: m.__name__)
 def test_every_part_has_its_name_and_none_lies_on_another(mixer, scale):
-    rows = parts(block(mixer, res_scale_init_value=scale), torch.randn(B, H, W, C), rounds=1)
+    rows = profile_block(block(mixer, res_scale_init_value=scale), torch.randn(B, H, W, C), rounds=1)
     fig = draw_roofline(rows, TOP, "a block")
     found, names = no_overlap(fig), [p.name.rpartition(".")[2] for p in rows]
     assert set(names) < set(found) and len(fig.axes[0].collections) == len(rows)
@@ -279,17 +281,17 @@ def test_every_part_has_its_name_and_none_lies_on_another(mixer, scale):
 
 
 def test_parts_that_lie_on_each_other():
-    rows = [Part(f"part{i}", 1e6, 10**6, False, 1e-4) for i in range(14)]
+    rows = [BlockPart(f"part{i}", 1e6, 10**6, False, 1e-4) for i in range(14)]
     assert len(no_overlap(draw_roofline(rows, TOP))) == 14 + 3
 
 
 def test_names_that_would_be_the_same_stay_long():
-    rows = [Part("a.fc", 1e6, 10**6, True, 1e-4), Part("b.fc", 1e7, 10**6, True, 1e-3)]
+    rows = [BlockPart("a.fc", 1e6, 10**6, True, 1e-4), BlockPart("b.fc", 1e7, 10**6, True, 1e-3)]
     assert {"a.fc", "b.fc"} < set(no_overlap(draw_roofline(rows, TOP)))
 
 
 def test_areas_are_shares_of_the_time():
-    rows = [Part("a", 1e6, 10**6, False, 1e-4), Part("b", 1e8, 10**6, True, 3e-4)]
+    rows = [BlockPart("a", 1e6, 10**6, False, 1e-4), BlockPart("b", 1e8, 10**6, True, 3e-4)]
     small, large = (c.get_sizes()[0] - 30 for c in draw_roofline(rows, TOP).axes[0].collections)
     assert large == pytest.approx(3 * small)
 

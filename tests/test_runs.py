@@ -15,7 +15,6 @@ from metaformer_edu.training.callbacks import TensorBoard
 from metaformer_edu.training.run_folder import (
     RunFolder, SAME_RESULT, SPEED, differences, new_folder, newest_run, newest_state, read_settings, read_state,
     save_state)
-from metaformer_edu.training.setup import Run
 from metaformer_edu.training.trainer import draw_curves
 
 pytestmark = pytest.mark.usefixtures("one_thread")

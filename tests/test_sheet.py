@@ -15,7 +15,7 @@ import metaformer_edu.interpret.cam as cam
 from metaformer_edu.commands import explain as command
 from metaformer_edu.commands.explain import PER_SHEET, find_images, main, parse
 from metaformer_edu.core.errors import DataError
-from metaformer_edu.data.datasets import load_data
+from metaformer_edu.data.datasets import SOURCES, load_data
 from metaformer_edu.data.loaders import mistakes_first
 from metaformer_edu.interpret import contact_sheet as sheet
 from metaformer_edu.interpret.cam import METHODS, explain, imagenet_classes, map_title
@@ -637,7 +637,7 @@ def test_masks_are_outlined():
 @pytest.mark.parametrize("data", ["digits", "shapes-shape", "shapes-near"])
 def test_the_sheet_of_a_run(data, monkeypatch):
     if data == "shapes-near":
-        data = sorted(name for name in sheet.read_image.__globals__["SOURCES"] if name.startswith("shapes-"))[-1]
+        data = sorted(name for name in SOURCES if name.startswith("shapes-"))[-1]
     _, val, info = load_data(data, 32, augment=False)
     few = Subset(val, range(100, 130))
     model = tiny(num_classes=len(info.class_names)).train()
@@ -648,7 +648,9 @@ def test_the_sheet_of_a_run(data, monkeypatch):
     assert info.name in fig.get_suptitle() and model.training and len(parts(fig)) == 6
     for i, (left, middle, _) in zip(chosen, parts(fig)):
         k = chosen.index(i)
-        assert left.get_title() == f"is {info.class_names[few[i][1]]}" and np.allclose(left.images[0].get_array(), info.picture(few[i][0]).permute(1, 2, 0), atol=1e-6)
+        assert left.get_title() == f"is {info.class_names[few[i][1]]}" and np.allclose(
+            left.images[0].get_array(), info.picture(few[i][0]).permute(1, 2, 0), atol=1e-6
+        )
         assert middle.get_title() == map_title(shown, k, info.class_names)
         outlines = [c for c in middle.collections if to_hex(c.get_edgecolor()) == "#ffffff"]
         assert len(outlines) == (data != "digits")

@@ -15,7 +15,7 @@ from metaformer_edu.core.errors import DataError
 from metaformer_edu.data.datasets import load_digits, load_shapes
 from metaformer_edu.data.folders import load_folder
 from metaformer_edu.data.transforms import ImageDataset
-from metaformer_edu.interpret import contact_sheet, snapshots
+from metaformer_edu.interpret import snapshots
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.snapshots import choose_examples, in_turns, read_snapshots, take_snapshot
 from metaformer_edu.models.registry import create_model

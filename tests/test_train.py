@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from metaformer_edu import validate
 from metaformer_edu.data.datasets import load_digits
 from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.models.registry import create_model
@@ -30,9 +31,6 @@ from metaformer_edu.training.evaluate import evaluate
 from metaformer_edu.training.run_folder import SPEED, new_folder
 from metaformer_edu.training.settings import parse
 from metaformer_edu.training.setup import build
-from metaformer_edu import validate
-from metaformer_edu import train
-from metaformer_edu import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ["identityformer", "randformer", "poolformerv2", "convformer", "caformer"]
@@ -710,7 +708,8 @@ def test_the_next_epoch_may_be_cut_in_another_way(half):
 
 def machine():
     "What a training must leave as it was."
-    return [torch.get_num_threads(), random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
+    return [torch.get_num_threads(), random.getstate(), np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
             torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark, torch.distributed.is_initialized(),
             signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), dict(matplotlib.rcParams)]
 
@@ -734,7 +733,8 @@ def test_run_does_what_the_command_does(how, two_epochs, tmp_path):
     assert (found.path / "summary.csv").read_bytes() == (two_epochs / "summary.csv").read_bytes()
     assert {p.name for p in found.path.iterdir()} == {p.name for p in two_epochs.iterdir()}
     assert [r["val_top1"] for r in found.log] == [float(r["val_top1"]) for r in summary(two_epochs)]
-    assert all(torch.equal(v, load_file(two_epochs / "last.safetensors")[k]) for k, v in found.model.state_dict().items())
+    assert all(torch.equal(v, load_file(two_epochs / "last.safetensors")[k])
+               for k, v in found.model.state_dict().items())
     right = (found.predictions["guess"] == found.predictions["label"]).double().mean().item()
     assert 100 * right == pytest.approx(found.log[-1]["val_top1"], abs=1e-3)
 

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from metaformer_edu.core.files import as_csv
 from metaformer_edu.interpret.snapshots import as_bytes, read_snapshots
-from metaformer_edu.training.run_folder import as_csv
 from metaformer_edu.widgets.training_explorer import (
     METRICS, correct_answers, count_forgotten, draw_progress, epoch_facts, explore_training, first_perfect_epoch,
     largest_gap_epoch, map_overlays, open_runs, path_name, run_styles, strip_pictures, view_progress)

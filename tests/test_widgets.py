@@ -23,21 +23,19 @@ from PIL import Image
 
 import run
 from metaformer_edu.core.errors import DataError, WeightsError
+from metaformer_edu.core.figures import FAINT, INK, PALE, SERIES
 from metaformer_edu.core.files import read_log
 from metaformer_edu.data.datasets import load_shapes
-from metaformer_edu.experiments.arms import ACTIVATIONS
 from metaformer_edu.models.layers import StarReLU
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.models.weights import save_weights
-from metaformer_edu.training.setup import open_run
 from metaformer_edu.widgets import base, sources
 from metaformer_edu.widgets.activation_explorer import (
     OTHER_ACTIVATIONS, draw_activation, explore_activation, moments, reaches_goal, view_activation)
 from metaformer_edu.widgets.base import (
-    DRAW_LOCK, Drawing, Explorer, FAINT, INK, Latest, PAGE_COLORS, PALE, SERIES, Shown, dropdown, new_figure,
-    slider, to_svg)
+    DRAW_LOCK, Drawing, Explorer, Latest, PAGE_COLORS, Shown, dropdown, new_figure, slider, to_svg)
 from metaformer_edu.widgets.sources import (
-    ImagePicker, example_images, example_models, example_runs, named_images, open_run, to_pil, uploaded_files)
+    ImagePicker, example_images, example_models, example_runs, load_run, named_images, to_pil, uploaded_files)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LONG = 120  # seconds, after which something hangs
@@ -1131,7 +1129,7 @@ def rewrite(folder, **changes):
 
 @pytest.mark.parametrize("kind", [str, lambda p: p])
 def test_a_run_is_opened(folder, kind, monkeypatch):
-    model, names = open_run(kind(folder))
+    model, names = load_run(kind(folder))
     assert names == ["ant", "bee", "3"] and not model.training and model.num_classes == 3 and model.img_size == 64
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
     saved = sources.create_model("tiny_caformer", checkpoint=folder / "best.safetensors", num_classes=3,
@@ -1139,7 +1137,7 @@ def test_a_run_is_opened(folder, kind, monkeypatch):
     assert all(torch.equal(v, saved[k]) for k, v in model.state_dict().items())
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.setenv("USERPROFILE", str(folder.parent))
-    assert open_run("~/run")[1] == names
+    assert load_run("~/run")[1] == names
 
 
 def one_sentence(error):
@@ -1159,7 +1157,7 @@ def test_what_is_no_run_is_refused_in_a_sentence(damage, folder):
      "no names": lambda: rewrite(folder, class_names="gone")}[damage]()
     with pytest.raises(ValueError,
                        match=re.escape(f"{folder} is no folder of a run that metaformer-train wrote.")) as caught:
-        open_run(folder)
+        load_run(folder)
     assert one_sentence(caught.value)
 
 
@@ -1172,7 +1170,7 @@ def test_what_is_no_run_is_refused_in_a_sentence(damage, folder):
 def test_a_run_without_its_model_says_what_is_wrong(damage, error, says, folder):
     damage(folder)
     with pytest.raises(error, match=says):
-        open_run(folder)
+        load_run(folder)
 
 
 @pytest.mark.filterwarnings("error")
@@ -1183,5 +1181,5 @@ def test_a_run_without_its_model_says_what_is_wrong(damage, error, says, folder)
 def test_a_run_with_damaged_settings_is_refused_in_a_sentence(changes, folder):
     rewrite(folder, **changes)
     with pytest.raises((ValueError, WeightsError)) as caught:
-        open_run(folder)
+        load_run(folder)
     assert one_sentence(caught.value) and str(folder) in str(caught.value)

@@ -38,7 +38,8 @@ def test_sepconv_is_the_jacobian(options, h, w):
 
 def test_in_single_precision():
     mixer, x = SepConv(32), torch.randn(1, 5, 6, 32)
-    torch.testing.assert_close(window_weights(sepconv_windows(mixer, x), 5, 6), influence(mixer, x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(window_weights(sepconv_windows(mixer, x), 5, 6), influence(mixer, x), atol=1e-5,
+                               rtol=1e-4)
 
 
 @pytest.mark.parametrize("h, w", GRIDS)

@@ -21,6 +21,20 @@ def dead_share(model, x, name):
     model(x)
     return (kept[0] == 0).float().mean()""": "a hook is left behind"},
     },
+    "core/figures": {
+        1: {"answer = 49 * 0.5 + 0.4": "that is with numbers", "answer = 49 * 0.16": "it is not 7.84"},
+        2: {"def colors_first(x): return torch.as_tensor(x)": "a picture of (3, 5, 4) comes back as (5, 4, 3)",
+            "def colors_first(x): return torch.as_tensor(x).permute(2, 1, 0)": "comes back as (3, 4, 5)",
+            "def colors_first(x): return torch.as_tensor(x).permute(2, 0, 1).flip(0)": "the picture another"},
+        3: {"def contrast(color): return 21 - 20 * sum(color) / 3": "middle grey has 3.98, and yours 11",
+            """
+def contrast(color):
+    luminance = 0.2126 * color[0] + 0.7152 * color[1] + 0.0722 * color[2]
+    return 1.05 / (luminance + 0.05)""": "middle grey has 3.98, and yours 1.91",
+            """
+def contrast(color):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055)**2.4 for c in color]
+    return 1.05 / (sum(linear) / 3 + 0.05)""": "red has 4.00, and yours 2.74"}},
     "models/kernels": {
         1: {"answer = 8": "reads two tensors", "answer = 4": "they also read"},
         2: {"def grad_s(x, g): return (g * x * x).sum()": "autograd finds",
@@ -724,7 +738,7 @@ def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityfor
     "experiments/compare": {
         1: {"answer = 4": "can only reach 0.029", "answer = 6": "fewer would do"},
         2: {"answer = (0.9 * 0.1 / 500)**0.5": "another number", "answer = 100 * 0.9 * 0.1 / 500": "another number"},
-        3: {"def paired(a, b): return chance(a, b)": "of 8 ways to swap",
+        3: {"def paired(a, b): return permutation_test(a, b)": "of 8 ways to swap",
             """
 def paired(a, b):
     differences = [x - y for x, y in zip(a, b)]

@@ -4,7 +4,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from metaformer_edu.core.basics import seed_everything, set_style, show_matrix
+from metaformer_edu.core.basics import seed_everything
+from metaformer_edu.core.figures import set_style, show_matrix
 from metaformer_edu.interpret.influence import influence
 from metaformer_edu.models.mixers import MIXERS
 from metaformer_edu.models.registry import MODELS

@@ -212,14 +212,17 @@ def opening(text):
 
 
 def needs(lesson, lessons):
-    "The lessons whose code this one uses, without those that these use themselves."
-    names = {name_of(o.path): o for o in lessons if module_of(o.path)}
-    direct = {o.page: {names[n].page for n in o.imports & names.keys()} - {o.page} for o in lessons}
-
-    def reach(page, seen=frozenset()):
-        return set().union(direct[page], *(reach(o, seen | {page}) for o in direct[page] - seen))
-    mine = direct[lesson.page]
-    return [o for o in lessons if o.page in mine - set().union(*map(reach, mine))]
+    """The lessons, of those before it, whose code this one uses, without those that these use themselves; `lessons`
+    in reading order."""
+    pages = {name_of(o.path): o.page for o in lessons if module_of(o.path)}
+    before, used = [], {}  # page -> all that it uses, by way of others too
+    for o in lessons:
+        direct = {pages[n] for n in o.imports & pages.keys()} & used.keys()
+        further = set().union(*(used[page] for page in direct))
+        if o is lesson:
+            return [p for p in before if p.page in direct - further]
+        before.append(o)
+        used[o.page] = direct | further
 
 
 def cell_text(text):
@@ -244,10 +247,13 @@ def reading_order():
     quick = [[f"[{o.short}]({o.page})", o.question, c.minutes] for c in found if c.quick and (o := lessons[c.path])]
     return f"""# Reading order
 
-Every chapter, first to last, with the question that it opens with. Together they take about {course.hours(sum(c.minutes for c in found))}.
+Every chapter, first to last, with the question that it opens with.
+Together they take about {course.hours(sum(c.minutes for c in found))}.
 
-The minutes are for reading alone, at {WORDS} words or {LINES} lines of code a minute. Exercises come on top and take as long as they take.
-*Needs* names the chapters whose code this one uses; theirs are not repeated. ★: on the quick path. ⚙: machine room, plumbing that a learner may skip.
+The minutes are for reading alone, at {WORDS} words or {LINES} lines of code a minute.
+Exercises come on top and take as long as they take.
+*Needs* names the chapters before it whose code this one uses; theirs are not repeated.
+★: on the quick path. ⚙: machine room, plumbing that a learner may skip.
 
 ## The quick path
 
@@ -271,13 +277,16 @@ def as_code(text):
     return f"{fence}{text}{fence}" if text else ""
 
 
+def source_of(module):
+    "The address of a module's file."
+    return f"{GITHUB}/{SETTINGS['lib_path']}/{module.replace('.', '/')}.py"
+
+
 def source_links(item, module):
     "To a name's source, and to the cell of the lesson that writes it."
     lesson = f" · [in the lesson](#cell-{item.cell})" if item.cell else ""
-    return (
-        f":::{{container}} "
-        f"source-links\n[source]({GITHUB}/{SETTINGS['lib_path']}/{module.replace('.', '/')}.py#L{item.lines[0]}-L{item.lines[1]}){lesson}\n:::\n"
-    )
+    source = f"{source_of(module)}#L{item.lines[0]}-L{item.lines[1]}"
+    return f":::{{container}} source-links\n[source]({source}){lesson}\n:::\n"
 
 
 def entry(item, module, depth=0):
@@ -313,7 +322,7 @@ def reference(path, items):
             f"# {module}\n",
             f"```{{py:module}} {SETTINGS['lib_name']}.{module}\n```\n",
             f"Lesson [{lesson.title}](../{lesson.page}) writes this module. "
-            f"[Source]({GITHUB}/{SETTINGS['lib_path']}/{module.replace('.', '/')}.py).\n",
+            f"[Source]({source_of(module)}).\n",
             table(["name", "what it is"], rows) + "\n" if rows else "",
             "## Functions and classes\n" if names else "",
             *(entry(o, module) for o in names),
@@ -336,7 +345,8 @@ def reference_index(paths):
     entries = "\n".join(name_of(p) for p in paths if module_of(p))
     return f"""# Reference
 
-What the package exports, module by module in the order of the course. A comment beside a parameter in the code is its description here.
+What the package exports, module by module in the order of the course.
+A comment beside a parameter in the code is its description here.
 All names: {{ref}}`genindex`.
 
 {table(['module', 'written by lesson'], rows)}
@@ -359,9 +369,12 @@ def models_page():
         raise SiteError("nbs/models/README.md has no table of the models: run python tools/readme.py.")
     return f"""# Models
 
-All {found[0].strip().count(chr(10)) - 1} published models. A column's head sorts by it; once more, the other way round. The field keeps the rows that hold all your words, such as *caformer 384*.
+All {found[0].strip().count(chr(10)) - 1} published models. A column's head sorts by it; once more, the other way round.
+The field keeps the rows that hold all your words, such as *caformer 384*.
 
-Parameters and MACs are counted from our models, for one image of that size (frozen parameters after the plus). Accuracy is ImageNet-1K top-1 as published by the paper's authors, whose weights load unchanged; models without it end in ImageNet-21K's classes.
+Parameters and MACs are counted from our models, for one image of that size (frozen parameters after the plus).
+Accuracy is ImageNet-1K top-1 as published by the paper's authors, whose weights load unchanged; models without it end
+in ImageNet-21K's classes.
 
 :::{{table}}
 :class: sortable
@@ -369,7 +382,8 @@ Parameters and MACs are counted from our models, for one image of that size (fro
 {found[0].strip()}
 :::
 
-`create_model('caformer_s18')` builds one, and `pretrained=True` loads its weights. Lesson {link_to("models/registry")} writes down what they are made of.
+`create_model('caformer_s18')` builds one, and `pretrained=True` loads its weights.
+Lesson {link_to("models/registry")} writes down what they are made of.
 """
 
 
@@ -382,15 +396,18 @@ def link_to(notebook):
 def explorer_page():
     return f"""# Who hears whom?
 
-Five small models of the five families, trained on drawn shapes. Point at a token: in colour, whom it hears (above) and who hears it (below), in the stage and block that you choose.
+Five small models of the five families, trained on drawn shapes.
+Point at a token: in colour, whom it hears (above) and who hears it (below), in the stage and block that you choose.
 Everything is in the page: it asks no network and no kernel.
 
 ```{{raw}} html
 <p><a href="_static/mixing.html">Open it alone</a>, with more room.</p>
-<iframe class="explorer" src="_static/mixing.html" title="Who hears whom? An explorer of five token mixers" loading="lazy"></iframe>
+<iframe class="explorer" src="_static/mixing.html" title="Who hears whom? An explorer of five token mixers"
+  loading="lazy"></iframe>
 ```
 
-Lesson {link_to("widgets/mixing_explorer")} builds it and says what the numbers are. `save_mixing_page('mine.html', model, image)` writes such a page for your own model.
+Lesson {link_to("widgets/mixing_explorer")} builds it and says what the numbers are.
+`save_mixing_page('mine.html', model, image)` writes such a page for your own model.
 """
 
 

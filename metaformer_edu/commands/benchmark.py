@@ -6,26 +6,11 @@
 __all__ = ['read_bench', 'main']
 
 # %% ../../nbs/commands/benchmark.ipynb #4d086e32
-import itertools, json, os, platform, re, shlex, sys
+import itertools, json, os, re, shlex, sys
 from datetime import datetime
 from pathlib import Path
 from ..core.files import kept_file, write_atomically
 from ..core.cli import Parser, cli_errors, number
-
-# %% ../../nbs/commands/benchmark.ipynb #41395529
-def machine_facts(device)->dict: # device: a torch.device
-    "What it is measured on, and with which versions."
-    import timm, torch
-    import metaformer_edu
-    info, cpu = Path('/proc/cpuinfo'), platform.processor() or platform.machine()
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if not line.startswith('model name'): continue
-        cpu = line.partition(':')[2].strip()
-        break
-    gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
-    return dict(name=gpu or cpu, device=str(device), cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(),
-                system=platform.platform(terse=True), python=platform.python_version(), torch=str(torch.__version__),
-                timm=timm.__version__, metaformer_edu=metaformer_edu.__version__)
 
 # %% ../../nbs/commands/benchmark.ipynb #36702b3c
 def read_bench(path, # a file of metaformer-bench, or the name of a run that this project keeps
@@ -41,8 +26,9 @@ def read_bench(path, # a file of metaformer-bench, or the name of a run that thi
     raise ValueError(f'{path} is no result of metaformer-bench.')
 
 # %% ../../nbs/commands/benchmark.ipynb #e3bbe87b
-DEFAULTS = dict(models=['caformer_s18'], what=['inference'], batch_size=16, rounds=9)
-QUICK = dict(models=['poolformerv2_s12'], what=['inference', 'training', 'loader'], batch_size=4, img_size=64, rounds=3)
+_DEFAULTS = dict(models=['caformer_s18'], what=['inference'], batch_size=16, rounds=9)
+_QUICK = dict(models=['poolformerv2_s12'], what=['inference', 'training', 'loader'], batch_size=4, img_size=64,
+              rounds=3)
 
 def parse(argv=None):
     "Read the command line of metaformer-bench."
@@ -72,12 +58,12 @@ def parse(argv=None):
     add('--output', metavar='PATH', help='the file of results (default: a new one called bench.json)')
     add('--picture', metavar='PATH', help='the picture, .png or .svg (default: beside the results)')
     add('--quick', action='store_true', help='other defaults: a small model, small images, few rounds, everything')
-    return fill_in(parser, parser.parse_args(argv))
+    return _fill_in(parser, parser.parse_args(argv))
 
 # %% ../../nbs/commands/benchmark.ipynb #6cd43a08
-def fill_in(parser, args):
+def _fill_in(parser, args):
     "Fill in what was not typed."
-    for key, value in {**DEFAULTS, **(QUICK if args.quick else {})}.items():
+    for key, value in {**_DEFAULTS, **(_QUICK if args.quick else {})}.items():
         if not getattr(args, key): setattr(args, key, value)
     names = (f"bench{'' if n == 1 else f'-{n}'}.json" for n in itertools.count(1))
     args.output = Path(args.output or next(n for n in names if not Path(n).exists())).expanduser()
@@ -92,14 +78,14 @@ def fill_in(parser, args):
     return args
 
 # %% ../../nbs/commands/benchmark.ipynb #d46cbada
-def check_request(args)->tuple: # (device, sentences about what is left out)
+def _check_request(args)->tuple: # (device, sentences about what is left out)
     "Check what was asked for; ValueError if it cannot be."
     import torch
     from metaformer_edu.training.processes import open_device
-    from metaformer_edu.speed.benchmark import in_timm
+    from metaformer_edu.speed.benchmark import _timm_name
     from metaformer_edu.models.registry import get_row
     models = args.models if set(args.what) != {'loader'} else []
-    lacking = [name for name in models if get_row(name) and not in_timm(name)]
+    lacking = [name for name in models if get_row(name) and not _timm_name(name)]
     for path in (args.output, args.picture):
         if path.absolute().parent.is_dir(): continue
         raise ValueError(f'There is no folder {path.parent}: make it, or choose another for {path.name}.')
@@ -109,11 +95,11 @@ def check_request(args)->tuple: # (device, sentences about what is left out)
         raise ValueError(f"timm has no {' and no '.join(lacking)}: say --sides ours.")
     if args.sides == ['fast'] and 'inference' not in args.what:
         raise ValueError('fast is for inference alone: say --what inference.')
-    if 'bfloat16' in args.dtype and not has_bfloat16(device):
+    if 'bfloat16' in args.dtype and not _has_bfloat16(device):
         if args.dtype == ['bfloat16']: raise ValueError(f'{device} does not compute in bfloat16: say --dtype float32.')
         notes.append(f'{device} does not compute in bfloat16: only float32 is measured.')
         args.dtype = ['float32']
-    if args.compile and not compiles(device):
+    if args.compile and not _compiles(device):
         notes.append('torch.compile does not work here, it needs a C++ compiler such as g++: '
                      'only eager models are measured.')
         args.compile = False
@@ -123,7 +109,7 @@ def check_request(args)->tuple: # (device, sentences about what is left out)
     return device, notes
 
 # %% ../../nbs/commands/benchmark.ipynb #236834f6
-def has_bfloat16(device)->bool:
+def _has_bfloat16(device)->bool:
     "Whether the device computes in bfloat16."
     import torch
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -132,14 +118,14 @@ def has_bfloat16(device)->bool:
     try: return bool(ones.mm(ones).sum() == 8)
     except (RuntimeError, TypeError): return False
 
-def compiles(device)->bool: # takes some seconds
+def _compiles(device)->bool: # takes some seconds
     "Whether torch.compile works for the device."
     import torch
     try: return torch.compile(lambda x: 2 * x + 1)(torch.ones(3, device=device)).sum().item() == 9
     except Exception: return False # of many kinds
 
 # %% ../../nbs/commands/benchmark.ipynb #0207e597
-def measure(args, device, results:dict):
+def _run_benchmarks(args, device, results:dict):
     "All that was asked for, group by group; results['rows'] grows."
     import torch
     from metaformer_edu.speed.roofline import ceilings
@@ -161,10 +147,10 @@ def measure(args, device, results:dict):
         bench_loader(workers, args.images, args.batch_size, size, args.rounds, args.sides, True, rows)
         print(bench_table(dict(rows=rows[done:])), end='\n\n')
 
-def write_results(args, results:dict):
+def _save_results(args, results:dict):
     "Write results and picture."
-    from metaformer_edu.speed.benchmark import draw_bench, ratios
-    results['ratios'] = ratios(results['rows'])
+    from metaformer_edu.speed.benchmark import draw_bench, speedups
+    results['ratios'] = speedups(results['rows'])
     def one_line(found): return f"[{' '.join(found[1].split())}]" # the times of a row
     text = re.sub(r'\[([-\d\s.,e]+)\]', one_line, json.dumps(results, indent=1))
     write_atomically(args.output, lambda file: file.write(text.encode()))
@@ -176,23 +162,23 @@ def main(argv=None): # None: what was typed
     "The command `metaformer-bench`."
     args = parse(argv)
     import torch
-    from metaformer_edu.core.basics import set_style
-    from metaformer_edu.speed.benchmark import ratios
+    from metaformer_edu.core.figures import set_style
+    from metaformer_edu.speed.benchmark import machine_info, speedups
     if args.threads: torch.set_num_threads(args.threads)
     set_style()
-    with cli_errors('metaformer-bench'): device, notes = check_request(args)
+    with cli_errors('metaformer-bench'): device, notes = _check_request(args)
     for note in notes: print(f'metaformer-bench: {note}', file=sys.stderr)
     command = shlex.join(['metaformer-bench', *(sys.argv[1:] if argv is None else argv)])
     date = datetime.now().astimezone().isoformat(timespec='seconds')
-    results = dict(command=command, date=date, machine=machine_facts(device), batch_size=args.batch_size,
+    results = dict(command=command, date=date, machine=machine_info(device), batch_size=args.batch_size,
                    rounds=args.rounds, notes=notes, ceilings={}, rows=[])
     def left(): return f'{args.output} holds what was measured.' if results['rows'] else 'Nothing was measured.'
     with cli_errors('metaformer-bench', left=left):
-        try: measure(args, device, results)
+        try: _run_benchmarks(args, device, results)
         finally:
-            if results['rows']: write_results(args, results)
+            if results['rows']: _save_results(args, results)
         if not results['rows']: raise ValueError(f"{' and '.join(args.sides)} can do none of this: say --sides ours.")
-    for r in ratios(results['rows']):
+    for r in speedups(results['rows']):
         if not r['best']: continue
         print('{model}, {what}: the best of ours ({contender}) is {ratio:.2f} ({low:.2f} to {high:.2f}) times as fast '
               'as the best of timm ({against})'.format(**r))

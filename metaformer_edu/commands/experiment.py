@@ -6,21 +6,11 @@
 __all__ = ['main']
 
 # %% ../../nbs/commands/experiment.ipynb #8f485763
-import argparse, os, shlex, sys
+import os, shlex, sys
 from dataclasses import replace
 from pathlib import Path
 from ..core.files import write_atomically
 from ..core.cli import EXPERIMENT_NAMES, Parser, cli_errors, number
-
-# %% ../../nbs/commands/experiment.ipynb #2fc8a6f6
-def draw_experiment(rows, # from `run`
-                    name:str, # a key of `EXPERIMENTS`
-                   ):
-    "The picture that fits the experiment; returns the figure."
-    from metaformer_edu.experiments import compare
-    drawings = dict(distance=compare.draw_distances, attention=compare.draw_costs, activations=compare.draw_arms,
-                    scales=compare.draw_arms)
-    return drawings.get(name, compare.draw_looks)(rows)
 
 # %% ../../nbs/commands/experiment.ipynb #4c7cde92
 def parse(argv=None):
@@ -46,10 +36,10 @@ def main(argv=None): # None: what was typed
     "The command `metaformer-experiment`."
     args = parse(argv)
     import torch
-    from metaformer_edu.experiments.compare import summary
-    from metaformer_edu.core.basics import set_style
+    from metaformer_edu.experiments.compare import draw_experiment, summarize_runs
+    from metaformer_edu.core.figures import set_style
     from metaformer_edu.training.processes import open_device
-    from metaformer_edu.experiments.arms import get_experiment, run
+    from metaformer_edu.experiments.arms import get_experiment, run_experiment
     set_style()
     with cli_errors('metaformer-experiment'):
         experiment, device = get_experiment(args.name, args.small), open_device(args.device)
@@ -63,10 +53,10 @@ def main(argv=None): # None: what was typed
     torch.set_num_threads(1) # the pictures are small, and the runs stand side by side
     def left(): return f'{path} holds the runs that ended; the same command goes on.' if path.exists() else ''
     with cli_errors('metaformer-experiment', left=left):
-        rows = run(experiment, args.seeds, path, jobs, device, command=command)
+        rows = run_experiment(experiment, args.seeds, path, jobs, device, command=command)
         picture = draw_experiment(rows, args.name)
         write_atomically(path.with_suffix('.png'), lambda file: picture.savefig(file, format='png', dpi=120))
-    print(f"{experiment.question}\n{summary(rows)}\n{path} and {path.with_suffix('.png')}")
+    print(f"{experiment.question}\n{summarize_runs(rows)}\n{path} and {path.with_suffix('.png')}")
 
 # %% ../../nbs/commands/experiment.ipynb #6f07647d
 if __name__ == '__main__' and '__file__' in globals(): main() # a notebook has no file

@@ -160,7 +160,7 @@ def main(argv=None): # None: what was typed
     "The command `metaformer-explain`."
     args = parse(argv)
     import torch
-    from metaformer_edu.core.basics import set_style
+    from metaformer_edu.core.figures import set_style
     from metaformer_edu.training.run_folder import new_folder
     if args.threads: torch.set_num_threads(args.threads)
     set_style()

@@ -12,7 +12,7 @@ from ..core.errors import distinct
 from ..core.cli import Parser, cli_errors, number
 
 # %% ../../nbs/commands/explore.ipynb #a2af06dc
-SECTIONS = { # anchor -> (heading, what it is for)
+SECTIONS = { # anchor → (heading, what it is for)
     'model': ('What is a model made of?',
               'Choose a model and swap the mixer of a stage: parameters, work, and how far each token can see.'),
     'mixing': ('Who hears whom?',
@@ -22,6 +22,7 @@ SECTIONS = { # anchor -> (heading, what it is for)
     'training': ('How did it learn?',
                  'Move through the epochs of a training: curves, answers, and where the model looked.')}
 
+# %% ../../nbs/commands/explore.ipynb #e50985bd
 def section(name:str, explorer):
     "An explorer under its heading, which takes the place of its title: a box."
     import ipywidgets as W
@@ -35,20 +36,19 @@ def page(runs=(), # folders of runs; none: the five that come along
         ): # an ipywidgets.VBox
     "All five explorers, one below the other. ValueError or DataError if a run or an image is not there."
     import ipywidgets as W
-    from metaformer_edu.widgets.sources import example_images, named_images
+    from metaformer_edu.widgets.sources import example_images, load_run, named_images
     from metaformer_edu.widgets.activation_explorer import explore_activation
-    from metaformer_edu.training.setup import open_run
     from metaformer_edu.widgets.model_explorer import explore_model
     from metaformer_edu.widgets.mixing_explorer import explore_mixing
     from metaformer_edu.widgets.cam_explorer import explore_cam
     from metaformer_edu.widgets.training_explorer import explore_training, path_name
-    named = dict(zip(distinct(map(path_name, runs)), runs)) or None
+    folders = dict(zip(distinct(map(path_name, runs)), runs)) or None
+    opened = {name: load_run(folder) for name, folder in folders.items()} if folders else None
+    models = {name: model for name, (model, _) in opened.items()} if folders else None # without names of classes
     pictures = {**named_images(list(images)), **example_images()} if images else None
-    opened = {name: open_run(folder) for name, folder in named.items()} if named else None # (model, class names)
-    models = {name: model for name, (model, _) in opened.items()} if named else None
     makers = dict(model=explore_model, mixing=lambda: explore_mixing(models, pictures),
                   cam=lambda: explore_cam(opened, pictures), activation=explore_activation,
-                  training=lambda: explore_training(named))
+                  training=lambda: explore_training(folders))
     links = ' · '.join(f'<a style="text-decoration: underline" href="#edu-{name}">{heading}</a>'
                        for name, (heading, _) in SECTIONS.items())
     head = W.HTML(f'<h1>metaformer_edu</h1><nav aria-label="explorers">{links}</nav>')
@@ -89,6 +89,7 @@ def free_port(port:int=0)->int: # 0: any
                              'or leave it out.') from None
         return s.getsockname()[1]
 
+# %% ../../nbs/commands/explore.ipynb #d0e5b5da
 def voila_flags(port:int, token:str, theme:str)->list:
     "What Voilà is told: as flags, because they outrank a configuration file on this machine."
     server = dict(ip='127.0.0.1', port=port, port_retries=0, token=token, open_browser=False, log_level='ERROR')
@@ -98,6 +99,7 @@ def voila_flags(port:int, token:str, theme:str)->list:
              'MappingKernelManager.cull_idle_timeout': 120, 'MappingKernelManager.cull_interval': 15}
     return [f'--{k}={v}' for k, v in flags.items()]
 
+# %% ../../nbs/commands/explore.ipynb #171c4330
 def announce(url:str, port:int, browser:bool, seconds:float=60):
     "When the server listens, say where, and open the browser."
     for _ in range(int(seconds * 10)):
@@ -120,6 +122,7 @@ def serve(notebook:Path, port:int, theme:str='light', browser:bool=True):
     os.environ['JUPYTER_PATH'] = os.pathsep.join([str(notebook.parent), *([before] if before else [])])
     Voila.launch_instance([str(notebook), *voila_flags(port, token, theme)])
 
+# %% ../../nbs/commands/explore.ipynb #f57dfab0
 def parse(argv=None):
     "Read the command line of metaformer-explore."
     parser = Parser('metaformer-explore', '%(prog)s [RUN …] [flags]',
@@ -140,12 +143,11 @@ def main(argv=None):
     "The command `metaformer-explore`."
     args = parse(argv)
     from metaformer_edu.commands.explain import find_images
-    from metaformer_edu.widgets.sources import named_images
-    from metaformer_edu.training.setup import open_run
+    from metaformer_edu.widgets.sources import load_run, named_images
     with cli_errors('metaformer-explore'), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         if not importlib.util.find_spec('voila'):
             raise ValueError("The page is served by Voilà, which is not installed: pip install 'metaformer_edu[app]'.")
-        for run in args.runs: open_run(run)
+        for run in args.runs: load_run(run)
         files, missing = find_images(args.images)
         if missing: raise ValueError(' '.join(missing))
         if files: named_images(files) # which says if one cannot be read

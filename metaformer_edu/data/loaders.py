@@ -8,7 +8,7 @@ __all__ = ['EpochSampler', 'make_loaders', 'show_batch', 'mistakes_first', 'show
 # %% ../../nbs/data/loaders.ipynb #7d5952e3
 import numpy as np, torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from ..core.basics import close, show_images, to_array
+from ..core.figures import close, show_images, to_array
 from .transforms import DataInfo
 from ..core.errors import DataError
 

@@ -9,7 +9,7 @@ __all__ = ['TASKS', 'Thing', 'render', 'Task', 'arrange', 'draw_example', 'Shape
 from dataclasses import dataclass
 import numpy as np, torch
 from torch.utils.data import Dataset
-from ..core.basics import close
+from ..core.figures import close
 from ..core.errors import did_you_mean
 
 # %% ../../nbs/data/shapes.ipynb #70e41c73

@@ -7,7 +7,8 @@ __all__ = ['stage_table', 'card', 'draw_stages']
 
 # %% ../../nbs/models/card.ipynb #71b6b583
 from ..core.files import Table, human
-from ..core.basics import close, count_params, macs_by_module
+from ..core.figures import SERIES, close
+from ..core.basics import count_params, macs_by_module
 
 # %% ../../nbs/models/card.ipynb #23e6b542
 def stage_table(model)->Table:
@@ -47,13 +48,13 @@ def draw_stages(model):
     return close(fig)
 
 def _shares(ax, shares):
-    ax.barh([0, 1], list(shares.values()), color=['#ccbb44', '#4477aa'])
+    ax.barh([0, 1], list(shares.values()), color=[SERIES[4], SERIES[0]])
     for y, (name, share) in enumerate(shares.items()): ax.text(share + 0.03, y, f'{share:.0%} {name}', va='center')
     ax.set_xlim(0, 1.7)
     ax.axis('off')
 
 def _cuboid(ax, w, h, d):
-    ax.fill([0, w, w, 0], [0, 0, h, h], color='#4477aa')
+    ax.fill([0, w, w, 0], [0, 0, h, h], color=SERIES[0])
     ax.fill([0, w, w + d, d], [h, h, h + d, h + d], color='#77aadd')
     ax.fill([w, w + d, w + d, w], [0, d, h + d, h], color='#224466')
     ax.set(xlim=(0, 1.5), aspect='equal')

@@ -18,10 +18,6 @@ from ..core.files import write_atomically
 from .metaformer import MetaFormer
 from ..core.errors import WeightsError
 
-# %% ../../nbs/models/weights.ipynb #7e4d6072
-#| export
-
-
 # %% ../../nbs/models/weights.ipynb #8c3f5ee3
 TIMM_NAMES = [(r'^stem\.norm', 'downsample_layers.0.post_norm'), (r'^stem\.', 'downsample_layers.0.'),
               (r'^stages\.(\d+)\.downsample\.norm', r'downsample_layers.\1.pre_norm'),

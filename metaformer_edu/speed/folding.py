@@ -12,31 +12,31 @@ import torch, torch.nn.functional as F
 from timm.layers import DropPath
 from timm.utils import unwrap_model
 from torch import nn
-from metaformer_edu.models.kernels import DepthwiseConv, Linear, star_relu
-from metaformer_edu.models.layers import (
+from ..models.kernels import DepthwiseConv, Linear, star_relu
+from ..models.layers import (
     LayerNormGeneral, LayerNormWithoutBias, Mlp, MlpHead, Scale, StarReLU, _UncastLinear)
-from metaformer_edu.models.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
-from metaformer_edu.models.block import Downsampling, MetaFormerBlock
+from ..models.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
+from ..models.block import Downsampling, MetaFormerBlock
 
 # %% ../../nbs/speed/folding.ipynb #3a2e8070
-LINEARS, CONVS = (nn.Linear, Linear, _UncastLinear), (nn.Conv2d, DepthwiseConv)
+_LINEARS, _CONVS = (nn.Linear, Linear, _UncastLinear), (nn.Conv2d, DepthwiseConv)
 
-def known(part:nn.Module, *types)->bool:
+def _is_known(part:nn.Module, *types)->bool:
     "Is it of exactly one of these types, so that we know what it computes? A hook could change that."
     return type(part) in types and not (part._forward_hooks or part._forward_pre_hooks)
 
-def wide(x)->torch.Tensor:
+def _as_float64(x)->torch.Tensor:
     "The numbers in float64, so that a product of them is rounded once."
     return x.detach().to('cpu', torch.float64) # some GPUs have none
 
-def put(part:nn.Module, **values):
+def _set_parameters(part:nn.Module, **values):
     "New parameters for `part`, in the precision of its weight; never in place, as a weight may be shared."
     like = part.weight
     for name, value in values.items():
         setattr(part, name, nn.Parameter(value.to(like.device, like.dtype), requires_grad=False))
 
 # %% ../../nbs/speed/folding.ipynb #6a807198
-class Squared(nn.Module):
+class _ShiftedSquare(nn.Module):
     "relu(x)² + c: what is left of StarReLU when its scale has gone into the next layer. Any shape."
     def __init__(self, shift=None): # c, one number: shape (1,); None: without
         super().__init__()
@@ -46,34 +46,34 @@ class Squared(nn.Module):
     def forward(self, x):
         if self.shift is not None: return star_relu(x, self.one, self.shift)
         r = F.relu(x)
-        return r * r if r.requires_grad else r.square_() # r is ours: nobody misses it
+        return r * r if r.requires_grad else r.square_() # r is ours alone
 
-def one_number(act:nn.Module)->bool:
+def _has_one_scale(act:nn.Module)->bool:
     "Is it a StarReLU with one s and one b, and s not zero?"
-    return known(act, StarReLU) and act.scale.numel() == act.bias.numel() == 1 and act.scale.item() != 0
+    return _is_known(act, StarReLU) and act.scale.numel() == act.bias.numel() == 1 and act.scale.item() != 0
 
-def star_into_linear(act:StarReLU, linear:nn.Linear)->Squared:
+def _fold_star_into_linear(act:StarReLU, linear:nn.Linear)->_ShiftedSquare:
     "Move s and b of StarReLU into the linear layer behind it, and return what is left of the activation."
-    s, b, weight = wide(act.scale), wide(act.bias), wide(linear.weight)
-    bias = 0 if linear.bias is None else wide(linear.bias)
-    put(linear, weight=s * weight, bias=bias + b * weight.sum(1))
-    return Squared()
+    s, b, weight = _as_float64(act.scale), _as_float64(act.bias), _as_float64(linear.weight)
+    bias = 0 if linear.bias is None else _as_float64(linear.bias)
+    _set_parameters(linear, weight=s * weight, bias=bias + b * weight.sum(1))
+    return _ShiftedSquare()
 
 # %% ../../nbs/speed/folding.ipynb #023a2cf5
-def star_into_depthwise(act:StarReLU, conv:nn.Conv2d)->Squared:
+def _fold_star_into_depthwise(act:StarReLU, conv:nn.Conv2d)->_ShiftedSquare:
     "Move s of StarReLU into the depthwise convolution behind it; b stays in the activation, as b / s."
-    s, b = wide(act.scale), wide(act.bias)
-    put(conv, weight=s * wide(conv.weight))
-    return Squared((b / s).to(act.bias.device, act.bias.dtype))
+    s, b = _as_float64(act.scale), _as_float64(act.bias)
+    _set_parameters(conv, weight=s * _as_float64(conv.weight))
+    return _ShiftedSquare((b / s).to(act.bias.device, act.bias.dtype))
 
-def border_map(conv:nn.Conv2d, height:int, width:int)->torch.Tensor: # (1, height, width, channels)
+def _border_map(conv:nn.Conv2d, height:int, width:int)->torch.Tensor: # (1, height, width, channels)
     "What the depthwise convolution makes of ones: the sum of those of its weights that do not fall on the padding."
     ones = torch.ones(1, conv.in_channels, height, width, dtype=torch.float64)
-    out = F.conv2d(ones, wide(conv.weight), None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    out = F.conv2d(ones, _as_float64(conv.weight), None, conv.stride, conv.padding, conv.dilation, conv.groups)
     return out.permute(0, 2, 3, 1)
 
 # %% ../../nbs/speed/folding.ipynb #07688238
-class BareNorm(nn.Module):
+class _BareNorm(nn.Module):
     "(x − μ) / σ and no weight: over the last `dims` axes, 1 as `LayerNormWithoutBias` or 3 as `LayerNormGeneral`."
     def __init__(self, channels:int, dims:int, eps:float):
         super().__init__()
@@ -84,46 +84,47 @@ class BareNorm(nn.Module):
         if self.dims == 1: return F.layer_norm(x, self.ones.shape, self.ones, None, self.eps) # ones: it is quicker
         return F.group_norm(x.permute(0, 3, 1, 2), 1, self.ones, None, self.eps).permute(0, 2, 3, 1)
 
-NORMS = {LayerNormWithoutBias: 1, LayerNormGeneral: 3, nn.LayerNorm: 1} # type -> the axes that it normalises over
+_NORMS = {LayerNormWithoutBias: 1, LayerNormGeneral: 3, nn.LayerNorm: 1} # type -> the axes that it normalises over
 
-def has_weight(norm:nn.Module)->bool:
+def _has_weight(norm:nn.Module)->bool:
     "Is it a norm that we know, with one weight a channel?"
-    return known(norm, *NORMS) and norm.weight is not None and norm.weight.ndim == 1
+    return _is_known(norm, *_NORMS) and norm.weight is not None and norm.weight.ndim == 1
 
-def norm_into(norm:nn.Module, layer:nn.Module)->BareNorm:
+def _fold_norm_into(norm:nn.Module, layer:nn.Module)->_BareNorm:
     "Move the norm's weight into the columns of the layer behind it, and its bias into the layer's."
-    weight, columns = wide(layer.weight), (-1,) + (1,) * (layer.weight.ndim - 2)
-    put(layer, weight=weight * wide(norm.weight).view(columns))
+    weight, columns = _as_float64(layer.weight), (-1,) + (1,) * (layer.weight.ndim - 2)
+    _set_parameters(layer, weight=weight * _as_float64(norm.weight).view(columns))
     if getattr(norm, 'bias', None) is not None:
-        put(layer, bias=weight @ wide(norm.bias) + (0 if layer.bias is None else wide(layer.bias)))
-    return BareNorm(len(norm.weight), NORMS[type(norm)], norm.eps).to(norm.weight)
+        bias = 0 if layer.bias is None else _as_float64(layer.bias)
+        _set_parameters(layer, bias=weight @ _as_float64(norm.bias) + bias)
+    return _BareNorm(len(norm.weight), _NORMS[type(norm)], norm.eps).to(norm.weight)
 
 # %% ../../nbs/speed/folding.ipynb #461cec95
-def scale_into(scale:Scale, part:nn.Module)->nn.Identity:
+def _fold_scale_into(scale:Scale, part:nn.Module)->nn.Identity:
     "Move LayerScale into the rows of the linear layer, or into the weight of the norm, whose output it scales."
-    factor = wide(scale.scale)
-    put(part, weight=wide(part.weight) * factor.view(-1, *[1] * (part.weight.ndim - 1)))
-    if getattr(part, 'bias', None) is not None: put(part, bias=wide(part.bias) * factor)
+    factor = _as_float64(scale.scale)
+    _set_parameters(part, weight=_as_float64(part.weight) * factor.view(-1, *[1] * (part.weight.ndim - 1)))
+    if getattr(part, 'bias', None) is not None: _set_parameters(part, bias=_as_float64(part.bias) * factor)
     return nn.Identity()
 
 # %% ../../nbs/speed/folding.ipynb #ae9853ed
-def join(x, branch, scale:nn.Module):
+def _add_branch(x, branch, scale:nn.Module):
     "Residual and branch: with ResScale one pass for the product and the sum."
     if type(scale) is not Scale: return scale(x) + branch
     return torch.addcmul(branch, x, scale.scale)
 
-class FoldedBlock(MetaFormerBlock):
+class _FoldedBlock(MetaFormerBlock):
     "A `MetaFormerBlock` whose residual joins in one pass. (B, H, W, C) → (B, H, W, C)."
     def mix(self, x):
         "Residual and branch of the token mixer."
-        return join(x, self.layer_scale1(self.drop_path1(self.token_mixer(self.norm1(x)))), self.res_scale1)
+        return _add_branch(x, self.layer_scale1(self.drop_path1(self.token_mixer(self.norm1(x)))), self.res_scale1)
 
     def forward(self, x):
         x = self.mix(x)
-        return join(x, self.layer_scale2(self.drop_path2(self.mlp(self.norm2(x)))), self.res_scale2)
+        return _add_branch(x, self.layer_scale2(self.drop_path2(self.mlp(self.norm2(x)))), self.res_scale2)
 
 # %% ../../nbs/speed/folding.ipynb #f361673f
-def one_over_sigma(x, eps:float)->torch.Tensor: # (B, 1, 1, 1)
+def _one_over_sigma(x, eps:float)->torch.Tensor: # (B, 1, 1, 1)
     "What LayerNormGeneral divides by: 1 / σ of all numbers of an image, with `eps` beside the variance."
     B, H, W, C = x.shape
     if x.device.type != 'cpu' or torch.compiler.is_compiling():
@@ -132,90 +133,94 @@ def one_over_sigma(x, eps:float)->torch.Tensor: # (B, 1, 1, 1)
     stats = torch.native_group_norm(x.permute(0, 3, 1, 2), None, None, B, C, H * W, 1, eps)
     return stats[2].view(B, 1, 1, 1)
 
-class PoolingBlock(FoldedBlock):
+class _PoolingBlock(_FoldedBlock):
     "A block of LayerNormGeneral and Pooling: x moves towards its neighbourhood by w / σ. (B, H, W, C) → (B, H, W, C)."
     def mix(self, x):
         exact, r = torch.promote_types(x.dtype, torch.float32), self.res_scale1
-        a = self.norm1.weight.to(exact) * one_over_sigma(x, self.norm1.eps).to(exact)
+        a = self.norm1.weight.to(exact) * _one_over_sigma(x, self.norm1.eps).to(exact)
         near = self.token_mixer.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).to(x.dtype)
         if torch.compiler.is_compiling(): return (r(x) + a * (near - x)).to(x.dtype) # one kernel, however we write it
         if type(r) is Scale: return torch.addcmul(x * (r.scale - a).to(x.dtype), near, a.to(x.dtype))
         return torch.lerp(x, near, a.to(x.dtype))
 
 # %% ../../nbs/speed/folding.ipynb #4aeda6af
-FIRST = {Mlp: 'fc1', SepConv: 'pwconv1', Attention: 'qkv'} # the linear layer behind the norm
-LAST = {Mlp: 'fc2', SepConv: 'pwconv2', Attention: 'proj'} # the one that ends the branch
-PER_CHANNEL = (Identity, Pooling, RandomMixing) # f(l ⊙ x) = l ⊙ f(x) for one number a channel
-DROP = (nn.Identity, nn.Dropout, DropPath) # nothing in eval mode
+_FIRST = {Mlp: 'fc1', SepConv: 'pwconv1', Attention: 'qkv'} # the linear layer behind the norm
+_LAST = {Mlp: 'fc2', SepConv: 'pwconv2', Attention: 'proj'} # the one that ends the branch
+_PER_CHANNEL = (Identity, Pooling, RandomMixing) # f(l ⊙ x) = l ⊙ f(x) for one number a channel
+_DROP = (nn.Identity, nn.Dropout, DropPath) # nothing in eval mode
 
-def fold_star(block:MetaFormerBlock)->int:
+def _fold_star(block:MetaFormerBlock)->int:
     "StarReLU of the MLP and of SepConv; how many were folded."
     mixer, mlp, found = block.token_mixer, block.mlp, 0
-    if known(mlp, Mlp) and one_number(mlp.act) and known(mlp.drop, *DROP) and known(mlp.fc2, *LINEARS):
-        mlp.act, found = star_into_linear(mlp.act, mlp.fc2), found + 1
-    if known(mixer, SepConv) and one_number(mixer.act1) and known(mixer.dwconv, *CONVS):
-        mixer.act1, found = star_into_depthwise(mixer.act1, mixer.dwconv), found + 1
+    if _is_known(mlp, Mlp) and _has_one_scale(mlp.act):
+        if _is_known(mlp.drop, *_DROP) and _is_known(mlp.fc2, *_LINEARS):
+            mlp.act, found = _fold_star_into_linear(mlp.act, mlp.fc2), found + 1
+    if _is_known(mixer, SepConv) and _has_one_scale(mixer.act1) and _is_known(mixer.dwconv, *_CONVS):
+        mixer.act1, found = _fold_star_into_depthwise(mixer.act1, mixer.dwconv), found + 1
     return found
 
 # %% ../../nbs/speed/folding.ipynb #05dd5863
-def fold_half(block:MetaFormerBlock, half:int)->Counter: # 1: token mixer, 2: MLP
+def _fold_half(block:MetaFormerBlock, half:int)->Counter: # 1: token mixer, 2: MLP
     "The norm's weight and LayerScale of one half of a block; what was folded."
     found, norm, scale = Counter(), getattr(block, f'norm{half}'), getattr(block, f'layer_scale{half}')
     branch = block.token_mixer if half == 1 else block.mlp
-    inside = known(branch, *FIRST)
-    first, last = (getattr(branch, names[type(branch)]) if inside else None for names in (FIRST, LAST))
+    inside = _is_known(branch, *_FIRST)
+    first, last = (getattr(branch, names[type(branch)]) if inside else None for names in (_FIRST, _LAST))
     drops = [getattr(block, f'drop_path{half}')]
     drops += [getattr(branch, name) for name in ('drop', 'proj_drop') if hasattr(branch, name)]
-    end = norm if known(branch, *PER_CHANNEL) and has_weight(norm) else last
-    if known(scale, Scale) and all(known(d, *DROP) for d in drops) and (end is norm or known(end, *LINEARS)):
-        setattr(block, f'layer_scale{half}', scale_into(scale, end))
+    end = norm if _is_known(branch, *_PER_CHANNEL) and _has_weight(norm) else last
+    free = all(_is_known(d, *_DROP) for d in drops) and (end is norm or _is_known(end, *_LINEARS))
+    if free and _is_known(scale, Scale):
+        setattr(block, f'layer_scale{half}', _fold_scale_into(scale, end))
         found['LayerScale'] += 1
-    if inside and has_weight(norm) and known(first, *LINEARS):
-        setattr(block, f'norm{half}', norm_into(norm, first))
+    if inside and _has_weight(norm) and _is_known(first, *_LINEARS):
+        setattr(block, f'norm{half}', _fold_norm_into(norm, first))
         found['norm'] += 1
     return found
 
 # %% ../../nbs/speed/folding.ipynb #2d9bae99
-def averages(mixer:nn.Module)->bool:
+def _averages_neighbours(mixer:nn.Module)->bool:
     "Is it our Pooling, with a mean over neighbours that leaves the grid as it is and counts no padding?"
     pool = getattr(mixer, 'pool', None)
-    if not (known(mixer, Pooling) and known(pool, nn.AvgPool2d)): return False
+    if not (_is_known(mixer, Pooling) and _is_known(pool, nn.AvgPool2d)): return False
     if pool.count_include_pad or pool.ceil_mode or pool.divisor_override is not None: return False
     sizes = zip(_pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding))
     return all(stride == 1 and kernel == 2 * padding + 1 for kernel, stride, padding in sizes)
 
 def _pair(v): return tuple(v) if isinstance(v, (tuple, list)) else (v, v)
 
-def fold_block(block:MetaFormerBlock)->Counter:
+def _fold_block(block:MetaFormerBlock)->Counter:
     "Every fold that a block allows, in place; what was folded."
-    found = Counter(StarReLU=fold_star(block)) + fold_half(block, 1) + fold_half(block, 2)
-    nothing = known(block.layer_scale1, nn.Identity) and known(block.drop_path1, *DROP)
-    free = nothing and known(block.res_scale1, nn.Identity, Scale)
-    pooling = averages(block.token_mixer) and known(block.norm1, LayerNormGeneral) and free
-    scales = sum(known(scale, Scale) for scale in (block.res_scale1, block.res_scale2))
-    if pooling or scales: block.__class__ = PoolingBlock if pooling else FoldedBlock
+    found = Counter(StarReLU=_fold_star(block)) + _fold_half(block, 1) + _fold_half(block, 2)
+    nothing = _is_known(block.layer_scale1, nn.Identity) and _is_known(block.drop_path1, *_DROP)
+    free = nothing and _is_known(block.res_scale1, nn.Identity, Scale)
+    pooling = _averages_neighbours(block.token_mixer) and _is_known(block.norm1, LayerNormGeneral) and free
+    scales = sum(_is_known(scale, Scale) for scale in (block.res_scale1, block.res_scale2))
+    if pooling or scales: block.__class__ = _PoolingBlock if pooling else _FoldedBlock
     return found + Counter(ResScale=scales, Pooling=int(pooling))
 
 # %% ../../nbs/speed/folding.ipynb #22ed09a6
-def fold_other(part:nn.Module)->Counter:
+def _fold_other(part:nn.Module)->Counter:
     "The norm before a downsampling's convolution, and the one inside an `MlpHead`; what was folded."
-    if known(part, Downsampling): norm, layer, types = 'pre_norm', part.conv, CONVS
-    elif known(part, MlpHead) and known(part.head_dropout, *DROP): norm, layer, types = 'norm', part.fc2, LINEARS
+    if _is_known(part, Downsampling): norm, layer, types = 'pre_norm', part.conv, _CONVS
+    elif _is_known(part, MlpHead) and _is_known(part.head_dropout, *_DROP):
+        norm, layer, types = 'norm', part.fc2, _LINEARS
     else: return Counter()
     old = getattr(part, norm)
-    padded = types is CONVS and (getattr(old, 'bias', None) is not None or getattr(layer, 'groups', 1) > 1)
-    if padded or not (has_weight(old) and known(layer, *types)): return Counter()
-    setattr(part, norm, norm_into(old, layer))
+    padded = types is _CONVS and (getattr(old, 'bias', None) is not None or getattr(layer, 'groups', 1) > 1)
+    if padded or not (_has_weight(old) and _is_known(layer, *types)): return Counter()
+    setattr(part, norm, _fold_norm_into(old, layer))
     return Counter(norm=1)
 
 # %% ../../nbs/speed/folding.ipynb #21f59cc8
 def fold(model:nn.Module)->nn.Module: # any module with our blocks in it; also compiled or in DistributedDataParallel
-    "A copy in eval mode and without gradients that computes the same with fewer element-wise steps; see `folds`."
+    """A copy in eval mode and without gradients that computes the same function with fewer element-wise steps. What it
+    does not know, such as a subclass or a layer with a hook, stays as it is. `folds` says what was done."""
     folded = copy.deepcopy(unwrap_model(model))
     uses, found = Counter(id(m) for _, m in folded.named_modules(remove_duplicate=False)), Counter(folds(model))
     for part in list(folded.modules()):
         if any(uses[id(m)] > 1 for m in part.modules()): continue # two owners may need it in two ways
-        found += fold_block(part) if type(part) is MetaFormerBlock else fold_other(part)
+        found += _fold_block(part) if type(part) is MetaFormerBlock else _fold_other(part)
     folded.folds = dict(found)
     return folded.eval().requires_grad_(False)
 

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['SAME_RESULT', 'SPEED', 'save_state', 'read_state', 'newest_state', 'differences', 'new_folder', 'read_about',
            'read_settings', 'newest_run', 'RunFolder', 'SaveEpoch', 'SaveStates', 'PrintLog', 'SavePictures',
-           'lesson_style', 'PrintResult', 'open_folder', 'own_logs']
+           'PrintResult', 'open_folder', 'own_logs']
 
 # %% ../../nbs/training/run_folder.ipynb #8d573933
 import itertools, os, platform, shlex, sys
-from contextlib import contextmanager
 from pathlib import Path
 import timm, torch, yaml
 from torch.utils.data import Subset
 from tqdm import tqdm
 import metaformer_edu
 from ..core.files import Table, write_atomically
-from ..core.basics import patch, set_style
+from ..core.basics import patch
+from ..core.figures import lesson_style
 from ..models.registry import get_row
 from ..models.weights import save_weights
 from ..data.loaders import show_predictions
@@ -216,13 +216,6 @@ class SavePictures(Callback):
             curves.savefig(self.folder.path / 'curves.png', dpi=100)
             mistakes = show_predictions(trainer.predictions, images, self.info)
             mistakes.savefig(self.folder.path / 'predictions.png', dpi=100)
-
-@contextmanager
-def lesson_style(): # of Matplotlib, in this block
-    import matplotlib.pyplot as plt
-    with plt.rc_context():
-        set_style()
-        yield
 
 # %% ../../nbs/training/run_folder.ipynb #4b1670bd
 class PrintResult(Callback):

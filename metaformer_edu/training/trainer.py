@@ -17,14 +17,15 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.utils import get_total_norm
 from ..core.files import Table
-from ..core.basics import close, patch
+from ..core.figures import SERIES, close
+from ..core.basics import patch
 from ..core.errors import distinct
 from ..models.kernels import keep_memory
 from ..data.transforms import seeded_rng
 from .processes import all_gather_objects, any_rank, no_sync, rank, world_size, wrap_ddp
 from .evaluate import evaluate, to_device
 from .callbacks import (
-    AverageWeights, BadSteps, Callback, ClipGradients, MixUp, ProgressBar, Recorder, ScheduleLR, TrainingStopped)
+    AverageWeights, BadSteps, ClipGradients, MixUp, ProgressBar, Recorder, ScheduleLR)
 
 # %% ../../nbs/training/trainer.ipynb #0a079276
 FUSED = {'adam', 'adamw'} # one kernel for all weights, which leaves a bad step out without asking the device
@@ -273,7 +274,7 @@ def _load_moments(optimizer, state:dict, also): # its memory of earlier gradient
     for group, settings in zip(optimizer.param_groups, own): group.update(settings)
 
 # %% ../../nbs/training/trainer.ipynb #923c4088
-def fit(model:nn.Module, # a classifier, on the device where it is to be trained
+def fit(model:nn.Module, # a classifier, on the device where it is to be trained # noqa: F811
         loaders, # (training loader, validation loader), as from `make_loaders`
         optimizer, # over the model's parameters; its rate is the highest of the schedule
         epochs:int=10, warmup_epochs:int=2, # of them with a rising rate
@@ -287,8 +288,6 @@ def fit(model:nn.Module, # a classifier, on the device where it is to be trained
     return Trainer(model, loaders, optimizer, schedule, epochs, loss_fn, **kwargs).fit()
 
 # %% ../../nbs/training/trainer.ipynb #85b162c8
-_COLORS = ['#4477aa', '#ee6677', '#228833', '#aa3377', '#ccbb44']
-
 def draw_curves(logs, # a log from `fit`, or a dictionary of names and logs
                ):
     "Draw loss and validation accuracy over the epochs, and return the figure."
@@ -296,7 +295,7 @@ def draw_curves(logs, # a log from `fit`, or a dictionary of names and logs
     from matplotlib.ticker import MaxNLocator
     logs = logs if isinstance(logs, dict) else {'': logs}
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.2), layout='constrained')
-    for (name, log), color in zip(logs.items(), itertools.cycle(_COLORS)):
+    for (name, log), color in zip(logs.items(), itertools.cycle(SERIES)):
         column = lambda key: [row.get(key) for row in log]
         left.plot(column('epoch'), column('train_loss'), '--', color=color)
         left.plot(column('epoch'), column('val_loss'), color=color)
@@ -334,8 +333,8 @@ class RateCurve:
         "Draw the loss over the rates, and return the figure."
         import matplotlib.pyplot as plt
         fig, ax = plt.subplots(figsize=(5, 2.8), layout='constrained')
-        ax.plot(self.rates, self.losses, color='#4477aa')
-        ax.axvline(self.steepest, color='#cc6677', ls='--', label=f'steepest at {self.steepest:.1e}')
+        ax.plot(self.rates, self.losses, color=SERIES[0])
+        ax.axvline(self.steepest, color=SERIES[1], ls='--', label=f'steepest at {self.steepest:.1e}')
         ax.set(xlabel='learning rate', ylabel='training loss', xscale='log')
         ax.legend()
         return close(fig)

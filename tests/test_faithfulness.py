@@ -81,7 +81,8 @@ def test_random_maps_leave_the_callers_dice_alone():
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    random_maps(2, (8, 8)), rank_pixels(torch.zeros(1, 4, 4))
+    random_maps(2, (8, 8))
+    rank_pixels(torch.zeros(1, 4, 4))
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -99,7 +100,9 @@ def test_ranks_keep_the_order_and_have_no_ties():
 def test_equal_pixels_come_in_an_order_that_has_nothing_to_do_with_their_place():
     places = rank_pixels(torch.zeros(1, 40, 40)).flatten()
     assert abs(np.corrcoef(places, np.arange(1600))[0, 1]) < 0.1
-    assert torch.equal(places, rank_pixels(torch.zeros(1, 40, 40)).flatten()) and not torch.equal(places, rank_pixels(torch.zeros(1, 40, 40), seed=1).flatten())
+    assert torch.equal(places, rank_pixels(torch.zeros(1, 40, 40)).flatten()) and not torch.equal(
+        places, rank_pixels(torch.zeros(1, 40, 40), seed=1).flatten()
+    )
 
 
 # --- asking the model ---
@@ -138,7 +141,8 @@ def test_the_curve_exchanges_exactly_the_pixels_that_its_step_says():
         def forward(self, x):
             counts.append(x[:, 0].flatten(1).sum(1).tolist())
             return torch.zeros(len(x), 2)
-    curve = perturbation_curve(Count(), torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8), torch.rand(2, 8, 8), [0, 1], steps=4)
+    curve = perturbation_curve(Count(), torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8), torch.rand(2, 8, 8), [0, 1],
+                               steps=4)
     assert counts == [[n, n] for n in (0, 16, 32, 48, 64)] and curve.shape == (2, 5) and (curve == 0.5).all()
 
 
@@ -239,7 +243,9 @@ def test_the_map_of_the_activations_alone_does_not_mind_a_shuffled_head():
 
 def test_likeness_is_spearmans():
     a = torch.rand(1, 6, 6)
-    assert rank_correlation(a, a.exp()).item() == pytest.approx(1) and rank_correlation(a, -a).item() == pytest.approx(-1)
+    assert rank_correlation(a, a.exp()).item() == pytest.approx(1) and rank_correlation(a, -a).item() == pytest.approx(
+        -1
+    )
     b = torch.rand(1, 6, 6)
     expected = np.corrcoef(a.flatten().argsort().argsort(), b.flatten().argsort().argsort())[0, 1]
     assert rank_correlation(a, b).item() == pytest.approx(expected)

@@ -1,4 +1,6 @@
 """The five bundled runs: complete, small, and as good in 16 bits as they were; and the command that makes them."""
+import csv
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ from safetensors.torch import load_file
 
 from metaformer_edu.core.files import read_log
 from metaformer_edu.data.datasets import load_shapes
+from metaformer_edu.experiments.kept_runs import main
+from metaformer_edu.interpret.cam import METHODS
 from metaformer_edu.interpret.snapshots import read_snapshots
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.models.weights import save_weights
@@ -55,11 +59,11 @@ def test_an_example_has_all_its_snapshots(family, held_out):
     assert shots.probabilities.sum(-1).sub(1).abs().max() < 2e-3 and len(shots.probabilities.unique(dim=0)) == len(log)
 
 
-# --- tools/examples.py ---
+# --- experiments.kept_runs ---
 
 def make(*args):
-    done = subprocess.run([sys.executable, ROOT / "tools/examples.py", *map(str, args)], capture_output=True, text=True,
-                          env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": "/"})
+    done = subprocess.run([sys.executable, "-m", "metaformer_edu.experiments.kept_runs", *map(str, args)],
+                          capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": "/"})
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
 
@@ -76,7 +80,7 @@ def copy(folder, family="caformer", **changes):
 
 def test_the_command_makes_an_example(tmp_path):
     run = copy(tmp_path / "run")
-    status, out, err = make(run, "--out", tmp_path / "out")
+    status, out, err = make("examples", run, "--out", tmp_path / "out")
     assert (status, err) == (0, "") and "bytes in all" in out
     made = tmp_path / "out/caformer"
     assert sorted(p.relative_to(made)
@@ -87,10 +91,33 @@ def test_the_command_makes_an_example(tmp_path):
 
 
 def test_what_makes_no_example(tmp_path):
-    status, _, err = make(tmp_path, "--out", tmp_path / "out")
+    status, _, err = make("examples", tmp_path, "--out", tmp_path / "out")
     assert status and "is no folder of a run that metaformer-train wrote" in err
     run = copy(tmp_path / "run")
     last = max((run / "snapshots").glob("epoch-*"))
     last.unlink()
-    status, _, err = make(run, "--out", tmp_path / "out")
+    status, _, err = make("examples", run, "--out", tmp_path / "out")
     assert status and "is not finished, or has no snapshot of some epochs" in err and not (tmp_path / "out").exists()
+
+
+def test_a_kept_log_says_how_it_was_made(capsys):
+    main(["logs", str(RUNS["caformer"]), str(RUNS["convformer"])])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    log, about = read_log(RUNS["caformer"]), read_about(RUNS["caformer"])
+    assert len(rows) == 2 * len(log) and list(rows[0])[:3] == ["command", "seed", "torch"]
+    assert rows[0]["command"] == about["command"] and rows[0]["torch"] == about["versions"]["torch"]
+    assert [float(r["val_top1"]) for r in rows[:len(log)]] == pytest.approx([r["val_top1"] for r in log])
+
+
+def test_explanations_of_a_run_are_measured(tmp_path, capsys):
+    run = copy(tmp_path / "run")
+    (run / "last.safetensors").write_bytes((run / "best.safetensors").read_bytes())
+    main(["faithfulness", str(run), "-n", "10", "--few", "2"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(r["method"], r["stage"]) for r in rows] == [
+        ("knows nothing", ""), *((m, str(s)) for m in METHODS for s in (1, 2, 3, 4))]
+    assert list(rows[0]) == list(read_log(ROOT / "metaformer_edu/logs/trust.csv")[0])
+    for method in METHODS:
+        chosen, = (r for r in rows if r["method"] == method and r["chosen"] == "1")
+        assert all(-1 <= float(chosen[k]) <= 1 for k in ("other", "shuffled", "deletion", "insertion"))
+    assert all(0 <= float(r[k]) <= 100 for r in rows for k in ("pointing", "near", "inside"))
