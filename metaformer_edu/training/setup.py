@@ -90,6 +90,10 @@ class Run:
     trainer:Trainer
     info:DataInfo
 
+    def __repr__(self):
+        t = self.trainer
+        return f'Run({str(self.path)!r}, {t.epoch} of {t.epochs} epochs)'
+
     @property
     def path(self): return self.folder.path # of the folder
 

@@ -58,7 +58,7 @@ def make_schedule(optimizer, epochs:int, # of rising and falling rate
                                warmup_epochs=warmup_epochs, step_on_epochs=not on_updates, updates_per_epoch=steps)[0]
 
 # %% ../../nbs/training/trainer.ipynb #6a86e157
-@dataclass
+@dataclass(repr=False)
 class Trainer:
     "A model that learns: all that changes from update to update, and the loop that changes it."
     model:nn.Module # a classifier, on the device where it is to be trained
