@@ -23,7 +23,7 @@ from .processes import all_gather_objects, rank
 from .evaluate import predict
 from .callbacks import Callback
 from .trainer import Trainer, draw_curves
-from ..core.files import kept_file, read_log
+from ..core.files import as_csv, kept_file, read_log
 
 # %% ../../nbs/training/run_folder.ipynb #f194c6d2
 def _save_state(state:dict, folder:Path, updates:int)->Path:
@@ -145,12 +145,6 @@ def write_log(self:RunFolder, log:list):
     columns = list({k: None for row in log for k in row if k not in _SPEED})
     for name, keys in (('summary', columns), ('speed', ['epoch', *_SPEED])):
         write_atomically(self.path / f'{name}.csv', lambda file, keys=keys: file.write(as_csv(log, keys).encode()))
-
-# %% ../../nbs/training/run_folder.ipynb #60044f5f
-def as_csv(rows:list, keys:list)->str:
-    "The columns `keys` of a table as CSV."
-    lines = [keys, *([row.get(key, '') for key in keys] for row in rows)]
-    return ''.join(','.join(str(value) for value in line) + '\n' for line in lines)
 
 # %% ../../nbs/training/run_folder.ipynb #b720375c
 class SaveEpoch(Callback):
