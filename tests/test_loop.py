@@ -25,7 +25,7 @@ from metaformer_edu.training.callbacks import (
     AverageWeights, BadSteps, Callback, ClipGradients, EarlyStopping, MixUp, ProgressBar, Recorder, ScheduleLR,
     TensorBoard, TrainingStopped)
 from metaformer_edu.training.processes import EvalSampler, TrainSampler
-from metaformer_edu.training.trainer import SCHEDULES, Trainer, draw_curves, find_lr, fit, make_schedule
+from metaformer_edu.training.trainer import _SCHEDULES, Trainer, draw_curves, find_lr, fit, make_schedule
 
 OLD = Path(__file__).parent / "reference/state-0.1.0.pt"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -446,7 +446,7 @@ def test_schedule_by_epochs_is_the_published_one():
     assert found[::4] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("sched", [s for s in SCHEDULES if s != "None"])
+@pytest.mark.parametrize("sched", [s for s in _SCHEDULES if s != "None"])
 @pytest.mark.parametrize("on_updates", [True, False])
 def test_cooling_down_stays_at_the_last_rate(sched, on_updates):
     found = rates(5, total=8, sched=sched, min_lr=0.001, on_updates=on_updates)

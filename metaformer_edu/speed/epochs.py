@@ -7,6 +7,7 @@ __all__ = ['bench_epochs']
 
 # %% ../../nbs/speed/epochs.ipynb #03baaac6
 import itertools, tempfile
+from collections import Counter
 from pathlib import Path
 import torch, torch.nn.functional as F
 from timm.data import create_dataset, create_loader
@@ -17,11 +18,13 @@ from .benchmark import Contender, _as_row, take_turns
 
 # %% ../../nbs/speed/epochs.ipynb #b67dd617
 def _write_digits(root, img_size:int, images:int):
-    "The first of scikit-learn's digits as an image folder of PNG files; a quarter of them to validate."
+    "The first of scikit-learn's digits as an image folder of PNG files; a quarter of each class to validate."
     from PIL import Image
     from sklearn.datasets import load_digits
+    seen = Counter()
     for i, (pixels, label) in enumerate(itertools.islice(zip(*load_digits(return_X_y=True)), images)):
-        path = Path(root) / ('validation' if i % 4 == 3 else 'train') / str(label) / f'{i}.png'
+        seen[label] += 1
+        path = Path(root) / ('train' if seen[label] % 4 else 'validation') / str(label) / f'{i}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         digit = Image.fromarray((pixels.reshape(8, 8) * 15.9).astype('uint8'))
         digit.resize((img_size, img_size)).convert('RGB').save(path)
