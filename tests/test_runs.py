@@ -13,8 +13,8 @@ from torch import nn
 from metaformer_edu.core.files import read_log, write_atomically
 from metaformer_edu.training.callbacks import TensorBoard
 from metaformer_edu.training.run_folder import (
-    RunFolder, _SAME_RESULT, _SPEED, differences, new_folder, _newest_run, _newest_state, _read_settings, _read_state,
-    _save_state)
+    RunFolder, _SAME_RESULT, _SPEED_COLUMNS, _newest_run, _newest_state, _read_settings, _read_state, _save_state,
+    differences, new_folder)
 from metaformer_edu.training.trainer import draw_curves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -251,7 +251,7 @@ def test_the_seed_decides_one_table_and_the_machine_the_other(tmp_path):
     assert (tmp_path / "speed.csv").read_text() == "epoch,seconds,images_per_s,waiting\n1,1.0,9.0,0.1\n2,1.0,9.0,0.1\n"
     assert names(tmp_path) == ["speed.csv", "summary.csv"]
     back = read_log(tmp_path)
-    assert back[0] == {k: v for k, v in log[0].items() if k not in _SPEED} and isinstance(back[0]["epoch"], int)
+    assert back[0] == {k: v for k, v in log[0].items() if k not in _SPEED_COLUMNS} and isinstance(back[0]["epoch"], int)
     assert read_log(tmp_path / "summary.csv")[1]["val_top1"] == 60.25 and math.isnan(back[1]["train_loss"])
 
 

@@ -28,7 +28,7 @@ from metaformer_edu.train import main, run
 from metaformer_edu.training import run_folder, trainer
 from metaformer_edu.training.callbacks import Callback, EarlyStopping
 from metaformer_edu.training.evaluate import evaluate
-from metaformer_edu.training.run_folder import _SPEED, new_folder
+from metaformer_edu.training.run_folder import _SPEED_COLUMNS, new_folder
 from metaformer_edu.training.settings import parse
 from metaformer_edu.training.setup import build
 
@@ -86,7 +86,7 @@ def test_main_job_reads_digits(main_job):
     assert [int(r["epoch"]) for r in rows] == list(range(1, len(rows) + 1))
     assert all(math.isfinite(float(v)) for r in rows for v in r.values())
     assert {"epoch", "lr", "train_loss", "val_loss", "val_top1",
-        "bad_steps"} <= rows[0].keys() and not set(_SPEED) & rows[0].keys()
+        "bad_steps"} <= rows[0].keys() and not set(_SPEED_COLUMNS) & rows[0].keys()
     assert {r["bad_steps"] for r in rows} == {"0"}
     speed = table(folder / "runs" / "tiny_convformer-digits-seed0" / "speed.csv")
     assert list(

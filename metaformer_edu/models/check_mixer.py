@@ -60,8 +60,8 @@ def error_line(error)->str:
     "An error in a line."
     return f'{type(error).__name__}: {next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")}.'
 
-def build_mixer(make, grid, dim:int, seed:int=0, shaken:bool=False)->nn.Module: # in eval mode
-    "A mixer for that grid, as a block gets it; MixerError if it cannot be made. `shaken`: no weight is 0."
+def build_mixer(make, grid, dim:int, seed:int=0, perturbed:bool=False)->nn.Module: # in eval mode
+    "A mixer for that grid, as a block gets it; MixerError if it cannot be made. `perturbed`: noise is added, and no weight is 0."
     with seeded_torch(seed):
         make = fit_mixer(make, math.prod(grid))
         try:
@@ -77,8 +77,8 @@ def build_mixer(make, grid, dim:int, seed:int=0, shaken:bool=False)->nn.Module: 
         if lost := unregistered(mixer):
             raise _MixerError(f'It keeps {lost[0]} where neither .to(device) nor the state dict finds it: make it an '
                              'nn.Parameter, a buffer (register_buffer), or part of an nn.ModuleList.')
-        mixer = copy.deepcopy(mixer) # parts may be shared, and are shaken and moved
-        for p in mixer.parameters() if shaken else ():
+        mixer = copy.deepcopy(mixer) # parts may be shared with other mixers, and weights are changed here
+        for p in mixer.parameters() if perturbed else ():
             noise = 0.05 * torch.randn_like(p)
             if p.requires_grad: p.data = torch.where(p == 0, noise, p * (1 + noise))
     return mixer.eval()
@@ -127,7 +127,7 @@ def differ(a, b)->bool:
 
 def check_images(make, dims, grids):
     "Question 2, in eval mode; MixerError if not."
-    mixer = build_mixer(make, grids[0], dims[0], shaken=True).double()
+    mixer = build_mixer(make, grids[0], dims[0], perturbed=True).double()
     x = random_tokens(grids[0], dims[0]).double()
     y = output_tokens(mixer, x)
     if differ(y, output_tokens(mixer, x)):
@@ -163,7 +163,7 @@ def check_gradients(mixer, x):
 def check_learning(make, dims, grids):
     "Question 3; MixerError if not."
     x = random_tokens(grids[0], dims[0]).double()
-    first = build_mixer(make, grids[0], dims[0], seed=0, shaken=True).double()
+    first = build_mixer(make, grids[0], dims[0], seed=0, perturbed=True).double()
     second = build_mixer(make, grids[0], dims[0], seed=1).double()
     check_gradients(first, x)
     try:
@@ -177,7 +177,7 @@ def check_learning(make, dims, grids):
 
 # %% ../../nbs/models/check_mixer.ipynb #6c24575a
 _QUESTIONS = {'Tokens keep their shape, type and device.': check_shapes,
-              'Images do not hear each other, and eval mode gives the same answer twice.': check_images,
+              'Images do not influence each other, and eval mode gives the same answer twice.': check_images,
               'Gradients reach all that is to learn, and the state dict loads back.': check_learning}
 
 def check_mixer(mixer, # a name in `MIXERS`, or a callable that takes the channels

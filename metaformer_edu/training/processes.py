@@ -43,13 +43,13 @@ def open_device(name:str=None)->torch.device: # None: a GPU if there is one
 
 # %% ../../nbs/training/processes.ipynb #763f1ac1
 def init_distributed(device:torch.device):
-    "Meet the other processes that torchrun started, on this process's device; alone, nothing happens."
+    "Join the group of processes that torchrun started, on this process's device; nothing happens without torchrun."
     if not _launched() or dist.is_initialized(): return
     if device.type == 'cuda': torch.cuda.set_device(device)
     dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', **_fresh_store())
 
 def cleanup():
-    "Say goodbye to the others, once nothing that is wrapped is needed any more."
+    "Leave the group of processes, once nothing that is wrapped is needed any more."
     if dist.is_initialized(): dist.destroy_process_group()
 
 # %% ../../nbs/training/processes.ipynb #cbcbb014
@@ -62,7 +62,7 @@ def _fresh_store()->dict: # arguments of `init_process_group`
         name = store.get(f'answer/{mine}').decode()
         store.set(f'heard/{name}/{me}', '')
     others = set(range(1, n)) if me == 0 else set()
-    while others: # answer whoever asks, until all have heard; the first question may be one of the dead
+    while others: # answer until each has the name; the first question may be left from a process that died
         for r in others:
             if store.check([f'ask/{r}']): store.set(f"answer/{store.get(f'ask/{r}').decode()}", mine)
         others = {r for r in others if not store.check([f'heard/{mine}/{r}'])}

@@ -13,7 +13,7 @@ import timm, torch, yaml
 from torch.utils.data import Subset
 from tqdm import tqdm
 import metaformer_edu
-from ..core.files import Table, write_atomically
+from ..core.files import Table, as_csv, kept_file, read_log, write_atomically
 from ..core.basics import patch
 from ..core.figures import lesson_style
 from ..models.registry import get_row
@@ -23,7 +23,6 @@ from .processes import all_gather_objects, rank
 from .evaluate import predict
 from .callbacks import Callback
 from .trainer import Trainer, draw_curves
-from ..core.files import as_csv, kept_file, read_log
 
 # %% ../../nbs/training/run_folder.ipynb #f194c6d2
 def _save_state(state:dict, folder:Path, updates:int)->Path:
@@ -91,7 +90,7 @@ def _newest_run(output, name:str, settings:dict)->Path: # None if there is none
     return next((f for f in reversed(found) if (s := _read_settings(f)) and not differences(s, settings)), None)
 
 # %% ../../nbs/training/run_folder.ipynb #36c05d99
-_SPEED = ['seconds', 'images_per_s', 'waiting'] # columns of the log that depend on the machine
+_SPEED_COLUMNS = ['seconds', 'images_per_s', 'waiting'] # columns of the log that depend on the machine
 
 class RunFolder:
     "The folder of a run: its settings, weights, best epoch, table and states."
@@ -142,8 +141,8 @@ def restore(self:RunFolder, log:list):
 @patch
 def write_log(self:RunFolder, log:list):
     "Write summary.csv, which the seed decides, and speed.csv, which the machine decides."
-    columns = list({k: None for row in log for k in row if k not in _SPEED})
-    for name, keys in (('summary', columns), ('speed', ['epoch', *_SPEED])):
+    columns = list({k: None for row in log for k in row if k not in _SPEED_COLUMNS})
+    for name, keys in (('summary', columns), ('speed', ['epoch', *_SPEED_COLUMNS])):
         write_atomically(self.path / f'{name}.csv', lambda file, keys=keys: file.write(as_csv(log, keys).encode()))
 
 # %% ../../nbs/training/run_folder.ipynb #b720375c
@@ -218,7 +217,7 @@ class PrintResult(Callback):
     def __init__(self, folder:RunFolder, info): self.folder, self.info = folder, info
 
     def after_fit(self, trainer):
-        skipped = self.unreadable(trainer)
+        skipped = _count_unreadable(trainer) if self.folder.settings.get('skip_unreadable') else 0
         if rank(): return
         folder, model, images = self.folder, trainer.eval_model, len(trainer.predictions['label'])
         last, best, key = trainer.log[-1], folder.best, f'{folder.column[:3]}_top1'
@@ -231,22 +230,19 @@ last epoch ({last['epoch']}): top-1 {last[key]:.2f} % of {images:,} held-out ima
   model = create_model({folder.settings['model']!r}, checkpoint={path!r},
                        num_classes={model.num_classes}, img_size={model.img_size}).eval()
 best epoch ({best['epoch']}): top-1 {best[key]:.2f} %, chosen on the same images, so it flatters. To measure it again:
-  {self.measure_again(model)}""")
+  {_validate_command(folder, self.info, model)}""")
 
-    def unreadable(self, trainer)->int:
-        "How many images some process could not read."
-        if not self.folder.settings.get('skip_unreadable'): return 0
-        marks = all_gather_objects([loader.dataset.skipped.clone() for loader in trainer.loaders])
-        return sum(int(torch.stack(of_all).any(0).sum()) for of_all in zip(*marks))
+def _count_unreadable(trainer)->int: # images that some process could not read
+    marks = all_gather_objects([loader.dataset.skipped.clone() for loader in trainer.loaders])
+    return sum(int(torch.stack(of_all).any(0).sum()) for of_all in zip(*marks))
 
-    def measure_again(self, model)->str:
-        "The command that measures the best weights."
-        settings, more = self.folder.settings, []
-        if self.info.img_size != get_row(settings['model']).resolution: more += ['--img-size', self.info.img_size]
-        if model.num_classes != len(self.info.class_names): more += ['--num-classes', model.num_classes]
-        if settings.get('crop_pct'): more += ['--crop-pct', settings['crop_pct']]
-        return shlex.join(map(str, ['metaformer-validate', settings['data'], '--model', settings['model'],
-                                    '--checkpoint', self.folder.path / 'best.safetensors', *more]))
+def _validate_command(folder:RunFolder, info, model)->str: # measures the best weights
+    settings, more = folder.settings, []
+    if info.img_size != get_row(settings['model']).resolution: more += ['--img-size', info.img_size]
+    if model.num_classes != len(info.class_names): more += ['--num-classes', model.num_classes]
+    if settings.get('crop_pct'): more += ['--crop-pct', settings['crop_pct']]
+    return shlex.join(map(str, ['metaformer-validate', settings['data'], '--model', settings['model'],
+                                '--checkpoint', folder.path / 'best.safetensors', *more]))
 
 # %% ../../nbs/training/run_folder.ipynb #930b9267
 def open_folder(settings:dict, name:str, # of the folder, unless an earlier run goes on

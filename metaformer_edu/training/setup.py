@@ -9,6 +9,7 @@ __all__ = ['build', 'make_trainer', 'Run', 'open_run', 'machine_as_found']
 import random, sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 import numpy as np, torch, torch.distributed as dist
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
@@ -95,16 +96,24 @@ class Run:
         return f'Run({str(self.path)!r}, {t.epoch} of {t.epochs} epochs)'
 
     @property
-    def path(self): return self.folder.path # of the folder
+    def path(self)->Path:
+        "The folder."
+        return self.folder.path
 
     @property
-    def log(self)->Table: return self.trainer.log # a row an epoch
+    def log(self)->Table:
+        "One row an epoch."
+        return self.trainer.log
 
     @property
-    def model(self)->nn.Module: return self.trainer.eval_model # the average of the weights if there is one
+    def model(self)->nn.Module:
+        "The trained model: the average of the weights if there is one."
+        return self.trainer.eval_model
 
     @property
-    def predictions(self)->dict: return self.trainer.predictions # of the held-out images, see `predict`
+    def predictions(self)->dict:
+        "The answers to the held-out images, see `predict`; None before the end of the training."
+        return self.trainer.predictions
 
     def fit(self):
         "Say what is going to happen, and train; then the loaders' workers go."

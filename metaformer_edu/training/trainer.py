@@ -19,13 +19,14 @@ from torch.nn.utils import get_total_norm
 from ..core.files import Table
 from ..core.figures import SERIES, close
 from ..core.basics import patch
-from ..core.errors import distinct
+from ..core.cli import SCHEDULE_NAMES
+from ..core.errors import did_you_mean, distinct
 from ..models.kernels import keep_memory
 from ..data.transforms import seeded_rng
 from .processes import all_gather_objects, any_rank, no_sync, rank, world_size, wrap_ddp
 from .evaluate import evaluate, to_device
 from .callbacks import (
-    AverageWeights, BadSteps, ClipGradients, MixUp, ProgressBar, Recorder, ScheduleLR)
+    AverageWeights, BadSteps, ClipGradients, MixUp, ProgressBar, Recorder, ScheduleLR, Timer)
 
 # %% ../../nbs/training/trainer.ipynb #0a079276
 FUSED = {'adam', 'adamw'} # one kernel for all weights, which leaves a bad step out without asking the device
@@ -42,17 +43,16 @@ def make_optimizer(model:nn.Module, name:str='adamw', # one of timm's
                                **{key: value for key, value in options.items() if value is not None})
 
 # %% ../../nbs/training/trainer.ipynb #df04c56d
-_SCHEDULES = ['cosine', 'tanh', 'poly', 'None']
-
 def make_schedule(optimizer, epochs:int, # of rising and falling rate
                   steps:int, # updates in an epoch
                   warmup_epochs:int=0, # of rising rate, part of `epochs`
                   min_lr:float=1e-5, # rate at the end
-                  sched:str='cosine', # one of `_SCHEDULES`; 'None': a constant rate
+                  sched:str='cosine', # 'cosine', 'tanh', 'poly', or 'None': a constant rate
                   warmup_lr:float=1e-6, # rate at the beginning
                   on_updates:bool=True, # change it at every update; False: at every epoch, as the published runs did
                  ): # call its `step(epoch)` and `step_update(updates done)`; None for a constant rate
-    "Linear warm-up, then down to `min_lr`, where it stays."
+    "Linear warm-up, then down to `min_lr`, where it stays. ValueError for an unknown schedule."
+    if sched not in SCHEDULE_NAMES: raise ValueError(did_you_mean(sched, SCHEDULE_NAMES, 'schedule'))
     if sched == 'None': return None
     return create_scheduler_v2(optimizer, sched, epochs, min_lr=min_lr, warmup_lr=warmup_lr,
                                warmup_epochs=warmup_epochs, step_on_epochs=not on_updates, updates_per_epoch=steps)[0]
@@ -90,9 +90,9 @@ class Trainer:
         if self.backend: self.net = torch.compile(self.net, backend=self.backend)
         scale = dict() if self.amp == torch.float16 else dict(init_scale=1.)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.device.type in ('cpu', 'cuda'), **scale)
-        self.recorder = Recorder(self.device)
+        self.timer, self.recorder = Timer(), Recorder(self.device)
         more, self.callbacks = self.callbacks, []
-        self.add(self.recorder, BadSteps(self.max_bad, self.device), *more)
+        self.add(self.timer, self.recorder, BadSteps(self.max_bad, self.device), *more)
         if self.schedule: self.add(ScheduleLR(self.schedule))
         if self.mixup: self.add(MixUp(self.mixup, self.mixup_off_epoch))
         if self.clip_grad: self.add(ClipGradients(self.clip_grad, self.clip_mode))
@@ -156,20 +156,20 @@ def end_epoch(self:Trainer):
 # %% ../../nbs/training/trainer.ipynb #88c209f7
 @patch
 def update(self:Trainer, batches):
-    "One update of the weights: predict, compare, ask, move, forget."
+    "One update: forward and backward of `accum` batches, a step of the optimizer, gradients to zero."
     self.loss = 0.
     for n, (images, labels) in enumerate(batches):
         with no_sync(self.parallel, last=n == self.accum - 1), self.seeded(n):
             loss = self.batch_loss(images, labels) / self.accum
-            self.scaler.scale(loss).backward(1 + 0 * loss.detach()) # 1, or no number if the loss is none
+            self.scaler.scale(loss).backward(1 + 0 * loss.detach()) # 1, or NaN if the loss is not finite
         self.loss = self.loss + loss.detach()
     self.scaler.unscale_(self.optimizer)
     self.norm = get_total_norm([p.grad for p in self.weights if p.grad is not None])
     self.bad = ~torch.isfinite(self.norm + self.loss)
     self.call('after_backward')
-    self.scaler.step(self.optimizer) # which it leaves out if a gradient is no number
+    self.scaler.step(self.optimizer) # which it leaves out if a gradient is not finite
     self.scaler.update(None if self.amp == torch.float16 else 1.)
-    self.optimizer.zero_grad(self.device.type != 'cpu') # a CPU would give memory back only to ask for it again
+    self.optimizer.zero_grad(self.device.type != 'cpu') # on a CPU zeros are cheaper than new memory
 
 @patch
 def batch_loss(self:Trainer, images, labels): # (B, C, H, W) and (B,) → a number
@@ -182,7 +182,7 @@ def batch_loss(self:Trainer, images, labels): # (B, C, H, W) and (B,) → a numb
 # %% ../../nbs/training/trainer.ipynb #c78f9bfb
 @patch
 def seeded(self:Trainer, n:int): # the number of the batch in the update
-    "A `with` block whose random numbers depend on the seed, the update and the batch in it, whoever computes it."
+    "A `with` block whose random numbers depend on the seed, the update and the batch in it alone."
     block = seeded_rng(self.seed + 2**32, self.updates, rank() * self.accum + n) # other numbers than the images'
     return _seeded_cuda(block) if self.device.type == 'cuda' else block
 
@@ -208,24 +208,33 @@ def finished(self:Trainer)->bool:
 
 @patch
 @property
-def updates(self:Trainer)->int: return self.epoch * self.steps + self.step
+def updates(self:Trainer)->int:
+    "Updates since the beginning."
+    return self.epoch * self.steps + self.step
 
 @patch
 @property
-def rate(self:Trainer)->float: return self.optimizer.param_groups[0]['lr']
+def rate(self:Trainer)->float:
+    "The learning rate."
+    return self.optimizer.param_groups[0]['lr']
 
 @patch
 @property
-def at_interval(self:Trainer)->bool: # is it time to look at the loss?
+def at_interval(self:Trainer)->bool:
+    "Whether it is time to look at the loss: every `log_interval` updates, and at the end of an epoch."
     return self.step % self.log_interval == 0 or self.step == self.steps
 
 @patch
 @property
-def images_per_update(self:Trainer)->int: return self.accum * self.loaders[0].batch_size * world_size()
+def images_per_update(self:Trainer)->int:
+    "Training images in an update, over all processes."
+    return self.accum * self.loaders[0].batch_size * world_size()
 
 @patch
 @property
-def eval_model(self:Trainer)->nn.Module: return self.ema.module if self.ema else self.model # the one to use
+def eval_model(self:Trainer)->nn.Module:
+    "The model to use: the average of the weights if there is one."
+    return self.ema.module if self.ema else self.model
 
 # %% ../../nbs/training/trainer.ipynb #8d79dcf8
 @patch
