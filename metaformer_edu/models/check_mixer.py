@@ -61,7 +61,8 @@ def error_line(error)->str:
     return f'{type(error).__name__}: {next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")}.'
 
 def build_mixer(make, grid, dim:int, seed:int=0, perturbed:bool=False)->nn.Module: # in eval mode
-    "A mixer for that grid, as a block gets it; MixerError if it cannot be made. `perturbed`: noise is added, and no weight is 0."
+    """A mixer for that grid, as a block gets it; MixerError if it cannot be made. `perturbed`: noise is added, and
+    no weight is 0."""
     with seeded_torch(seed):
         make = fit_mixer(make, math.prod(grid))
         try:
@@ -73,7 +74,8 @@ def build_mixer(make, grid, dim:int, seed:int=0, perturbed:bool=False)->nn.Modul
         if not isinstance(mixer, nn.Module):
             raise _MixerError(f'Called with the channels, it gives {mixer!r}: '
                              'give a class of nn.Module, or a function that returns one.')
-        if mixer is other: raise _MixerError('Called twice, it gives the same mixer twice: make a new one in each call.')
+        if mixer is other:
+            raise _MixerError('Called twice, it gives the same mixer twice: make a new one in each call.')
         if lost := unregistered(mixer):
             raise _MixerError(f'It keeps {lost[0]} where neither .to(device) nor the state dict finds it: make it an '
                              'nn.Parameter, a buffer (register_buffer), or part of an nn.ModuleList.')

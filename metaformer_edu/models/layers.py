@@ -55,7 +55,8 @@ def _is_exactly(part, *types): # exactly of one of these types, without a hook o
     hooks = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
     return type(part) in types and not hooks and 'forward' not in vars(part)
 
-def _is_inactive(drop): return _is_exactly(drop, nn.Identity) or _is_exactly(drop, nn.Dropout) and not (drop.training and drop.p > 0)
+def _is_inactive(drop):
+    return _is_exactly(drop, nn.Identity) or _is_exactly(drop, nn.Dropout) and not (drop.training and drop.p > 0)
 
 def _is_depthwise(layer): # is it still the depthwise convolution with stride 1 that it was made as?
     if layer.padding_mode != 'zeros' or not isinstance(layer.padding, tuple): return False

@@ -203,7 +203,8 @@ class BadSteps(Callback):
 
 # %% ../../nbs/training/callbacks.ipynb #9206a4c8
 class ProgressBar(Callback):
-    "A bar in images, with loss, rate and the share of time that waits for data; a line every 10 s where the output is no terminal."
+    """A bar in images, with loss, rate and the share of time that waits for data; a line every 10 s where the output
+    is no terminal."""
     order = 60
 
     def __init__(self): self.bar = None
