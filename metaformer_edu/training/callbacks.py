@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Callback', 'TrainingStopped', 'ScheduleLR', 'MixUp', 'ClipGradients', 'AverageWeights', 'Timer', 'Recorder',
-           'BadSteps', 'ProgressBar', 'EarlyStopping', 'Interrupted', 'Signals', 'TensorBoard']
+           'BadSteps', 'ProgressBar', 'EarlyStopping', 'TensorBoard']
 
 # %% ../../nbs/training/callbacks.ipynb #2fb6c174
 import math, signal, sys, threading, time
