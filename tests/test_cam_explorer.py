@@ -1,4 +1,4 @@
-"""Maps from the middle of a model are those of the whole; a memory runs a model once an image; the explorer of maps."""
+"""Maps from the middle of a model are those of the whole; a cache runs a model once an image; the explorer of maps."""
 import datetime
 import io
 import random
@@ -135,22 +135,22 @@ def test_a_tail_shares_the_weights_and_leaves_the_model():
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("make", [lambda: ours("caformer", drop_path=0.3), lambda: ours("randformer"),
                                   TIMM["convnext"]])
-def test_a_memory_leaves_the_model_as_it_was(make, training):
+def test_a_cache_leaves_the_model_as_it_was(make, training):
     model = make().train(training)
     first, second = list(model.parameters())[:2]
     first.grad = torch.ones_like(first)
     second.requires_grad_(False)
     model.stages[0].train(not training)
     handle = model.stages[2].register_forward_hook(lambda *_: None)
-    before, memory = state_of(model), ExplanationCache(model)
+    before, cache = state_of(model), ExplanationCache(model)
     for method in ("gradcam", "eigencam", "ablationcam", "scorecam"):
-        memory.explain(photo(), 1, 4, method)
+        cache.explain(photo(), 1, 4, method)
     for wrong in (dict(target=10_000), dict(stage=5), dict(method="magic")):
         with pytest.raises(ValueError):
-            memory.explain(photo(), **wrong)
+            cache.explain(photo(), **wrong)
     assert unchanged(before, state_of(model))
     with torch.inference_mode():
-        assert memory.explain(photo(3), 1).maps.isfinite().all()
+        assert cache.explain(photo(3), 1).maps.isfinite().all()
     assert unchanged(before, state_of(model))
     handle.remove()
 
@@ -180,7 +180,7 @@ def test_what_can_begin_later():
     )
 
 
-# --- a memory ---
+# --- a cache ---
 
 def counted(model):
     "Runs of the stem, in images."
@@ -190,33 +190,33 @@ def counted(model):
     return runs
 
 
-def test_a_memory_runs_the_model_once_for_an_image():
+def test_a_cache_runs_the_model_once_for_an_image():
     model = ours("caformer")
-    runs, memory, image = counted(model), ExplanationCache(model), photo()
+    runs, cache, image = counted(model), ExplanationCache(model), photo()
     for target in (None, 0, 7):
         for stage in (4, 1, 3):
             for method in ("gradcam", "layercam", "ablationcam", "eigencam"):
-                memory.explain(image, target, stage, method)
+                cache.explain(image, target, stage, method)
     assert runs == [1]
-    memory.explain(photo(1))  # two images that look the same
-    memory.explain(photo(1))
+    cache.explain(photo(1))  # two images that look the same
+    cache.explain(photo(1))
     assert runs == [1, 1, 1]
-    memory.explain(image, 5)
+    cache.explain(image, 5)
     assert len(runs) == 3
-    memory.explain(image, 5, method="scorecam")
+    cache.explain(image, 5, method="scorecam")
     assert sum(runs) > 3 + 64
     asked = len(runs)
-    memory.explain(image, 5, method="scorecam")
-    memory.explain(image, 0, 3, "layercam")
+    cache.explain(image, 5, method="scorecam")
+    cache.explain(image, 0, 3, "layercam")
     assert len(runs) == asked
 
 
 def test_maps_are_kept_each_for_its_question():
-    memory, image = ExplanationCache(ours("convformer")), photo()
+    cache, image = ExplanationCache(ours("convformer")), photo()
     questions = [(target, stage, method) for target in (None, 0, 9) for stage in (2, 4)
                  for method in ("gradcam", "eigencam", "random")]
-    found = {q: memory.explain(image, *q) for q in questions}
-    assert all(memory.explain(image, *q) is shown for q, shown in found.items()) and len(
+    found = {q: cache.explain(image, *q) for q in questions}
+    assert all(cache.explain(image, *q) is shown for q, shown in found.items()) and len(
         {id(shown) for shown in found.values()}
     ) == len(questions)
     assert not torch.equal(found[0, 4, "gradcam"].maps, found[9, 4, "gradcam"].maps) and found[
@@ -226,17 +226,17 @@ def test_maps_are_kept_each_for_its_question():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_memory_explains_as_explain_does(family):
+def test_a_cache_explains_as_explain_does(family):
     model, image = ours(family), photo(5, (90, 70))
-    memory = ExplanationCache(model)
+    cache = ExplanationCache(model)
     for target, stage, method in ((None, 4, "gradcam"), (3, 1, "layercam"), (3, 2, "scorecam"),
                                   (np.int64(2), 3, "eigencam"), (0, 4, "ablationcam")):
-        assert same(memory.explain(image, target, stage, method), explain(model, image, target, stage, method))
-    assert memory.stages == 4 and memory.classes == 10 and default_stage(memory) == 3
+        assert same(cache.explain(image, target, stage, method), explain(model, image, target, stage, method))
+    assert cache.stages == 4 and cache.classes == 10 and default_stage(cache) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_memory_of_a_model_of_another_precision(dtype):
+def test_a_cache_of_a_model_of_another_precision(dtype):
     model, image = ours("poolformerv2").to(dtype), photo()
     found, expected = ExplanationCache(model).explain(image, 3, 3), explain(model, image, 3, 3)
     tolerance = 1e-4 if dtype == torch.float64 else 0.1
@@ -247,23 +247,23 @@ def test_a_memory_of_a_model_of_another_precision(dtype):
 
 def test_the_image_seen_longest_ago_is_forgotten():
     model = ours("identityformer")
-    runs, memory, (a, b, c) = counted(model), ExplanationCache(model, most=2), map(photo, range(3))
+    runs, cache, (a, b, c) = counted(model), ExplanationCache(model, most=2), map(photo, range(3))
     for image, expected in ((a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (c, 3), (b, 4), (c, 4), (a, 5)):
-        memory.explain(image)
-        assert len(runs) == expected and len(memory.images) <= 2
-    assert list(memory.images) == [id(c), id(a)]
+        cache.explain(image)
+        assert len(runs) == expected and len(cache.images) <= 2
+    assert list(cache.images) == [id(c), id(a)]
 
 
 def test_eight_images_are_kept():
     model = ours("identityformer")
-    runs, memory, images = counted(model), ExplanationCache(model), [photo(i) for i in range(9)]
+    runs, cache, images = counted(model), ExplanationCache(model), [photo(i) for i in range(9)]
     for image in images[:8] * 2:
-        memory.explain(image)
+        cache.explain(image)
     assert len(runs) == 8
-    memory.explain(images[8])
-    memory.explain(images[1])
-    assert len(runs) == 9 and len(memory.images) == 8
-    memory.explain(images[0])
+    cache.explain(images[8])
+    cache.explain(images[1])
+    assert len(runs) == 9 and len(cache.images) == 8
+    cache.explain(images[0])
     assert len(runs) == 10
 
 
@@ -271,42 +271,42 @@ def test_eight_images_are_kept():
 def test_an_image_that_is_gone_is_not_taken_for_another(most):
     "Python gives the id of what is gone to what comes next."
     model = ours("identityformer")
-    memory, seen = ExplanationCache(model, most=most), set()
+    cache, seen = ExplanationCache(model, most=most), set()
     for seed in range(12):
         image = photo(seed)
         seen.add(id(image))
         with torch.no_grad():
             expected = model(to_batch(image, model))
-        torch.testing.assert_close(memory.explain(image).logits, expected)
-        assert all(key == id(kept["image"]) for key, kept in memory.images.items())
+        torch.testing.assert_close(cache.explain(image).logits, expected)
+        assert all(key == id(kept["image"]) for key, kept in cache.images.items())
         del image
     assert len(seen) >= min(most, 12)
 
 
-def test_a_failed_question_leaves_the_memory_usable():
+def test_a_failed_question_leaves_the_cache_usable():
     model = ours("caformer")
-    runs, memory, image = counted(model), ExplanationCache(model), photo()
+    runs, cache, image = counted(model), ExplanationCache(model), photo()
     for wrong, says in ((dict(target=10), "There is no class 10"), (dict(target=-1), "There is no class -1"),
                         (dict(stage=0), "There is no stage 0"),
                         (dict(stage=5), "stages 1 to 4"), (dict(method="gradcan"), "Did you mean 'gradcam'"),
                         (dict(target="cat"), "given by its number")):
         with pytest.raises(ValueError, match=says):
-            memory.explain(image, **wrong)
+            cache.explain(image, **wrong)
     asked = len(runs)
-    assert same(memory.explain(image, 2), explain(ours("caformer"), image, 2)) and len(runs) == asked
+    assert same(cache.explain(image, 2), explain(ours("caformer"), image, 2)) and len(runs) == asked
 
 
 @pytest.mark.parametrize("name", TIMM)
 def test_models_of_timm_are_explained_and_their_maps_kept(name):
     model, image = TIMM[name](num_classes=10), photo(0, (80, 70))
-    memory = ExplanationCache(model)
-    assert memory.stages == 4 and memory.classes == 10 and default_stage(memory) == 4
+    cache = ExplanationCache(model)
+    assert cache.stages == 4 and cache.classes == 10 and default_stage(cache) == 4
     for question in ((None, 4, "gradcam"), (3, 2, "layercam"), (3, 2, "eigencam")):
-        found = memory.explain(image, *question)
-        assert same(found, explain(model, image, *question)) and memory.explain(image, *question) is found
-    assert memory.entry(image)["tokens"] is None
+        found = cache.explain(image, *question)
+        assert same(found, explain(model, image, *question)) and cache.explain(image, *question) is found
+    assert cache.entry(image)["tokens"] is None
     with pytest.raises(ValueError, match="There is no stage 5"):
-        memory.explain(image, stage=5)
+        cache.explain(image, stage=5)
 
 
 @pytest.mark.parametrize("make", [
@@ -338,9 +338,9 @@ def test_the_good_stage_has_a_few_tokens(size, stage):
 
 @pytest.mark.parametrize("size", [128, 224])
 def test_the_good_stage_is_a_stage_of_the_model(size):
-    memory = ExplanationCache(three_stages(img_size=size))
-    assert default_stage(memory) == memory.stages == 3
-    assert explore_cam(memory.model, photo())["stage"].value == 3
+    cache = ExplanationCache(three_stages(img_size=size))
+    assert default_stage(cache) == cache.stages == 3
+    assert explore_cam(cache.model, photo())["stage"].value == 3
 
 
 # --- what is drawn and said ---
@@ -397,11 +397,11 @@ def test_without_contrast_there_is_nothing_to_compare():
 
 def test_words_and_facts():
     model, image = ours("caformer", num_classes=4), photo()
-    memory = ExplanationCache(model)
+    cache = ExplanationCache(model)
     probabilities = explain(model, image).probabilities[0]
     guess = int(probabilities.argmax())
     other = (guess + 1) % 4
-    shown = view_cam(memory, "mine", image, GUESS, 3, "gradcam", 0.5, NAMES)
+    shown = view_cam(cache, "mine", image, GUESS, 3, "gradcam", 0.5, NAMES)
     where = peak_position(explain(model, image, guess, 3).maps[0])
     said = f"{NAMES[guess]} ({probabilities[guess]:.0%})"
     assert (
@@ -409,9 +409,9 @@ def test_words_and_facts():
     )
     assert (
         shown.facts == dict(guess=guess, label=guess, likeness=pytest.approx(1, abs=1e-5))
-        and view_cam(memory, "mine", image, guess, 3, "gradcam", 0.5, NAMES).words == shown.words
+        and view_cam(cache, "mine", image, guess, 3, "gradcam", 0.5, NAMES).words == shown.words
     )
-    shown = view_cam(memory, "mine", image, other, 2, "layercam", 0.5, NAMES)
+    shown = view_cam(cache, "mine", image, other, 2, "layercam", 0.5, NAMES)
     maps = explain(model, image, [other, guess], 2, "layercam").maps
     likeness = map_correlation(*maps)
     assert shown.figure.axes[0].get_title() == "mine, layercam, stage 2"
@@ -590,7 +590,7 @@ def test_models_may_be_given_in_many_ways(folder):
     model = ours("identityformer", num_classes=4)
 
     def opened(*args):
-        return {name: (memory.model, names) for name, (memory, names) in open_models(*args).items()}
+        return {name: (cache.model, names) for name, (cache, names) in open_models(*args).items()}
     assert opened(model) == {"MetaFormer": (model, None)} and opened(model, NAMES) == {"MetaFormer": (model, NAMES)}
     assert opened({"a": model, 3: model}, range(4)) == {name: (model, ["0", "1", "2", "3"]) for name in ("a", "3")}
     assert opened(nn.DataParallel(model)) == {"MetaFormer": (model, None)}

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from metaformer_edu.core.errors import DataError
 from metaformer_edu.data import folders, transforms
 from metaformer_edu.data.datasets import SOURCES, load_data, load_digits, load_shapes, load_val
-from metaformer_edu.data.folders import SkipUnreadable, load_folder
+from metaformer_edu.data.folders import _SkipUnreadable, load_folder
 from metaformer_edu.data.loaders import EpochSampler, make_loaders, show_batch, show_predictions
 from metaformer_edu.data.shapes import TASKS, draw_example
 from metaformer_edu.data.transforms import DataInfo, ImageDataset, imagenet_transforms, seeded_rng
@@ -376,7 +376,7 @@ def test_stop_keeps_no_marks_and_an_unknown_choice_is_an_error(root):
     with pytest.raises(ValueError, match="'skp'. Did you mean 'skip'"):
         load_folder(root, 32, unreadable="skp")
     with pytest.raises(ValueError, match="'nxt'. Did you mean 'next'"):
-        SkipUnreadable([], "nxt")
+        _SkipUnreadable([], "nxt")
 
 
 class Many:
@@ -391,7 +391,7 @@ class Many:
 
 
 def test_marks_stay_cheap_for_a_million_images():
-    pictures = ImageDataset(SkipUnreadable(Many(), "next"), torch.abs)
+    pictures = ImageDataset(_SkipUnreadable(Many(), "next"), torch.abs)
     assert len(pickle.dumps(pictures)) < 2_000_000
     assert pictures[1_299_997][1] == 5 and pictures.skipped.sum() == 2
 

@@ -63,9 +63,8 @@ def test_the_names_are_those_of_the_tables():
     from metaformer_edu.experiments.arms import EXPERIMENTS, Budget
     from metaformer_edu.interpret.cam import METHODS
     from metaformer_edu.commands.experiment import parse
-    from metaformer_edu.training.trainer import SCHEDULES
     assert cli.SOURCE_NAMES == list(SOURCES) and cli.METHOD_NAMES == list(METHODS)
-    assert cli.EXPERIMENT_NAMES == list(EXPERIMENTS) and cli.SCHEDULE_NAMES == list(SCHEDULES)
+    assert cli.EXPERIMENT_NAMES == list(EXPERIMENTS)
     assert parse(["mixers"]).lr == Budget().lr
 
 

@@ -283,7 +283,7 @@ def test_all_60_are_registered():
 
 
 def test_registering_again_is_harmless(recwarn):
-    registry.register_with_timm()
+    registry._register_with_timm()
     assert len(timm.list_models("edu_*")) == 60 and not recwarn.list
 
 
@@ -298,7 +298,7 @@ def test_star_import_brings_what_the_lesson_exports_and_no_more():
     names.pop("__builtins__")
     assert (
         names["create_model"] is create_model
-        and {"list_models", "model_table", "register_with_timm", "MODELS"} <= names.keys()
+        and {"list_models", "model_table", "MODELS"} <= names.keys()
     )
     assert names.keys() == set(registry.__all__) and not any(n.startswith(("edu_", "_")) for n in names)
     foreign = [n for n, v in names.items()

@@ -17,15 +17,16 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import exercises
+from metaformer_edu.core.cli import SCHEDULE_NAMES
 from metaformer_edu.data.datasets import load_digits
 from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.data.transforms import ImageDataset, seeded_rng
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.training.callbacks import (
-    AverageWeights, BadSteps, Callback, ClipGradients, EarlyStopping, MixUp, ProgressBar, Recorder, ScheduleLR,
+    AverageWeights, BadSteps, Callback, ClipGradients, EarlyStopping, MixUp, ProgressBar, Recorder, ScheduleLR, Timer,
     TensorBoard, TrainingStopped)
 from metaformer_edu.training.processes import EvalSampler, TrainSampler
-from metaformer_edu.training.trainer import SCHEDULES, Trainer, draw_curves, find_lr, fit, make_schedule
+from metaformer_edu.training.trainer import Trainer, draw_curves, find_lr, fit, make_schedule
 
 OLD = Path(__file__).parent / "reference/state-0.1.0.pt"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -446,11 +447,16 @@ def test_schedule_by_epochs_is_the_published_one():
     assert found[::4] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("sched", [s for s in SCHEDULES if s != "None"])
+@pytest.mark.parametrize("sched", [s for s in SCHEDULE_NAMES if s != "None"])
 @pytest.mark.parametrize("on_updates", [True, False])
 def test_cooling_down_stays_at_the_last_rate(sched, on_updates):
     found = rates(5, total=8, sched=sched, min_lr=0.001, on_updates=on_updates)
     assert found[20:] == pytest.approx([0.001] * 12) and found[0] == pytest.approx(0.1) and min(found[:16]) > 0.001
+
+
+def test_an_unknown_schedule_is_named_with_its_neighbours():
+    with pytest.raises(ValueError, match="no schedule 'cosin'. Did you mean 'cosine'"):
+        rates(sched="cosin")
 
 
 def test_no_schedule_is_a_constant_rate():
@@ -758,8 +764,8 @@ def test_cleanup_comes_after_an_error_too():
 
 def test_every_argument_of_the_trainer_has_its_callback():
     kinds = lambda t: {type(c) for c in t.callbacks}
-    assert kinds(trainer()) == {Recorder, BadSteps}
-    assert kinds(full(progress=True)) == {Recorder, BadSteps, ScheduleLR, MixUp, ClipGradients, AverageWeights,
+    assert kinds(trainer()) == {Timer, Recorder, BadSteps}
+    assert kinds(full(progress=True)) == {Timer, Recorder, BadSteps, ScheduleLR, MixUp, ClipGradients, AverageWeights,
                                           ProgressBar}
 
 

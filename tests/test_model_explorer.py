@@ -12,7 +12,7 @@ from metaformer_edu.models.mixers import MIXERS
 from metaformer_edu.models.registry import FAMILIES, MODELS, create_model, get_row
 from metaformer_edu.widgets.base import Shown, dropdown
 from metaformer_edu.widgets.model_explorer import (
-    Anatomy, PART_KINDS, RESOLUTIONS, TRIES, anatomy, anatomy_text, count_mixer, count_rest, draw_anatomy,
+    Anatomy, MODEL_TRIES, PART_KINDS, RESOLUTIONS, anatomy, anatomy_text, count_mixer, count_rest, draw_anatomy,
     explore_model, follow_family, model_name, own_mixers, receptive_rows, signed_change, sizes_of, swap_costs,
     swap_words, view_model, window_steps)
 
@@ -107,12 +107,12 @@ def test_the_field_is_where_the_gradient_is(mixers, px, one_thread):
     assert anatomy("tiny_convformer", px, mixers).fields == gradient_fields(quiet, px)
 
 
-def test_the_family_norms_whisper_to_all_and_the_words_say_so(one_thread):
+def test_the_family_norms_mix_all_faintly_and_the_words_say_so(one_thread):
     model = create_model("tiny_identityformer", img_size=64).double()
     assert gradient_fields(model, 64)[0] == (0, 63) and anatomy("tiny_identityformer", 64).sides[0] == 7
     for family in FAMILIES:
-        whispers = family in ("identityformer", "randformer", "poolformerv2")
-        assert ("mix all tokens faintly" in anatomy_text(anatomy(f"tiny_{family}"))) == whispers
+        faintly = family in ("identityformer", "randformer", "poolformerv2")
+        assert ("mix all tokens faintly" in anatomy_text(anatomy(f"tiny_{family}"))) == faintly
 
 
 def test_fields_of_the_textbook():
@@ -339,7 +339,7 @@ def test_what_counts_as_done(which, values, expected):
     family, size, px, mixers = values
     chosen = dict(family=family, size=size, img_size=px,
                   **{f"stage{i}": m for i, m in enumerate(mixers or own_mixers(family), 1)})
-    assert bool(TRIES[which][1](chosen, view_model(**chosen).facts)) == expected
+    assert bool(MODEL_TRIES[which][1](chosen, view_model(**chosen).facts)) == expected
 
 
 # --- the picture ---

@@ -13,8 +13,8 @@ from torch import nn
 from metaformer_edu.core.files import read_log, write_atomically
 from metaformer_edu.training.callbacks import TensorBoard
 from metaformer_edu.training.run_folder import (
-    RunFolder, SAME_RESULT, SPEED, differences, new_folder, newest_run, newest_state, read_settings, read_state,
-    save_state)
+    RunFolder, _SAME_RESULT, _SPEED_COLUMNS, _newest_run, _newest_state, _read_settings, _read_state, _save_state,
+    differences, new_folder)
 from metaformer_edu.training.trainer import draw_curves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,54 +84,54 @@ def test_an_error_that_has_nothing_to_do_with_the_disk_does_not_blame_it(tmp_pat
 
 def test_a_state_comes_back_as_it_was(tmp_path):
     state = dict(updates=3, log=[dict(epoch=1, val_loss=0.5)], weights=torch.randn(5), sums=[[1 / 3, 0.]])
-    path = save_state(state, tmp_path, 3)
-    back = read_state(path)
+    path = _save_state(state, tmp_path, 3)
+    back = _read_state(path)
     assert path.name == "state-00000003.pt" and torch.equal(back.pop("weights"), state.pop("weights")) and back == state
 
 
 def test_two_states_are_kept(tmp_path):
     for n in (9, 10, 99, 100, 101):
-        save_state(dict(updates=n), tmp_path, n)
-    assert names(tmp_path) == ["state-00000100.pt", "state-00000101.pt"] and newest_state(tmp_path)["updates"] == 101
+        _save_state(dict(updates=n), tmp_path, n)
+    assert names(tmp_path) == ["state-00000100.pt", "state-00000101.pt"] and _newest_state(tmp_path)["updates"] == 101
 
 
 def test_the_state_that_was_just_written_is_kept_and_is_the_newest(tmp_path):
     "Whoever goes back to an earlier state, with other settings perhaps, leaves the later ones behind."
     for n in (10, 20, 30):
-        save_state(dict(updates=n, lr=1), tmp_path, n)
+        _save_state(dict(updates=n, lr=1), tmp_path, n)
     for n in (25, 26):  # from 20 on
-        path = save_state(dict(updates=n, lr=2), tmp_path, n)
+        path = _save_state(dict(updates=n, lr=2), tmp_path, n)
         assert path.exists(), "the state that was just written is gone"
-    assert newest_state(tmp_path) == dict(updates=26, lr=2)
+    assert _newest_state(tmp_path) == dict(updates=26, lr=2)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a state", None])
 def test_a_damaged_state_is_named_and_left_out(damage, tmp_path, capsys):
     for n in (1, 2):
-        last = save_state(dict(updates=n, weights=torch.zeros(1000)), tmp_path, n)
+        last = _save_state(dict(updates=n, weights=torch.zeros(1000)), tmp_path, n)
     last.write_bytes(last.read_bytes()[:1500] if damage is None else damage)  # None: cut off
-    assert newest_state(tmp_path)["updates"] == 1
+    assert _newest_state(tmp_path)["updates"] == 1
     said = capsys.readouterr().err
     assert said == f"Cannot go on from {last}: it is damaged or no state of a run. The one before it is tried.\n"
     (tmp_path / "state-00000001.pt").write_bytes(b"")
-    assert newest_state(tmp_path) is None and capsys.readouterr().err.count("\n") == 2
+    assert _newest_state(tmp_path) is None and capsys.readouterr().err.count("\n") == 2
 
 
 def test_no_state(tmp_path):
-    assert newest_state(tmp_path) is None and newest_state(tmp_path / "gone") is None
+    assert _newest_state(tmp_path) is None and _newest_state(tmp_path / "gone") is None
     (tmp_path / "state-00000001.pt.unfinished").write_text("half")
-    assert newest_state(tmp_path) is None
+    assert _newest_state(tmp_path) is None
 
 
 def test_what_is_no_state(tmp_path):
     torch.save(dict(weight=torch.zeros(1)), tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="weights.pth: it holds weights, perhaps, but no state of a run"):
-        read_state(tmp_path / "weights.pth")
+        _read_state(tmp_path / "weights.pth")
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="no state of a run"):
-        read_state(tmp_path / "list.pt")
+        _read_state(tmp_path / "list.pt")
     with pytest.raises(FileNotFoundError):
-        read_state(tmp_path / "gone.pt")
+        _read_state(tmp_path / "gone.pt")
 
 
 class Trap:
@@ -142,7 +142,7 @@ class Trap:
 def test_a_state_runs_no_code(tmp_path, capsys):
     torch.save(dict(updates=1, trap=Trap()), tmp_path / "state-00000001.pt")
     with pytest.raises(ValueError, match="damaged or no state"):
-        read_state(tmp_path / "state-00000001.pt")
+        _read_state(tmp_path / "state-00000001.pt")
     assert "this ran" not in capsys.readouterr().out
 
 
@@ -160,7 +160,7 @@ def test_a_folder_in_the_home_directory(tmp_path, monkeypatch):
 
 def test_differences_that_matter():
     a = dict(lr=0.002, scale=[0.08, 1.], workers=2, output="x", model_ema=False)
-    assert differences(a, dict(a)) == [] and differences(a, a | {k: "other" for k in SAME_RESULT}) == []
+    assert differences(a, dict(a)) == [] and differences(a, a | {k: "other" for k in _SAME_RESULT}) == []
     assert differences(a, a | dict(lr=0.004, model_ema=True)) == ["lr 0.002 → 0.004", "model_ema False → True"]
     assert differences(a, a | dict(new=1)) == ["new None → 1"] and differences(a | dict(old=1), a) == ["old 1 → None"]
 
@@ -170,7 +170,7 @@ def test_settings_come_back(tmp_path):
                     opt_betas=None, sched="None",
                     aa="none", model_ema=True, epochs=30, experiment="no", threads=None, min_lr=1e-5)
     RunFolder(tmp_path, settings).write_args(["metaformer-train", "--experiment", "two words", "--lr", "1e-6"])
-    assert read_settings(tmp_path) == settings and differences(read_settings(tmp_path), settings) == []
+    assert _read_settings(tmp_path) == settings and differences(_read_settings(tmp_path), settings) == []
     about = yaml.safe_load((tmp_path / "args.yaml").read_text(encoding="utf-8"))
     assert about["command"] == "metaformer-train --experiment 'two words' --lr 1e-6"
     assert about["versions"]["torch"] == torch.__version__ and {
@@ -181,18 +181,18 @@ def test_settings_come_back(tmp_path):
 def test_settings_that_cannot_be_read_are_empty(text, tmp_path):
     if text is not None:
         (tmp_path / "args.yaml").write_text(text)
-    assert read_settings(tmp_path) == {}
-    assert newest_run(tmp_path.parent, tmp_path.name, dict(lr=1)) is None
+    assert _read_settings(tmp_path) == {}
+    assert _newest_run(tmp_path.parent, tmp_path.name, dict(lr=1)) is None
 
 
 def test_the_newest_run_with_the_same_settings(tmp_path):
     settings = dict(lr=1, workers=0)
-    assert newest_run(tmp_path, "a", settings) is None
+    assert _newest_run(tmp_path, "a", settings) is None
     for lr in (1, 2, 1, 2):
         RunFolder(new_folder(tmp_path, "a"), dict(lr=lr, workers=5)).write_args([])
     new_folder(tmp_path, "a")  # without settings
-    assert newest_run(tmp_path, "a", settings).name == "a-3" and newest_run(tmp_path, "a", dict(lr=2)).name == "a-4"
-    assert newest_run(tmp_path, "a", dict(lr=3)) is None and newest_run(tmp_path, "b", settings) is None
+    assert _newest_run(tmp_path, "a", settings).name == "a-3" and _newest_run(tmp_path, "a", dict(lr=2)).name == "a-4"
+    assert _newest_run(tmp_path, "a", dict(lr=3)) is None and _newest_run(tmp_path, "b", settings) is None
 
 
 # --- what is kept ---
@@ -251,14 +251,14 @@ def test_the_seed_decides_one_table_and_the_machine_the_other(tmp_path):
     assert (tmp_path / "speed.csv").read_text() == "epoch,seconds,images_per_s,waiting\n1,1.0,9.0,0.1\n2,1.0,9.0,0.1\n"
     assert names(tmp_path) == ["speed.csv", "summary.csv"]
     back = read_log(tmp_path)
-    assert back[0] == {k: v for k, v in log[0].items() if k not in SPEED} and isinstance(back[0]["epoch"], int)
+    assert back[0] == {k: v for k, v in log[0].items() if k not in _SPEED_COLUMNS} and isinstance(back[0]["epoch"], int)
     assert read_log(tmp_path / "summary.csv")[1]["val_top1"] == 60.25 and math.isnan(back[1]["train_loss"])
 
 
 def test_what_a_run_leaves(tmp_path):
     run = RunFolder(tmp_path, {})
     assert run.contents() == f"{tmp_path} holds only settings."
-    save_state(dict(updates=1), tmp_path, 1)
+    _save_state(dict(updates=1), tmp_path, 1)
     assert run.contents() == f"{tmp_path} holds only settings; the same command with --resume auto goes on."
     run.restore([row(1), row(2)])
     assert (

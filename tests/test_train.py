@@ -28,7 +28,7 @@ from metaformer_edu.train import main, run
 from metaformer_edu.training import run_folder, trainer
 from metaformer_edu.training.callbacks import Callback, EarlyStopping
 from metaformer_edu.training.evaluate import evaluate
-from metaformer_edu.training.run_folder import SPEED, new_folder
+from metaformer_edu.training.run_folder import _SPEED_COLUMNS, new_folder
 from metaformer_edu.training.settings import parse
 from metaformer_edu.training.setup import build
 
@@ -86,7 +86,7 @@ def test_main_job_reads_digits(main_job):
     assert [int(r["epoch"]) for r in rows] == list(range(1, len(rows) + 1))
     assert all(math.isfinite(float(v)) for r in rows for v in r.values())
     assert {"epoch", "lr", "train_loss", "val_loss", "val_top1",
-        "bad_steps"} <= rows[0].keys() and not set(SPEED) & rows[0].keys()
+        "bad_steps"} <= rows[0].keys() and not set(_SPEED_COLUMNS) & rows[0].keys()
     assert {r["bad_steps"] for r in rows} == {"0"}
     speed = table(folder / "runs" / "tiny_convformer-digits-seed0" / "speed.csv")
     assert list(
@@ -564,11 +564,11 @@ def files(run):
 
 
 def go(run, *args, resume="auto"):
-    main([run_folder.read_settings(run)["data"], *GO, "--output", str(run.parent), "--resume", str(resume), *args])
+    main([run_folder._read_settings(run)["data"], *GO, "--output", str(run.parent), "--resume", str(resume), *args])
 
 
 def test_auto_without_a_run_begins_one(finished, tmp_path, capsys):
-    main([run_folder.read_settings(finished)["data"], *GO, "--output", str(tmp_path / "new"), "--resume", "auto"])
+    main([run_folder._read_settings(finished)["data"], *GO, "--output", str(tmp_path / "new"), "--resume", "auto"])
     run = only_run(tmp_path / "new")
     assert run.name == finished.name and same(run, finished) and "goes on" not in capsys.readouterr().out
 
@@ -644,7 +644,7 @@ def test_a_finished_run_can_be_made_longer(ended, capsys):
 @pytest.mark.parametrize("more", [True, False])
 def test_an_average_that_is_new_or_left_out(more, tmp_path, ended):
     if not more:
-        data = run_folder.read_settings(ended)["data"]
+        data = run_folder._read_settings(ended)["data"]
         shutil.rmtree(ended)
         main([data, *GO, "--output", str(ended.parent), "--model-ema"])
     go(ended, "--epochs", "3", *["--model-ema"] * more, resume=ended)
@@ -654,7 +654,7 @@ def test_an_average_that_is_new_or_left_out(more, tmp_path, ended):
 def test_a_state_alone_in_a_folder(finished, tmp_path, capsys):
     (tmp_path / "alone").mkdir()
     path = shutil.copy(finished / "state-00000006.pt", tmp_path / "alone")
-    main([run_folder.read_settings(finished)["data"], *GO, "--resume", path])
+    main([run_folder._read_settings(finished)["data"], *GO, "--resume", path])
     assert "None →" not in capsys.readouterr().err  # nothing is known of its settings
     assert same(tmp_path / "alone", finished)
 

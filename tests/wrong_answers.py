@@ -710,11 +710,11 @@ def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityfor
             "answer_1 = 8 * 4 * 384**2 * 3 / 2**20": "numbers of 4 bytes"},
         2: {"answer_2 = ['gradcam']": "the maps of gradcam differ", "answer_2 = []": "1 missing",
             "answer_2 = ['random']": "random is none of"},
-        3: {"def answer_3(memory, image, n): return memory.model(to_batch(image, "
-            "memory.model))[0].topk(n).indices.tolist()": "the model ran 2 times",
-            "def answer_3(memory, image, n): return memory.explain(image).logits[0].topk(n).values.tolist()":
+        3: {"def answer_3(cache, image, n): return cache.model(to_batch(image, "
+            "cache.model))[0].topk(n).indices.tolist()": "the model ran 2 times",
+            "def answer_3(cache, image, n): return cache.explain(image).logits[0].topk(n).values.tolist()":
                 "and should be",
-            "def answer_3(memory, image, n): return [int(memory.explain(image).logits[0].argmax())]": "gives 1 and 1"},
+            "def answer_3(cache, image, n): return [int(cache.explain(image).logits[0].argmax())]": "gives 1 and 1"},
     },
     "widgets/training_explorer": {
         1: {"answer_1 = 7": "after epoch 7 it is 86.2 %", "answer_1 = 9": "not for the first time",

@@ -75,7 +75,7 @@ def cli_errors(command:str, # its name, which stands before the sentence
 
 # %% ../../nbs/core/cli.ipynb #ebe63691
 SOURCE_NAMES = ['digits', 'shapes', 'shapes-texture', 'shapes-shape', 'shapes-same', 'shapes-order'] # of `SOURCES`
-SCHEDULE_NAMES = ['cosine', 'tanh', 'poly', 'None'] # of `SCHEDULES`
+SCHEDULE_NAMES = ['cosine', 'tanh', 'poly', 'None'] # that `make_schedule` takes
 METHOD_NAMES = ['gradcam', 'gradcam++', 'hirescam', 'layercam', 'xgradcam', 'elementwise', 'eigengradcam', 'eigencam',
                 'scorecam', 'ablationcam', 'random'] # of `METHODS`
 EXPERIMENT_NAMES = ['mixers', 'longer', 'distance', 'attention', 'activations', 'scales', 'random'] # of `EXPERIMENTS`

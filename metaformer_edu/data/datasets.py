@@ -30,9 +30,9 @@ def load_digits(img_size:int=64, # height and width in pixels
     train, held_out = train_test_split(range(len(labels)), test_size=0.25, stratify=labels, random_state=0)
     info, bilinear = DataInfo('digits', [str(i) for i in range(10)], img_size), v2.InterpolationMode.BILINEAR
     enlarge, finish = v2.Resize(img_size), [v2.RGB(), v2.Normalize(info.mean, info.std)]
-    shake = v2.RandomAffine(10, translate=(0.08, 0.08), scale=(0.9, 1.1), shear=5, interpolation=bilinear)
-    plain, shaken = v2.Compose([enlarge, *finish]), v2.Compose([enlarge, shake, *finish])
-    return (ImageDataset(TensorDataset(images[train], labels[train]), shaken if augment else plain, seed),
+    distort = v2.RandomAffine(10, translate=(0.08, 0.08), scale=(0.9, 1.1), shear=5, interpolation=bilinear)
+    plain, distorted = v2.Compose([enlarge, *finish]), v2.Compose([enlarge, distort, *finish])
+    return (ImageDataset(TensorDataset(images[train], labels[train]), distorted if augment else plain, seed),
             ImageDataset(TensorDataset(images[held_out], labels[held_out]), plain), info)
 
 # %% ../../nbs/data/datasets.ipynb #332d9bef

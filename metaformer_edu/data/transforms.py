@@ -48,7 +48,7 @@ class ImageDataset(Dataset):
 
     @property
     def skipped(self):
-        "Marks of unreadable images, (n,) bool; None if such an image is an error, see `SkipUnreadable`."
+        "Marks of unreadable images, (n,) bool; None if such an image is an error, see `load_folder`."
         return getattr(self.images, 'skipped', None)
 
     def __getitem__(self, key): # (epoch, index), or an index of epoch 0

@@ -215,8 +215,8 @@ def maps_and_logits(model, images, labels, stage:int, method:str): # labels: a n
     "(B, H, W) from 0 to 1 and (B, classes), for a batch; the model is changed while this runs, see `frozen_eval`."
     from pytorch_grad_cam import ablation_cam, score_cam
     targets = [Target(label) for label in labels]
-    quiet = mock.patch.object(score_cam, 'tqdm', NO_BAR), mock.patch.object(ablation_cam, 'tqdm', NO_BAR)
-    with stage_cam(model, targets, stage, method, images.shape[-2:]) as cam, quiet[0], quiet[1]:
+    with (stage_cam(model, targets, stage, method, images.shape[-2:]) as cam,
+          mock.patch.object(score_cam, 'tqdm', NO_BAR), mock.patch.object(ablation_cam, 'tqdm', NO_BAR)):
         maps = cam(images, targets)
         return torch.from_numpy(maps), cam.outputs.detach().cpu()
 
@@ -268,7 +268,8 @@ def to_pictures(images, model)->torch.Tensor: # (B, C, H, W) as the model saw th
 def imagenet_classes(n:int)->list: # of 1,000 or 21,841; None for another number
     "The names of ImageNet's classes."
     subset = {1000: 'imagenet-1k', 21841: 'imagenet-22k'}.get(n)
-    return subset and [name.split(',')[0] for name in ImageNetInfo(subset).label_descriptions()]
+    if subset is None: return None
+    return [name.split(',')[0] for name in ImageNetInfo(subset).label_descriptions()]
 
 # %% ../../nbs/interpret/cam.ipynb #1b6bf665
 def class_title(label:int, n:int, class_names=None)->str: # n classes
@@ -325,7 +326,9 @@ def explain(model:nn.Module, # a classifier of this library or of timm, in any m
             stage:int=4, # at whose end, counted from 1
             method:str='gradcam', # a key of `METHODS`
            )->Explanation:
-    "Where in the image is what speaks for a class? The model is left as it was. Raises ValueError."
+    """Where in the image is what speaks for a class? The model is left as it was.
+
+    ValueError for what is no classifier or no image, for a class, stage or method that there is not, and for NaN."""
     model = unwrap_model(model) # it may be compiled, or in DistributedDataParallel
     stage_modules(model) # a model that has none is refused before anything else
     images, labels = match_targets(to_batch(image, model), target)
@@ -379,7 +382,9 @@ def cam_grid(images, # (B, 3, H, W) as the models take them, or PIL images, whic
              stage:int=4, method:str='gradcam', # as in `explain`
              class_names=None, # in the order of the labels; None: ImageNet's, if there are so many
             ):
-    "Rows of images, columns of models, as in the paper's Grad-CAM figure; return the figure. Raises ValueError."
+    """Rows of images, columns of models, as in the paper's Grad-CAM figure; return the Matplotlib figure.
+
+    ValueError as from `explain`, and if there is no model."""
     import matplotlib.pyplot as plt
     models = models if isinstance(models, dict) else name_models(list(models))
     if not models: raise ValueError('Give at least one model.')

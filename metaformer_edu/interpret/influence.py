@@ -37,9 +37,9 @@ def squared_norms(f, # (B, H, W, C) → (B, H', W', C')
 
 # %% ../../nbs/interpret/influence.ipynb #8d7840f2
 def channel_directions(y, # any tensor with the channels last
-                  probes:int=None, # None: one direction for each channel, exact
-                  generator:torch.Generator=None, # for the signs
-                 )->torch.Tensor: # (k, C')
+                       probes:int=None, # None: one direction for each channel, exact
+                       generator:torch.Generator=None, # for the signs
+                      )->torch.Tensor: # (k, C')
     "Weightings of an output token's channels: each channel for itself, or all with random signs."
     if probes is None: return torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
     if probes < 1: raise ValueError(f'probes is a number of random weightings, 1 or more, not {probes}; None is exact.')
@@ -76,7 +76,9 @@ def influence(mixer:nn.Module, # (B, H, W, C) → (B, H', W', C'): a mixer, a bl
               chunk:int=64, # copies of `x` in memory at a time
               seed:int=0, # of the probes
              )->torch.Tensor: # (H'·W', H·W), not negative
-    "By how much output token i changes if input token j does: the norm of the Jacobian's block (i, j), over √C'."
+    """By how much output token i changes if input token j does: the norm of the Jacobian's block (i, j), over √C'.
+
+    ValueError if `x` is not one grid of tokens, or no grid comes out."""
     x = one_grid(mixer, x)
     with differentiable(mixer) as f:
         y, generator = output_of(f, x), torch.Generator().manual_seed(seed)
@@ -109,7 +111,7 @@ def class_by_forward(mixer, *classes)->type: # None if there is none
 @torch.no_grad()
 def attention_weights(mixer:Attention, x, # tokens (H, W, C) or (1, H, W, C)
                      )->torch.Tensor: # (heads, H·W, H·W); rows sum to 1
-    "How token i divides its attention among all j, for each head."
+    "How token i divides its attention among all j, for each head. ValueError for another mixer than `Attention`."
     if not class_by_forward(mixer, Attention):
         raise ValueError(f'{type(mixer).__name__} does not compute as Attention does: use influence(mixer, x).')
     x = one_grid(mixer, x).flatten(1, 2)
@@ -133,7 +135,10 @@ CLOSED_FORMS = {Identity: identity_matrix, nn.Identity: identity_matrix, Pooling
 def closed_form(mixer:nn.Module, # of a class in `CLOSED_FORMS`
                 x, # tokens (H, W, C) or (1, H, W, C)
                )->torch.Tensor: # (H·W, H·W); signed for all but Attention
-    "The mixer's matrix by formula. Attention: with its weights held fixed, see `value_influence`."
+    """The mixer's matrix by formula; for Attention with its weights A held fixed, the norm of Σ A[i, j] W_o W_v over
+    √C.
+
+    ValueError for a mixer that is not in `CLOSED_FORMS`."""
     if kind := class_by_forward(mixer, *CLOSED_FORMS): return CLOSED_FORMS[kind](mixer, one_grid(mixer, x))
     raise ValueError(f'There is no closed form for {type(mixer).__name__}: use influence(mixer, x), '
                      'or put yours into CLOSED_FORMS.')
@@ -171,7 +176,9 @@ def show_mixing(mixers:dict, # name → mixer, or a matrix (H·W, H·W)
                 image, # (C, H, W), from which the tokens come
                 token:tuple=None, # (row, column) of the token below; None: the central one
                ):
-    "Draw the matrix of each mixer and, below, one token's row of it on the image; return the figure."
+    """Draw the matrix of each mixer and, below, one token's row of it on the image; return the Matplotlib figure.
+
+    ValueError for a token that is not in the grid."""
     import matplotlib.pyplot as plt
     x = x[None] if x.ndim == 3 else x
     row, column = on_grid(x, token)
@@ -196,7 +203,9 @@ def check_stage(model:MetaFormer, stage:int): # counted from 1
 def mixer_at(model:MetaFormer, image, # (in_chans, H, W) or (1, in_chans, H, W), as the model wants it
              stage:int, block:int=1, # both counted from 1
             )->tuple: # (the mixer, its tokens (1, H, W, C))
-    "A mixer inside a model, and the tokens it gets for this image: what `influence` and `closed_form` take."
+    """A mixer inside a model, and the tokens it gets for this image: what `influence` and `closed_form` take.
+
+    ValueError for a stage or block that there is not, and for several images."""
     check_stage(model, stage)
     blocks = len(model.stages[stage - 1])
     if not 1 <= block <= blocks: raise ValueError(f'Stage {stage} has the blocks 1 to {blocks}, not {block}.')
@@ -212,7 +221,9 @@ def show_heads(model:MetaFormer, image, # as for `mixer_at`
                stage:int=3, block:int=1, # both counted from 1
                token:tuple=None, # (row, column); None: the central one
               ):
-    "Draw to whom one token attends more (red) or less (blue) than evenly, a picture for each head; return the figure."
+    """Draw to whom one token attends more (red) or less (blue) than evenly, a picture for each head; return the figure.
+
+    ValueError for a stage without Attention, and for a stage, block or token that there is not."""
     import matplotlib.pyplot as plt
     mixer, x = mixer_at(model, image, stage, block)
     if not class_by_forward(mixer, Attention):
@@ -244,7 +255,7 @@ def pooling_windows(mixer, x):
 
 # %% ../../nbs/interpret/influence.ipynb #f3e7d803
 def window_weights(windows, # (H·W, k·k)
-           h:int, w:int)->torch.Tensor: # (H·W, H·W)
+                   h:int, w:int)->torch.Tensor: # (H·W, H·W)
     "Windows as the whole matrix."
     k = math.isqrt(windows.shape[1])
     r, full = k // 2, windows.new_zeros(h * w, h + k - 1, w + k - 1)
@@ -299,8 +310,8 @@ def show_windows(windows, # (H·W, k·k)
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3), layout='constrained')
     left.imshow(to_array(image.float().mean(0)), cmap='gray', extent=(0, w, h, 0))
-    loudness = to_array(windows.norm(dim=1).view(h, w))
-    drawn = left.imshow(loudness, cmap='viridis', alpha=0.75, extent=(0, w, h, 0))
+    total = to_array(windows.norm(dim=1).view(h, w))
+    drawn = left.imshow(total, cmap='viridis', alpha=0.75, extent=(0, w, h, 0))
     left.set(xticks=[], yticks=[], title='each token hears')
     fig.colorbar(drawn, ax=left, shrink=0.8)
     k = math.isqrt(windows.shape[1])

@@ -59,7 +59,9 @@ def receptive_field(module:nn.Module, # a model, or a module (B, H, W, C) → (B
                     token:tuple=None, # (row, column) in the output's grid; None: the central one
                     probes:int=None, chunk:int=64, seed:int=0, # as for `influence`
                    )->Field: # mean over the inputs, each with the same weight
-    "The effective receptive field of one output token (Luo et al., 2016): its influence by each input, as shares."
+    """The effective receptive field of one output token (Luo et al., 2016): its influence by each input, as shares.
+
+    In pixels for a model, in tokens for a module. ValueError for a stage or token that there is not."""
     whole, x = isinstance(module, MetaFormer), x[None] if x.ndim == 3 else x
     if stage and not whole: raise ValueError('stage is for a whole model: this module is measured as it is.')
     if whole: module, x = UpToStage(module, stage), to_tokens(x, module.in_chans)

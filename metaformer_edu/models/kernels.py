@@ -41,7 +41,7 @@ def _wide_dot(g, r): # Σ g·r² of 16-bit numbers in float32, piece by piece: n
 def _star_grads(g, x, s, needs, ours): # gradients of x, s and b, those that are needed; ours: g may be written over
     if not any(needs): return None, None, None
     r, wide = F.relu(x), torch.promote_types(g.dtype, torch.float32)
-    if torch.is_grad_enabled(): # somebody wants the gradient of the gradient: nothing in place
+    if torch.is_grad_enabled(): # for a second derivative: nothing in place
         return 2 * s * g * r, (g * r * r).sum().view_as(s), g.sum().view_as(s)
     db = g.sum(dtype=wide).view_as(s) if needs[2] else None
     ds = _wide_dot(g, r) if needs[1] and g.dtype != wide else None
@@ -85,10 +85,10 @@ def set_fused_star(enable:bool=True):
     _fused = enable
 
 def use_fused_star()->bool:
-    "Whether layers should call the fused operations now: not while a compiler, an exporter or a tracer is looking."
+    "Whether layers should call the fused operations now: not under a compiler, an exporter or a tracer."
     return _fused and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
-def _ordinary(*tensors): # tensors with memory, and nobody writes down a graph of what is done with them
+def _ordinary(*tensors): # tensors with memory, of whose operations no graph is recorded
     known = all(type(t) in (Tensor, nn.Parameter) and t.device.type != 'meta' for t in tensors)
     return known and not any(mode.is_infra_mode() for mode in _get_current_dispatch_mode_stack())
 

@@ -51,19 +51,20 @@ class LayerNormGeneral(LayerNormWithoutBias):
         return F.group_norm(x.permute(0, 3, 1, 2), 1, self.weight, None, self.eps).permute(0, 2, 3, 1)
 
 # %% ../../nbs/models/layers.ipynb #f11f570a
-def _bare(part, *types): # exactly of one of these types, and nobody wants to see it being called
+def _is_exactly(part, *types): # exactly of one of these types, without a hook or a forward of its own
     hooks = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
     return type(part) in types and not hooks and 'forward' not in vars(part)
 
-def _idle(drop): return _bare(drop, nn.Identity) or _bare(drop, nn.Dropout) and not (drop.training and drop.p > 0)
+def _is_inactive(drop):
+    return _is_exactly(drop, nn.Identity) or _is_exactly(drop, nn.Dropout) and not (drop.training and drop.p > 0)
 
-def _slides(layer): # is it still the depthwise convolution with stride 1 that it was made as?
+def _is_depthwise(layer): # is it still the depthwise convolution with stride 1 that it was made as?
     if layer.padding_mode != 'zeros' or not isinstance(layer.padding, tuple): return False
     return layer.stride == layer.dilation == (1, 1) and layer.groups == layer.in_channels == layer.out_channels
 
-def _fuses(act, layer): # may star_linear or star_depthwise stand for these two?
-    if not use_fused_star() or nn.modules.module._has_any_global_hook() or not _bare(act, StarReLU): return False
-    return _bare(layer, Linear) or _bare(layer, DepthwiseConv) and _slides(layer)
+def _can_fuse(act, layer): # may star_linear or star_depthwise stand for these two?
+    if not use_fused_star() or nn.modules.module._has_any_global_hook() or not _is_exactly(act, StarReLU): return False
+    return _is_exactly(layer, Linear) or _is_exactly(layer, DepthwiseConv) and _is_depthwise(layer)
 
 # %% ../../nbs/models/layers.ipynb #f08a3476
 class Mlp(nn.Module):
@@ -85,7 +86,7 @@ class Mlp(nn.Module):
     def forward(self, x):
         x = self.fc1(x)
         if not torch.jit.is_scripting():
-            if _fuses(self.act, self.fc2) and _idle(self.drop):
+            if _can_fuse(self.act, self.fc2) and _is_inactive(self.drop):
                 return star_linear(x, self.act.scale, self.act.bias, self.fc2.weight, self.fc2.bias)
         return self.drop(self.fc2(self.drop(self.act(x))))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from ..core.errors import did_you_mean
 from .kernels import DepthwiseConv, Linear, star_depthwise
-from .layers import StarReLU, _fuses
+from .layers import StarReLU, _can_fuse
 torch.fx.wrap('star_depthwise')
 
 # %% ../../nbs/models/mixers.ipynb #e7f7a02b
@@ -81,7 +81,7 @@ class SepConv(nn.Module):
     def forward(self, x):
         x = self.pwconv1(x)
         if not torch.jit.is_scripting():
-            if _fuses(self.act1, self.dwconv): # the same in one operation, which keeps less for training
+            if _can_fuse(self.act1, self.dwconv): # the same in one operation, which keeps less for training
                 act, conv = self.act1, self.dwconv
                 x = star_depthwise(x, act.scale, act.bias, conv.weight, conv.bias, conv.padding)
                 return self.pwconv2(self.act2(x))

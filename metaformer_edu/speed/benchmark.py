@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Contender', 'take_turns', 'stored_activations', 'bench_model', 'speedups', 'bench_loader', 'bench_table',
-           'draw_bench', 'machine_info', 'bench_fast']
+           'draw_bench', 'bench_fast']
 
 # %% ../../nbs/speed/benchmark.ipynb #d0c85383
 import copy, itertools, json, os, platform, subprocess, sys, tempfile, time

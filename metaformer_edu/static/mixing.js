@@ -87,7 +87,7 @@ function loudness(panel) {
   return total;
 }
 
-// --- words; lesson 13b's `sentence` says the same ---
+// --- words; `words` in widgets/mixing_explorer says the same ---
 
 const number = (v) => (v === 0 || Math.abs(v) >= 0.001 ? v.toFixed(3) : v.toExponential(1));
 

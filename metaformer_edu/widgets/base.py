@@ -116,7 +116,9 @@ STATIC = Path(metaformer_edu.__file__).parent / 'static'
 class Picture(anywidget.AnyWidget):
     "The part of an explorer in the browser: a picture, a sentence, and what to try."
     _esm, _css = STATIC / 'explorer.js', STATIC / 'explorer.css'
-    value, words, busy, tries = (kind().tag(sync=True) for kind in (T.Unicode, T.Unicode, T.Bool, T.List))
+    value, words = T.Unicode().tag(sync=True), T.Unicode().tag(sync=True) # SVG; the same as text
+    busy = T.Bool().tag(sync=True)
+    tries = T.List().tag(sync=True) # of [sentence, done]
 
 # %% ../../nbs/widgets/base.ipynb #01d054f5
 DRAW_LOCK = threading.RLock() # one explorer at a time
@@ -204,7 +206,8 @@ class Explorer(W.VBox):
         self.was_false = [was_false or not now for was_false, now in zip(self.was_false, true)]
         self.picture.tries = [[sentence, done] for (sentence, _), done in zip(self.picture.tries, self.done)]
 
-    def _ipython_display_(self, **kwargs): display_with_picture(self, Shown(self.shown.figure, self.words))
+    def _ipython_display_(self, **kwargs):
+        display_with_picture(self, Shown(self.shown.figure, self.words))
 
 # %% ../../nbs/widgets/base.ipynb #ac885e30
 def two_outputs()->bool:

@@ -31,9 +31,9 @@ class FixedTokens(nn.Module):
 
 # %% ../../nbs/widgets/cam_explorer.ipynb #41536f18
 def resume_from_stage(model:MetaFormer,
-               stage:int, # counted from 1
-               tokens, # (1, h, w, C): what this stage puts out
-              )->MetaFormer: # shares the weights of `model`
+                      stage:int, # counted from 1
+                      tokens, # (1, h, w, C): what this stage puts out
+                     )->MetaFormer: # shares the weights of `model`
     "The model as if it had run up to the end of a stage: only what comes after it is computed."
     tail = copy.copy(model)
     tail._modules = dict(model._modules) # so that the model keeps its own
@@ -140,11 +140,11 @@ def class_options(n:int, class_names=None)->list: # (what is shown, label)
     return [('its guess', GUESS), *known]
 
 # %% ../../nbs/widgets/cam_explorer.ipynb #b01642c9
-def view_cam(memory:ExplanationCache, name:str, image, target:int, stage:int, method:str, strength:float,
+def view_cam(cache:ExplanationCache, name:str, image, target:int, stage:int, method:str, strength:float,
              class_names=None)->Shown:
     "`draw_cam` from a cache, with words and facts."
-    shown = memory.explain(image, None if target == GUESS else target, stage, method)
-    usual = memory.explain(image, None, stage, method)
+    shown = cache.explain(image, None if target == GUESS else target, stage, method)
+    usual = cache.explain(image, None, stage, method)
     n, label, guess = shown.logits.shape[1], shown.targets[0], usual.targets[0]
     title = lambda label: f'{class_title(label, n, class_names)} ({shown.probabilities[0, label]:.0%})'
     words = (f'{name} says {title(guess)}. {method} at stage {stage}: most of what speaks for {title(label)} '
@@ -155,10 +155,10 @@ def view_cam(memory:ExplanationCache, name:str, image, target:int, stage:int, me
     return Shown(figure, words, dict(guess=guess, label=label, likeness=other))
 
 # %% ../../nbs/widgets/cam_explorer.ipynb #13a668e1
-def default_stage(memory:ExplanationCache)->int:
+def default_stage(cache:ExplanationCache)->int:
     "What to open with: the last stage with 4×4 tokens or more of a model of this library, else the last."
-    if not isinstance(memory.model, MetaFormer): return memory.stages
-    return min(memory.stages, good_stage(as_pair(memory.model.img_size)))
+    if not isinstance(cache.model, MetaFormer): return cache.stages
+    return min(cache.stages, good_stage(as_pair(cache.model.img_size)))
 
 # %% ../../nbs/widgets/cam_explorer.ipynb #85920e65
 def cam_controls(models:dict, picker)->dict: # models: name → (ExplanationCache, names of the classes)
@@ -167,12 +167,12 @@ def cam_controls(models:dict, picker)->dict: # models: name → (ExplanationCach
                     stage=dropdown('stage', []), method=dropdown('method', list(METHODS)),
                     strength=slider('strength', 0.75, 0., 1., 0.05))
     def fit(change=None):
-        memory, names = models[controls['model'].value]
-        classes, stages = class_options(memory.classes, names), list(range(1, memory.stages + 1))
+        cache, names = models[controls['model'].value]
+        classes, stages = class_options(cache.classes, names), list(range(1, cache.stages + 1))
         if list(controls['target'].options) != classes:
             controls['target'].options, controls['target'].value = classes, GUESS
         if list(controls['stage'].options) != stages:
-            controls['stage'].options, controls['stage'].value = stages, default_stage(memory)
+            controls['stage'].options, controls['stage'].value = stages, default_stage(cache)
     fit()
     controls['model'].observe(fit, 'value')
     return controls
@@ -192,15 +192,15 @@ def open_models(model, class_names=None)->dict: # name → (ExplanationCache, na
         name = Path(model).name if isinstance(model, (str, Path)) else type(unwrap_model(model)).__name__
         model = {name: model}
     if not model: raise ValueError('Give at least one model.')
-    given, memories = None if class_names is None else list(map(str, class_names)), {}
+    given, caches = None if class_names is None else list(map(str, class_names)), {}
     for name, m in model.items():
         if isinstance(m, (str, Path)): m = load_run(m)
         m, names = m if isinstance(m, tuple) else (m, given)
-        memories[str(name)] = ExplanationCache(m), names
-    for name, (memory, names) in memories.items():
-        if names and len(names) != memory.classes:
-            raise ValueError(f'class_names has {len(names)} entries, and {name} has {memory.classes} classes.')
-    return memories
+        caches[str(name)] = ExplanationCache(m), names
+    for name, (cache, names) in caches.items():
+        if names and len(names) != cache.classes:
+            raise ValueError(f'class_names has {len(names)} entries, and {name} has {cache.classes} classes.')
+    return caches
 
 # %% ../../nbs/widgets/cam_explorer.ipynb #1d60cce1
 def explore_cam(model=None, # classifier, run's folder, what `load_run` gave, or a dictionary of them; None: examples
@@ -214,7 +214,7 @@ def explore_cam(model=None, # classifier, run's folder, what `load_run` gave, or
     picker = ImagePicker(found)
     given = list(picker.images.values())
     def view(model, image, target, **asked):
-        memory, names = models[model]
-        shown = view_cam(memory, model, image, target, class_names=names, **asked)
+        cache, names = models[model]
+        shown = view_cam(cache, model, image, target, class_names=names, **asked)
         return Shown(shown.figure, shown.words, {**shown.facts, 'own': all(image is not x for x in given)})
     return Explorer(view, cam_controls(models, picker), 'Where did it look?', CAM_TRIES)

@@ -86,7 +86,7 @@ def mixing_numbers(mixer:nn.Module, x)->tuple: # x: one grid → (numbers, a `Pa
 
 # %% ../../nbs/widgets/mixing_explorer.ipynb #694fde97
 def make_panel(mixer:nn.Module, x, # tokens (H, W, C) or (1, H, W, C)
-           title:str='', note:str='')->Panel: # no title: the mixer's class
+               title:str='', note:str='')->Panel: # no title: the mixer's class
     "Who hears whom, packed; or a panel that says why not."
     x, name = one_grid(mixer, x), type(mixer).__name__
     panel = Panel(title or name, name, f'{title} ({name})' if title else name, note, tokens=tuple(x.shape[1:3]))
@@ -285,9 +285,12 @@ class MixingPage(anywidget.AnyWidget):
     _css = '\n'.join((STATIC / name).read_text(encoding='utf-8') for name in ('explorer.css', 'mixing.css'))
     stage, block = T.Int(1).tag(sync=True), T.Int(1).tag(sync=True) # counted from 1
     token = T.List().tag(sync=True) # (row, column) from 0
-    choices, place, data, size, picture = (kind().tag(sync=True) for kind in (T.List, T.Dict, T.Bytes, T.List, T.Bytes))
+    choices = T.List().tag(sync=True) # places that can be shown: (stage, block)
+    place, data = T.Dict().tag(sync=True), T.Bytes().tag(sync=True) # `PlacePanels.spec` and its numbers
+    size, picture = T.List().tag(sync=True), T.Bytes().tag(sync=True) # (rows, columns), and the grey values
     ask = T.List().tag(sync=True) # (stage, block, number of the question)
-    busy, fault, done = (kind().tag(sync=True) for kind in (T.Bool, T.Unicode, T.List))
+    busy, fault = T.Bool().tag(sync=True), T.Unicode().tag(sync=True)
+    done = T.List().tag(sync=True) # which of the things to try
 
     @T.validate('token')
     def _check_token(self, asked):
@@ -389,12 +392,12 @@ def images_to_choose(image=None)->dict: # name → PIL image; None for a tensor
     return {**own, **example_images(), **own}
 
 # %% ../../nbs/widgets/mixing_explorer.ipynb #d0cd9abc
-def explore_mixing(model=None, # a `MetaFormer`: its mixers beside new ones; several: a panel each; None: small ones
+def explore_mixing(model=None, # a `MetaFormer`: its mixers beside new ones; several: a panel each; None: five examples
                    image=None, # PIL, a file; several to choose from; a tensor as the model takes it; None: examples
                   )->MixingExplorer:
-    """Point at a token: whom does it hear, and who hears it, at any stage and block? Raises ValueError.
+    """Point at a token: whom does it hear, and who hears it, at any stage and block?
 
-    Several models come in a list, or in a dictionary by their names."""
+    Several models come in a list, or in a dictionary by their names. ValueError for what is no model or image."""
     images = images_to_choose(image)
     return MixingExplorer(MixingModels(model, next(iter(images.values())) if images else image), images)
 

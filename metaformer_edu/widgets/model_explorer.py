@@ -25,8 +25,8 @@ from .base import Drawing, Explorer, Shown, dropdown, new_figure
 PART_KINDS = ('stem and downsampling', 'token mixers', 'channel MLPs', 'norms and scales', 'head')
 
 def cost_of(module:nn.Module, # on the meta device
-         *shape:int, # of its input
-        )->tuple: # (trainable parameters, frozen parameters, MACs)
+            *shape:int, # of its input
+           )->tuple: # (trainable parameters, frozen parameters, MACs)
     "What a module costs, counted."
     return (*count_params(module), count_macs(module, shape))
 
@@ -55,8 +55,8 @@ def count_rest(family:str, dims:tuple, num_classes:int, img_size:int)->tuple: # 
 
 # %% ../../nbs/widgets/model_explorer.ipynb #9eced400
 def receptive_rows(steps:list, # (kernel, stride, padding, side of the input), in the order in which they run
-              token:int, # its row in the output
-             )->tuple: # (first, last) row of the input
+                   token:int, # its row in the output
+                  )->tuple: # (first, last) row of the input
     "What one token sees through several layers, clipped to the grid at each."
     first = last = token
     for kernel, stride, padding, n in reversed(steps):
@@ -65,8 +65,8 @@ def receptive_rows(steps:list, # (kernel, stride, padding, side of the input), i
 
 # %% ../../nbs/widgets/model_explorer.ipynb #ab7b5f27
 def window_steps(module:nn.Module, # a mixer, or a downsampling
-            n:int, # side of the grid of tokens that goes in
-           )->list: # of (kernel, stride, padding, n)
+                 n:int, # side of the grid of tokens that goes in
+                )->list: # of (kernel, stride, padding, n)
     "The layers in `module` through which a token sees its neighbours; a dense mixer is a window over all."
     if isinstance(module, (RandomMixing, Attention)): return [(2 * n - 1, 1, n - 1, n)]
     return [(*(as_pair(v)[0] for v in (m.kernel_size, m.stride, m.padding)), n)
@@ -304,7 +304,7 @@ def same_shape(a:ModelSpec, b:ModelSpec)->bool:
 # %% ../../nbs/widgets/model_explorer.ipynb #23db0a1c
 def anatomy_text(a:Anatomy, before:Anatomy=None)->str:
     "What `draw_anatomy` shows."
-    def room(s):
+    def stage_words(s):
         who = 'a token in the middle ' if s == 1 else ''
         costs = f"{human(a.weights(s))} parameters, {human(a.total('macs', s))} MACs"
         if s == 5: return f'head: {costs}'
@@ -318,9 +318,10 @@ def anatomy_text(a:Anatomy, before:Anatomy=None)->str:
         return f'{weights / a.weights():.0%} of the parameters and {macs:.0%} of the MACs'
     text = f'{model_title(a)}. The token mixers take {share(PART_KINDS[1])}, the channel MLPs {share(PART_KINDS[2])}. '
     if before: text += f'{swap_words(a, before)}: {swap_costs(a, before)}. '
-    text += '; '.join(map(room, range(1, 6))) + '.'
-    whisper = FAMILIES[a.row.family]['norm_layers'] is LayerNormGeneral
-    return text + (' The norms of this family mix all tokens faintly, which is left out here.' if whisper else '')
+    text += '; '.join(map(stage_words, range(1, 6))) + '.'
+    if FAMILIES[a.row.family]['norm_layers'] is LayerNormGeneral:
+        text += ' The norms of this family mix all tokens faintly, which is left out here.'
+    return text
 
 # %% ../../nbs/widgets/model_explorer.ipynb #e4c110f0
 def view_model(family:str, size:str, img_size:int, stage1:str, stage2:str, stage3:str, stage4:str)->Shown:
@@ -341,7 +342,7 @@ def largest_is_identity(values, facts)->bool:
     "Whether the stage with most parameters now mixes with Identity, and did not before."
     largest = max(range(1, 5), key=facts['own'].weights)
     return largest in swapped_stages(facts) and facts['now'].mixers[largest - 1] == 'Identity'
-TRIES = [
+MODEL_TRIES = [
     ('Let stage 1 see the whole image without Attention. There is more than one way.',
      lambda values, facts: facts['now'].sides[0] == values['img_size'] and values['stage1'] != 'Attention'),
     ('Save a tenth of the MACs of a CAFormer with one swap.',
@@ -381,4 +382,4 @@ def explore_model(name:str='caformer_s18', # of the zoo
     follow = lambda change: follow_family(change['new'], controls['size'], list(stages.values()))
     controls['family'].observe(follow, 'value')
     title = 'What does a model cost, and how far does each token see?'
-    return Explorer(view_model, {**controls, **stages}, title, TRIES)
+    return Explorer(view_model, {**controls, **stages}, title, MODEL_TRIES)

@@ -101,9 +101,10 @@ def example_runs()->dict: # family → folder
     return {family: Path(metaformer_edu.__file__).parent / 'examples' / family for family in FAMILIES}
 
 # %% ../../nbs/widgets/sources.ipynb #90325535
-def load_run(folder)->tuple: # (model in eval mode, names of the classes)
+def load_run(folder)->tuple: # of metaformer-train → (model in eval mode, names of the classes)
     "The best model of a run; ValueError or WeightsError if it is not there."
-    about = read_about(folder := Path(folder).expanduser())
+    folder = Path(folder).expanduser()
+    about = read_about(folder)
     size, names, name = about.get('img_size'), about.get('class_names'), about.get('settings', {}).get('model')
     if not (isinstance(size, int) and isinstance(names, list) and isinstance(name, str)):
         raise ValueError(f'{folder} is no folder of a run that metaformer-train wrote.')

@@ -10,7 +10,7 @@ import math, os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-import ipywidgets as W, numpy as np, torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from ..core.errors import did_you_mean, distinct
 from ..training.run_folder import read_about
 from ..core.files import read_log
@@ -98,13 +98,13 @@ def run_styles(names)->dict: # name → (colour, mark)
     return {name: (SERIES[i % len(SERIES)], MARKS[i % len(MARKS)]) for i, name in enumerate(names)}
 
 # %% ../../nbs/widgets/training_explorer.ipynb #d48bed59
-def draw_lines(ax, logs:dict, metric:str, how:dict):
-    "The curves of some runs."
+def draw_lines(ax, logs:dict, metric:str, styles:dict):
+    "The curves of some runs; return the kinds of lines, (dashes, meaning)."
     from matplotlib.ticker import MaxNLocator
     label, columns = METRICS[metric]
     drawn = set()
     for name, log in logs.items():
-        color, mark = how[name]
+        color, mark = styles[name]
         for key in columns:
             if np.isnan(y := log_column(log, key)).all(): continue
             dashes, meaning = LINES[key.split('_')[0]]
@@ -131,18 +131,22 @@ def number_text(log, metric:str, epoch:int)->str: # '–': there is none
     return dict(loss=f'{v:.3f}', rate=f'{v:.2e}').get(metric, f'{v:.1f} %')
 
 # %% ../../nbs/widgets/training_explorer.ipynb #c2df6356
-def draw_key(ax, logs:dict, metric:str, epoch:int, how:dict, drawn):
+def draw_key(ax, logs:dict, metric:str, epoch:int, styles:dict, drawn):
     "Names, marks and numbers to the right of the curves."
     y = 0.97
     put = partial(ax.text, transform=ax.transAxes, va='center', fontsize=10, parse_math=False)
     put(1.03, y, f'{"rate" if metric == "rate" else "validation"}, epoch {epoch}', color=FAINT)
     for name, log in list(logs.items())[:8]:
         y -= 0.09
-        ax.plot(1.045, y, how[name][1], color=how[name][0], markersize=6, transform=ax.transAxes, clip_on=False)
+        color, mark = styles[name]
+        ax.plot(1.045, y, mark, color=color, markersize=6, transform=ax.transAxes, clip_on=False)
         put(1.075, y, name if len(name) < 19 else name[:17] + '…', color=INK)
         put(1.425, y, number_text(log, metric, epoch), color=INK, ha='right')
-    if len(logs) > 8: put(1.075, y := y - 0.09, f'and {len(logs) - 8} more', color=FAINT)
-    for dashes, meaning in drawn if len(drawn) > 1 else ():
+    if len(logs) > 8:
+        y -= 0.09
+        put(1.075, y, f'and {len(logs) - 8} more', color=FAINT)
+    if len(drawn) < 2: return # one kind of line needs no word
+    for dashes, meaning in drawn:
         y -= 0.09
         ax.plot([1.03, 1.075], [y, y], dashes, color=FAINT, linewidth=1.5, transform=ax.transAxes, clip_on=False)
         put(1.095, y, meaning, color=FAINT)
@@ -162,8 +166,8 @@ def strip_pictures(shots:Snapshots)->torch.Tensor: # (N, H, W, 3), 0 to 1
 
 # %% ../../nbs/widgets/training_explorer.ipynb #967c96b4
 def map_overlays(pictures:torch.Tensor, # (N, H, W, 3), 0 to 1
-             maps:torch.Tensor, # (N, h, w), 0 to 255, of one snapshot
-            )->np.ndarray: # (N, H, W, 3), 0 to 1
+                 maps:torch.Tensor, # (N, h, w), 0 to 255, of one snapshot
+                )->np.ndarray: # (N, H, W, 3), 0 to 1
     "Pictures under their maps."
     maps = F.interpolate(maps[:, None] / 255, pictures.shape[1:3], mode='bilinear')[:, 0]
     return overlay(pictures.numpy(), maps.numpy())
@@ -222,7 +226,7 @@ def draw_progress(logs:dict, # name → log, as from `read_log`
                   snapshots:Snapshots=None, # of one of the runs, as from `read_snapshots`; None: curves alone
                   class_names=None, # in the order of its labels
                   title:str='', # above its pictures
-                  how:dict=None, # name → (colour, mark); None: in order
+                  styles:dict=None, # name → (colour, mark); None: in order
                  )->Drawing:
     "Curves of some runs, a line at an epoch, and what one of them answered then. ValueError says what is wrong."
     if metric not in METRICS: raise ValueError(did_you_mean(metric, METRICS, 'curve'))
@@ -232,8 +236,8 @@ def draw_progress(logs:dict, # name → log, as from `read_log`
     curves, strip = 2.9, (rows * STRIP_ROW + 0.05) * 9.108 / STRIP_COLUMNS + 0.35 if rows else 0 # inches
     fig, ax = new_figure(9.2, curves + strip)
     fig.subplots_adjust(0.075, (strip + 0.55) / (curves + strip), 0.68, 1 - 0.12 / (curves + strip))
-    how = how or run_styles(logs)
-    draw_key(ax, logs, metric, epoch, how, draw_lines(ax, logs, metric, how))
+    styles = styles or run_styles(logs)
+    draw_key(ax, logs, metric, epoch, styles, draw_lines(ax, logs, metric, styles))
     set_limits(ax, logs, metric, epoch)
     if rows:
         below = fig.add_axes((0.005, 0, 0.99, (strip - 0.35) / (curves + strip)))
@@ -302,12 +306,12 @@ def epoch_facts(opened:dict, # name → OpenedRun
                 highest=None if np.isnan(rate).all() else one.log[int(np.nanargmax(rate))]['epoch'])
 
 # %% ../../nbs/widgets/training_explorer.ipynb #68e0db46
-def view_progress(opened:dict, how:dict, metric:str, runs, run:str, epoch:int)->Shown:
+def view_progress(opened:dict, styles:dict, metric:str, runs, run:str, epoch:int)->Shown:
     "`draw_progress` for chosen runs, and what it shows in words; `runs` and `run` as in `epoch_facts`."
     if not runs: raise ValueError('Choose at least one run: its curves are drawn.')
     one, logs = opened[run], {name: opened[name].log for name in opened if name in runs}
     title = f'{run} after epoch {epoch}: what it answered, and where it looked'
-    figure = draw_progress(logs, metric, epoch, one.shots, one.class_names, title, how)
+    figure = draw_progress(logs, metric, epoch, one.shots, one.class_names, title, styles)
     words = f'{numbers_text(logs, metric, epoch)} {answers_text(run, one, epoch)}'
     return Shown(figure, words, epoch_facts(opened, runs, run, epoch))
 
@@ -346,20 +350,24 @@ def opening_epoch(opened:dict, run:str, tests)->int:
     return next((epoch for epoch in near if not met(epoch)), near[0])
 
 # %% ../../nbs/widgets/training_explorer.ipynb #6dd8b300
-def explore_training(runs=None, # as in `open_runs`; None: the five bundled ones
+def explore_training(runs=None, # folders or logs, one, several or by name; None: the five examples
                     )->Explorer:
-    "Curves of one or several runs, and what one of them answered after each epoch, and where it looked."
+    """Curves of one or several runs, and what one of them answered after each epoch, and where it looked.
+
+    ValueError if there is no log."""
+    from ipywidgets import IntSlider, SelectMultiple
     opened = open_runs(runs)
     names = list(opened)
     first = next((name for name in reversed(names) if opened[name].shots), names[0])
-    ends = {name: (int(min(e := log_column(run.log, 'epoch'))), int(max(e))) for name, run in opened.items()}
+    epochs = {name: log_column(run.log, 'epoch').astype(int) for name, run in opened.items()}
+    ends = {name: (int(e.min()), int(e.max())) for name, e in epochs.items()}
     (low, high), tries = ends[first], training_tries(opened)
     controls = dict(metric=dropdown('curves', list(METRICS)),
-                    runs=W.SelectMultiple(options=names, value=names, rows=min(6, max(2, len(names))),
-                                          description='curves of'),
+                    runs=SelectMultiple(options=names, value=names, rows=min(6, max(2, len(names))),
+                                        description='curves of'),
                     run=dropdown('pictures of', names),
-                    epoch=W.IntSlider(opening_epoch(opened, first, [test for _, test in tries]), min=low, max=high,
-                                      description='after epoch'))
+                    epoch=IntSlider(opening_epoch(opened, first, [test for _, test in tries]), min=low, max=high,
+                                    description='after epoch'))
     controls['metric'].value, controls['run'].value = 'top-1', first
     def follow(change):
         (low, high), slider = ends[change['new']], controls['epoch']
