@@ -226,7 +226,7 @@ def whole_in_two(args, tmp_path_factory):
 
 # --- SIGKILL ---
 
-UPDATE, EVALUATE = "metaformer_edu.training.trainer:Trainer.update", "metaformer_edu.validate:answers"
+UPDATE, EVALUATE = "metaformer_edu.training.trainer:Trainer.update", "metaformer_edu.training.evaluate:answers"
 SAVE, TABLE = (
     "metaformer_edu.training.run_folder:save_weights",
     "metaformer_edu.training.run_folder:RunFolder.write_log",
