@@ -172,7 +172,7 @@ def test_in_voila(tmp_path, width, theme):
     with browser() as chromium, explore(tmp_path, "--theme", theme) as url:
         page = chromium.new_page(viewport=dict(width=width, height=1000))
         said = listen(page)
-        page.goto(url)
+        page.goto(url, timeout=PATIENCE)
         page.wait_for_function(ALL_DRAWN, arg=len(NAMES), timeout=PATIENCE)
         assert page.locator(".jp-InputArea").count() == 0, "There is code on the page."
         assert page.evaluate(
