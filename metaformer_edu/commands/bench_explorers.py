@@ -6,8 +6,9 @@
 __all__ = ['main']
 
 # %% ../../nbs/commands/bench_explorers.ipynb #3983b208
-import argparse, random, shutil, statistics, subprocess, sys, tempfile, time
+import random, shutil, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
+from ..core.cli import Parser
 
 # %% ../../nbs/commands/bench_explorers.ipynb #d48d401f
 def _other_value(control, dice:random.Random): # a function without arguments
@@ -138,7 +139,7 @@ def _print_explanations(found:list):
 # %% ../../nbs/commands/bench_explorers.ipynb #68356f6b
 def main(argv=None): # None: what was typed
     "Print the times of all explorers with caformer_s18 at 224 px and random weights, or those of explanations."
-    parser = argparse.ArgumentParser('python -m metaformer_edu.commands.bench_explorers', description=main.__doc__)
+    parser = Parser('python -m metaformer_edu.commands.bench_explorers', description=main.__doc__)
     add = parser.add_argument
     add('--what', nargs='+', choices=['explorers', 'explanations'], default=['explorers'])
     add('-n', type=int, default=20, help='changes of each control (default %(default)s)')

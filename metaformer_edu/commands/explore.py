@@ -42,13 +42,13 @@ def page(runs=(), # folders of runs; none: the five that come along
     from metaformer_edu.widgets.mixing_explorer import explore_mixing
     from metaformer_edu.widgets.cam_explorer import explore_cam
     from metaformer_edu.widgets.training_explorer import explore_training, path_name
-    folders = dict(zip(distinct(map(path_name, runs)), runs)) or None
-    opened = {name: load_run(folder) for name, folder in folders.items()} if folders else None
-    models = {name: model for name, (model, _) in opened.items()} if folders else None # without names of classes
+    folders = dict(zip(distinct(map(path_name, runs)), runs))
+    opened = {name: load_run(folder) for name, folder in folders.items()}
+    models = {name: model for name, (model, _) in opened.items()} # without names of classes
     pictures = {**named_images(list(images)), **example_images()} if images else None
-    makers = dict(model=explore_model, mixing=lambda: explore_mixing(models, pictures),
-                  cam=lambda: explore_cam(opened, pictures), activation=explore_activation,
-                  training=lambda: explore_training(folders))
+    makers = dict(model=explore_model, mixing=lambda: explore_mixing(models or None, pictures),
+                  cam=lambda: explore_cam(opened or None, pictures), activation=explore_activation,
+                  training=lambda: explore_training(folders or None))
     links = ' · '.join(f'<a style="text-decoration: underline" href="#edu-{name}">{heading}</a>'
                        for name, (heading, _) in SECTIONS.items())
     head = W.HTML(f'<h1>metaformer_edu</h1><nav aria-label="explorers">{links}</nav>')

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
-from ..core.errors import did_you_mean
+from ..core.errors import DataError, did_you_mean
 from ..models.weights import imagenet_labels
 from .transforms import DataInfo, ImageDataset, imagenet_transforms
-from ..core.errors import DataError
 
 # %% ../../nbs/data/folders.ipynb #b20a692f
 def read_image(path, convert=lambda image: image.convert('RGB'))->Image.Image:

@@ -7,7 +7,7 @@ __all__ = ['permutation_test', 'read_results', 'own_results', 'group_by', 'summa
 
 # %% ../../nbs/experiments/compare.ipynb #a7e10913
 import itertools, math, statistics
-from ..core.figures import close
+from ..core.figures import SERIES, close
 from ..core.files import Table, human, kept_file, read_log
 
 # %% ../../nbs/experiments/compare.ipynb #bd3ef31e
@@ -66,8 +66,6 @@ def summarize_runs(rows)->Table: # rows as from `read_results`
     return Table(one(*which, runs) for which, runs in group_by(rows, 'task', 'name').items())
 
 # %% ../../nbs/experiments/compare.ipynb #734c0266
-_COLORS = ['#4477aa', '#ee6677', '#228833', '#ccbb44', '#aa3377', '#66ccee', '#777777']
-
 def _panels(rows, height=2.9):
     "A figure with a panel for each task, and the tasks' rows beside their axes."
     import matplotlib.pyplot as plt
@@ -89,7 +87,7 @@ def _draw_curves(rows): # a dictionary a run, as from `read_results`
     the figure."""
     fig, axs = _panels(rows)
     for ax, mine in axs:
-        for ((name,), runs), color in zip(group_by(mine, 'name').items(), itertools.cycle(_COLORS)):
+        for ((name,), runs), color in zip(group_by(mine, 'name').items(), itertools.cycle(SERIES)):
             curves = [_split_numbers(r['curve']) for r in runs]
             seen = [runs[0]['pictures'] * (i + 1) / len(curves[0]) / 1000 for i in range(len(curves[0]))]
             _draw_band(ax, seen, curves, color, label=name)
@@ -100,7 +98,7 @@ def _draw_curves(rows): # a dictionary a run, as from `read_results`
 # %% ../../nbs/experiments/compare.ipynb #b0b5b6dd
 def _draw_runs(ax, y, values):
     "A dot for each run of an arm, and a bar for their mean."
-    ax.plot(values, [y] * len(values), 'o', color=_COLORS[0], alpha=0.5, markeredgewidth=0)
+    ax.plot(values, [y] * len(values), 'o', color=SERIES[0], alpha=0.5, markeredgewidth=0)
     ax.plot([statistics.fmean(values)] * 2, [y - 0.35, y + 0.35], color='black', linewidth=2)
 
 def _draw_arms(rows, value='top1'): # or 'way': the mean of all looks
@@ -143,7 +141,7 @@ def _draw_distances(rows):
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.2), width_ratios=(3, 2), layout='constrained')
     names = list(group_by(rows, 'name'))[::-1]
-    for ((name,), runs), color in zip(group_by(rows, 'name').items(), _COLORS):
+    for ((name,), runs), color in zip(group_by(rows, 'name').items(), SERIES):
         accuracy = [_split_numbers(r['by_distance']) for r in runs]
         _draw_band(left, _DISTANCES, accuracy, color, 0.15, marker='o', label=name)
         right.plot([r['field'] for r in runs], [names.index((name,))] * len(runs), 'o', color=color)

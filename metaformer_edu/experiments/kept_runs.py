@@ -6,17 +6,18 @@
 __all__ = ['main']
 
 # %% ../../nbs/experiments/kept_runs.ipynb #66ecb3cf
-import argparse, csv, shutil, sys
+import csv, shutil, sys
 from pathlib import Path
 import safetensors.torch, torch, torch.nn.functional as F
 import metaformer_edu
 from ..core.basics import seed_everything
+from ..core.cli import Parser, cli_errors
 from ..core.files import as_csv, read_log
 from ..data.datasets import load_data
 from ..interpret.cam import METHODS, explain
 from ..interpret.faithfulness import (
     area, deletion, insertion, pointing, random_maps, rank_correlation, share_inside, shuffled_copy)
-from ..interpret.snapshots import read_snapshots, read_tensors
+from ..interpret.snapshots import as_bytes, read_snapshots, read_tensors
 from ..models.registry import create_model, get_row
 from ..models.weights import read_weights
 from ..training.run_folder import read_about
@@ -38,9 +39,6 @@ def _collect_log(run:Path)->list: # of dictionaries with text, one an epoch
 _SIDE = 96 # pixels of a picture
 _MOST_BYTES = 4_000_000 # of all examples
 
-def _write_tensors(path, tensors, **metadata):
-    path.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, metadata or None))
-
 def _bundle_run(run:Path, out:Path)->Path: # the example's folder, called as the model's family
     "Make a run small; ValueError if it is no finished run with snapshots."
     about, epochs = _about(run), read_snapshots(run).epochs
@@ -52,11 +50,11 @@ def _bundle_run(run:Path, out:Path)->Path: # the example's folder, called as the
     held = read_tensors(run / 'snapshots/pictures.safetensors')
     pixels = F.interpolate(held['pictures'].permute(0, 3, 1, 2).float(), (_SIDE, _SIDE), mode='area')
     held['pictures'] = pixels.permute(0, 2, 3, 1).round().byte()
-    _write_tensors(folder / 'snapshots/pictures.safetensors', held)
+    (folder / 'snapshots/pictures.safetensors').write_bytes(as_bytes(**held))
     for name in ('args.yaml', 'summary.csv'): shutil.copy(run / name, folder)
     weights = read_weights(run / 'best.safetensors')
     half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
-    _write_tensors(folder / 'best.safetensors', half, format='pt')
+    safetensors.torch.save_file(half, folder / 'best.safetensors', dict(format='pt'))
     return folder
 
 def _bytes_in(folder)->int: return sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())
@@ -118,7 +116,7 @@ def _compare_maps(model, shuffled, shown, few:int, stage:int, method:str)->dict:
 # %% ../../nbs/experiments/kept_runs.ipynb #ac0d1b0d
 def main(argv=None): # None: what was typed
     "Make what is kept of finished runs: logs and measures go to the standard output, examples into the package."
-    parser = argparse.ArgumentParser('python -m metaformer_edu.experiments.kept_runs', description=main.__doc__)
+    parser = Parser('python -m metaformer_edu.experiments.kept_runs', description=main.__doc__)
     parser.add_argument('what', choices=['logs', 'examples', 'faithfulness'])
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='folders of metaformer-train')
     parser.add_argument('--out', type=Path, default=Path(metaformer_edu.__file__).parent / 'examples',
@@ -126,8 +124,7 @@ def main(argv=None): # None: what was typed
     parser.add_argument('-n', type=int, default=100, help='images for the pointing game (default %(default)s)')
     parser.add_argument('--few', type=int, default=20, help='of them for the other measures (default %(default)s)')
     args = parser.parse_args(argv)
-    try: _make(args)
-    except (ValueError, RuntimeError, OSError) as error: sys.exit(f'{parser.prog}: {error}')
+    with cli_errors(parser.prog): _make(args)
 
 def _make(args):
     if args.what == 'examples':

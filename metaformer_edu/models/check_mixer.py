@@ -69,16 +69,16 @@ def build_mixer(make, grid, dim:int, seed:int=0, perturbed:bool=False)->nn.Modul
             mixer, other = make(dim), make(dim)
         except Exception as error:
             raise _MixerError(f'Called with the channels, {dim}, it raises {error_line(error)} Each block makes its '
-                             'mixer from the channels (and `num_tokens`, if asked for): '
-                             'give all else a default.') from error
+                              'mixer from the channels (and `num_tokens`, if asked for): '
+                              'give all else a default.') from error
         if not isinstance(mixer, nn.Module):
             raise _MixerError(f'Called with the channels, it gives {mixer!r}: '
-                             'give a class of nn.Module, or a function that returns one.')
+                              'give a class of nn.Module, or a function that returns one.')
         if mixer is other:
             raise _MixerError('Called twice, it gives the same mixer twice: make a new one in each call.')
         if lost := unregistered(mixer):
             raise _MixerError(f'It keeps {lost[0]} where neither .to(device) nor the state dict finds it: make it an '
-                             'nn.Parameter, a buffer (register_buffer), or part of an nn.ModuleList.')
+                              'nn.Parameter, a buffer (register_buffer), or part of an nn.ModuleList.')
         mixer = copy.deepcopy(mixer) # parts may be shared with other mixers, and weights are changed here
         for p in mixer.parameters() if perturbed else ():
             noise = 0.05 * torch.randn_like(p)
@@ -96,14 +96,14 @@ def output_tokens(mixer, x, advice:str='')->torch.Tensor: # of the shape of x
     if not torch.is_tensor(y): raise _MixerError(f'{came} come back as a {type(y).__name__}: return one tensor.')
     if y.shape != x.shape:
         raise _MixerError(f'{came} come back as {tuple(y.shape)}: return (B, H, W, C), the channels last, '
-                         'with as many rows and columns as came.')
+                          'with as many rows and columns as came.')
     if y.is_complex(): raise _MixerError(f'{came} come back as {y.dtype}: return the real part, y.real.')
     if (y.dtype, y.device) != (x.dtype, x.device):
         raise _MixerError(f'{came} come back as {y.dtype} on {y.device}: '
-                         'make tensors with dtype=x.dtype and device=x.device.')
+                          'make tensors with dtype=x.dtype and device=x.device.')
     if y.is_meta or y.isfinite().all(): return y
     raise _MixerError(f'{came} come back with NaN or infinity: find the division, root or logarithm of 0 '
-                     '(all tokens of the last image are 0) and add a small number there.')
+                      '(all tokens of the last image are 0) and add a small number there.')
 
 # %% ../../nbs/models/check_mixer.ipynb #7ea611b1
 ADVICE = {'cpu': 'A mixer takes tokens of any grid and type, and its own number of channels; '
@@ -134,10 +134,10 @@ def check_images(make, dims, grids):
     y = output_tokens(mixer, x)
     if differ(y, output_tokens(mixer, x)):
         raise _MixerError('In eval mode, the same tokens get another answer the second time: let chance play in '
-                         'training alone (if self.training, or nn.Dropout), and keep nothing from call to call.')
+                          'training alone (if self.training, or nn.Dropout), and keep nothing from call to call.')
     if differ(y, torch.cat([output_tokens(mixer, one) for one in x.split(1)])):
         raise _MixerError('An image gets another answer in a batch than alone: a mean, sum, norm or transform '
-                         'runs over axis 0, where the images are; mix over axes 1 and 2.')
+                          'runs over axis 0, where the images are; mix over axes 1 and 2.')
 
 # %% ../../nbs/models/check_mixer.ipynb #f131ad2f
 def gradients(mixer, x)->dict: # name → gradient, or None where there is none
@@ -150,17 +150,17 @@ def gradients(mixer, x)->dict: # name → gradient, or None where there is none
         return dict(zip(wanted, torch.autograd.grad(y, [*wanted.values()], torch.randn_like(y), allow_unused=True)))
     except RuntimeError as error:
         raise _MixerError(f'The backward pass raises {error_line(error)} '
-                         'Do not change in place (x += …) what a gradient still needs.') from error
+                          'Do not change in place (x += …) what a gradient still needs.') from error
 
 def check_gradients(mixer, x):
     "The first half of question 3; MixerError if not."
     for name, grad in gradients(mixer, x).items():
         if grad is None or not grad.any():
             raise _MixerError(f'No gradient reaches {name}: the answer does not depend on it, or something between '
-                             'cuts it (detach, .data, no_grad, argmax, a product with 0); use it, or take it out.')
+                              'cuts it (detach, .data, no_grad, argmax, a product with 0); use it, or take it out.')
         if not grad.isfinite().all():
             raise _MixerError(f'The gradient of {name} is NaN or infinite: find the division, root or logarithm of 0 '
-                             '(all tokens of the last image are 0) and add a small number there.')
+                              '(all tokens of the last image are 0) and add a small number there.')
 
 def check_learning(make, dims, grids):
     "Question 3; MixerError if not."
@@ -172,10 +172,10 @@ def check_learning(make, dims, grids):
         second.load_state_dict(first.state_dict())
     except Exception as error:
         raise _MixerError(f'A new mixer does not take the state dict and raises {error_line(error)} '
-                         'Make all parameters and buffers in __init__.') from error
+                          'Make all parameters and buffers in __init__.') from error
     if differ(output_tokens(first.eval(), x), output_tokens(second, x)):
         raise _MixerError('A new mixer that loads the state dict gives other answers: make what is drawn in __init__ '
-                         'a parameter (requires_grad=False, if it is not to learn) or a persistent buffer.')
+                          'a parameter (requires_grad=False, if it is not to learn) or a persistent buffer.')
 
 # %% ../../nbs/models/check_mixer.ipynb #6c24575a
 _QUESTIONS = {'Tokens keep their shape, type and device.': check_shapes,

@@ -14,10 +14,9 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from ..core.files import Table, human
 from ..core.basics import count_macs, count_params
-from ..core.errors import did_you_mean
+from ..core.errors import did_you_mean, WeightsError
 from .layers import LayerNormGeneral, LayerNormWithoutBias
 from .metaformer import MetaFormer
-from ..core.errors import WeightsError
 from .weights import load_weights, published_url, to_published
 
 # %% ../../nbs/models/registry.ipynb #7f4d781c

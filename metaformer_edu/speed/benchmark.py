@@ -16,7 +16,6 @@ from pathlib import Path
 import timm, torch, torch.nn.functional as F
 from timm.data import create_dataset, create_loader
 from timm.models.metaformer import checkpoint_filter_fn
-from timm.optim import create_optimizer_v2
 from torch.autograd.graph import saved_tensors_hooks
 from tqdm import tqdm
 from ..core.figures import close
@@ -26,7 +25,7 @@ from ..models.registry import create_model, get_row
 from ..data.folders import load_folder
 from ..data.loaders import make_loaders
 from ..training.evaluate import hide_progress
-from ..training.trainer import FUSED
+from ..training.trainer import make_optimizer
 from ..training.processes import ignore_signals
 from .roofline import _synchronize, spread
 
@@ -126,8 +125,7 @@ class _TrainingStep:
     def __init__(self, model, images, labels, mode, dtype):
         self.model, self.images, self.labels, self.dtype = model.train(), images, labels, dtype
         self.net = torch.compile(model) if mode == 'compiled' else model
-        fused = {'fused': True} if 'adamw' in FUSED and images.device.type in ('cpu', 'cuda') else {}
-        self.optimizer = create_optimizer_v2(model, 'adamw', lr=1e-5, weight_decay=0.05, **fused)
+        self.optimizer = make_optimizer(model, 'adamw', lr=1e-5, weight_decay=0.05)
 
     def autocast(self):
         low = self.dtype == torch.bfloat16
@@ -354,18 +352,21 @@ def bench_loader(workers=(0, 2), # processes that prepare images, for each a pai
 def bench_table(results:dict, # with 'rows' of `bench_model` and `bench_loader`
                )->Table: # one row a contender
     "What was measured, to be read."
-    against = {(r['what'], r['model'], r['contender']): r for r in speedups(results['rows']) if not r['best']}
-    digits = _three_digits
+    against = _against_timm(results['rows'])
     def megabytes(r, key): return f'{r[key] / 1e6:.1f} MB' if r.get(key) else None
     def one(r):
         versus = against.get((r['what'], r['model'], r['contender']))
-        return {'': f"{r['model']}, {r['what']}", 'contender': r['contender'],
-                'images/s': f"{digits(r['images_per_s'])} ({digits(r['low'])} to {digits(r['high'])})",
-                'times timm': '{ratio:.2f} ({low:.2f} to {high:.2f})'.format(**versus) if versus else None,
-                'of ceiling': f"{r['images_per_s'] / r['ceiling']:.0%}" if r.get('ceiling') else None,
-                'a core': _three_digits(r['per_core']) if r.get('per_core') else None,
-                'kept an image': megabytes(r, 'stored'), 'peak': megabytes(r, 'peak'),
-                'differs': f"{r['difference']:.0e}" if r.get('difference') is not None else None}
+        return {
+            '': f"{r['model']}, {r['what']}",
+            'contender': r['contender'],
+            'images/s': f"{_three_digits(r['images_per_s'])} ({_three_digits(r['low'])} to {_three_digits(r['high'])})",
+            'times timm': '{ratio:.2f} ({low:.2f} to {high:.2f})'.format(**versus) if versus else None,
+            'of ceiling': f"{r['images_per_s'] / r['ceiling']:.0%}" if r.get('ceiling') else None,
+            'a core': _three_digits(r['per_core']) if r.get('per_core') else None,
+            'kept an image': megabytes(r, 'stored'),
+            'peak': megabytes(r, 'peak'),
+            'differs': f"{r['difference']:.0e}" if r.get('difference') is not None else None,
+        }
     rows = Table(map(one, results['rows']))
     empty = [k for k in (rows[0] if rows else ()) if not any(r[k] for r in rows)]
     return Table({k: v for k, v in r.items() if k not in empty} for r in rows)
@@ -375,12 +376,16 @@ def _three_digits(v:float)->str:
     "Three digits or all before the point."
     return f'{v:,.0f}' if v >= 100 else f'{v:.3g}'
 
+def _against_timm(rows)->dict: # (what, model, contender) → a row of `speedups`
+    "How each contender of ours compares with timm's."
+    return {(r['what'], r['model'], r['contender']): r for r in speedups(rows) if not r['best']}
+
 # %% ../../nbs/speed/benchmark.ipynb #b3d7c5ac
 def draw_bench(results:dict, # with 'rows' and perhaps 'machine', as from `read_bench`
               ):
     "Images a second of all contenders with their quartiles, ratios, and the ceiling; returns the figure."
     import matplotlib.pyplot as plt
-    against = {(r['what'], r['model'], r['contender']): r for r in speedups(results['rows']) if not r['best']}
+    against = _against_timm(results['rows'])
     lines = {} # one a model, in it one panel for each thing that was done with it
     for r in results['rows']: lines.setdefault(r['model'], {}).setdefault(r['what'], []).append(r)
     most, ncols = [max(map(len, line.values())) for line in lines.values()], max(map(len, lines.values()))

@@ -12,10 +12,9 @@ from pathlib import Path
 import ipywidgets as W, torch, traitlets as T
 from PIL import Image
 import metaformer_edu
-from ..core.errors import distinct
+from ..core.errors import DataError, distinct
 from ..core.basics import sample_photo
 from ..models.registry import FAMILIES, create_model
-from ..core.errors import DataError
 from ..data.datasets import load_digits, load_shapes
 from ..data.folders import read_image
 from ..training.run_folder import read_about
