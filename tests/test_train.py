@@ -428,7 +428,7 @@ def test_an_error_of_pytorch_is_one_sentence(message, hint, capsys, tmp_path, mo
     assert message in said and hint in said and "and much more" not in said
 
 
-@pytest.mark.parametrize("what", ["save_weights", "save_state"])
+@pytest.mark.parametrize("what", ["save_weights", "_save_state"])
 def test_a_disk_that_is_full_at_the_second_epoch(what, capsys, tmp_path, monkeypatch):
     real, calls = getattr(run_folder, what), []
 

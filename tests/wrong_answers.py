@@ -464,7 +464,7 @@ class Mended(nn.Module):
         self.register_buffer('table', torch.linspace(0.5, 1.5, dim))
     def forward(self, x):
         row = x.mean(2, keepdim=True).expand_as(x)
-        return self.table * row / (row.norm(dim=-1, keepdim=True) + 1e-6)""": "NaN or infinite",
+        return self.table * row / (row.square().sum(-1, keepdim=True).sqrt() + 1e-6)""": "NaN or infinite",
             """
 class Mended(nn.Module):
     def __init__(self, dim): super().__init__()
