@@ -6,7 +6,9 @@ tested, too.
 import contextlib
 import multiprocessing
 import os
+import pickle
 import pkgutil
+import re
 import resource
 import shutil
 import signal
@@ -302,6 +304,46 @@ def test_a_run_goes_on_in_another_number_of_processes(args, tmp_path):
     assert_close_runs(ok(tmp_path / "there", *in_two, "--resume", "auto", processes=2), whole)
     train(tmp_path / "back", *in_two, changes=[At(UPDATE, 20, kill, signal.SIGKILL, rank=r) for r in "01"], processes=2)
     assert_close_runs(ok(tmp_path / "back", *in_one, "--resume", "auto"), whole)
+
+
+@pytest.fixture(scope="module")
+def killed_in_two(args, tmp_path_factory):
+    "Two processes that were killed in the second epoch."
+    folder = tmp_path_factory.mktemp("killed")
+    train(folder, *args, "-b", "4", changes=[At(UPDATE, 20, kill, signal.SIGKILL, rank=r) for r in "01"], processes=2)
+    return folder
+
+
+def measure_messages():
+    "The first process says how large the largest object was that it handed to the others."
+    sizes = []
+
+    def measured(real):
+        def call(objects, *args, **kwargs):
+            sizes.append(len(pickle.dumps(args or objects)))
+            return real(objects, *args, **kwargs)
+        return call
+    for name in ("all_gather_object", "broadcast_object_list"):
+        setattr(torch.distributed, name, measured(getattr(torch.distributed, name)))
+    At("metaformer_edu.training.setup:Run.fit", 1, lambda: print("largest message", max(sizes)))()
+
+
+def elsewhere():
+    "The second process works in another folder, where it cannot see the run; on another machine it may be so."
+    if os.environ["RANK"] == "1":
+        os.chdir("/")
+
+
+@pytest.mark.parametrize("change", [None, elsewhere], ids=["same disk", "another folder"])
+def test_two_processes_go_on_and_send_the_state_only_if_they_must(change, args, killed_in_two, whole_in_two, tmp_path):
+    shutil.copytree(killed_in_two / "work", tmp_path / "work")
+    state = sorted(only_run(tmp_path).glob("state-*.pt"))[-1].stat().st_size
+    changes = [measure_messages, *([change] if change else [])]
+    status, out, err = train(tmp_path, *args, "-b", "4", "--resume", "auto", changes=changes, processes=2)
+    assert status == [0, 0] and not err, err
+    sent = int(re.search(r"largest message (\d+)", out)[1])
+    assert sent > state / 2 if change else sent < state / 10, (sent, state)
+    assert_same_run(only_run(tmp_path), whole_in_two)
 
 
 # --- SIGTERM and SIGINT ---

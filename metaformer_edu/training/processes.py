@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['rank', 'world_size', 'open_device', 'init_distributed', 'cleanup', 'TrainSampler', 'EvalSampler',
-           'all_gather_objects', 'any_rank', 'gather', 'wrap_ddp', 'no_sync', 'ignore_signals', 'launch']
+           'all_gather_objects', 'broadcast_object', 'any_rank', 'gather', 'wrap_ddp', 'no_sync', 'ignore_signals',
+           'launch']
 
 # %% ../../nbs/training/processes.ipynb #f9d1119e
 import os, signal, subprocess, sys, time, uuid
@@ -119,6 +120,12 @@ def all_gather_objects(value)->list: # in the order of the ranks
         values = [None] * world_size()
         dist.all_gather_object(values, value)
     return values
+
+def broadcast_object(value): # that of the first process; what the others pass is not looked at
+    "What the first process passed in, known to all."
+    values = [value]
+    if world_size() > 1: dist.broadcast_object_list(values)
+    return values[0]
 
 def any_rank(flag:bool)->bool:
     "Whether any process says yes."
