@@ -6,7 +6,7 @@
 __all__ = ['run', 'main']
 
 # %% ../nbs/commands/train.ipynb #3b5031ae
-import sys
+import os, signal, sys
 
 # %% ../nbs/commands/train.ipynb #6440d9cf
 def run(settings, # as from `parse`, or anything with these attributes
@@ -14,9 +14,13 @@ def run(settings, # as from `parse`, or anything with these attributes
        ): # a `Run`: folder, log, model, predictions, trainer
     "Train as `metaformer-train` does, in a notebook or anywhere; the machine is then as before."
     from metaformer_edu.training.setup import machine_as_found
-    with machine_as_found():
-        job = _open(settings, callbacks)
-        job.fit()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with machine_as_found():
+            job = _open(settings, callbacks)
+            job.fit()
+    finally: # the command leaves it ignored
+        if signal.getsignal(signal.SIGTERM) is not before: signal.signal(signal.SIGTERM, before)
     return job
 
 def _open(settings, callbacks=(), command=('metaformer-train',)): # a `Run` with the callbacks of `interpret`
@@ -31,6 +35,12 @@ def _open(settings, callbacks=(), command=('metaformer-train',)): # a `Run` with
 # %% ../nbs/commands/train.ipynb #e45e0b04
 def main(argv=None):
     "The command `metaformer-train`."
+    before = signal.signal(signal.SIGTERM, _end_at_once)
+    try: _main(argv)
+    finally: # once it has come it stays ignored, until the process has gone
+        if signal.getsignal(signal.SIGTERM) is _end_at_once: signal.signal(signal.SIGTERM, before)
+
+def _main(argv=None):
     from metaformer_edu.training.settings import parse
     settings = parse(argv)
     command = ['metaformer-train', *(sys.argv[1:] if argv is None else argv)]
@@ -44,8 +54,13 @@ def main(argv=None):
             try: job.fit()
             except Interrupted as stop: _say_stopped(job, stop.args[0])
 
+def _end_at_once(number, frame):
+    "A signal before the training has begun, or after it: there is nothing to save."
+    said = f'metaformer-train: Stopped by {signal.Signals(number).name}.'
+    if os.environ.get('RANK', '0') == '0': print(said, file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
 def _say_stopped(job, number:int): # of the signal
-    import signal
     from metaformer_edu.training.processes import rank
     said = f'metaformer-train: Stopped by {signal.Signals(number).name}. {job.folder.contents()}'
     if rank() == 0: print(said, file=sys.stderr)

@@ -104,15 +104,15 @@ def main(argv=None): # None: what was typed
     "The command `metaformer-validate`."
     args = parse(argv)
     import torch
-    from metaformer_edu.training.processes import cleanup, rank
+    from metaformer_edu.training.processes import process_group, rank
     from metaformer_edu.training.evaluate import precision, predict
     if args.threads: torch.set_num_threads(args.threads)
-    with cli_errors('metaformer-validate', once=True): model, loader, info = open_all(args)
-    with cli_errors('metaformer-validate', (DataError,)):
-        said = predict(model, loader, precision(args), progress=True)
-        if not len(said['label']): raise DataError(f'None of the {len(loader.dataset)} images can be read.')
-        if rank() == 0: report(args, said, model, loader.dataset, info)
-        cleanup()
+    with process_group():
+        with cli_errors('metaformer-validate', once=True): model, loader, info = open_all(args)
+        with cli_errors('metaformer-validate', (DataError,)):
+            said = predict(model, loader, precision(args), progress=True)
+            if not len(said['label']): raise DataError(f'None of the {len(loader.dataset)} images can be read.')
+            if rank() == 0: report(args, said, model, loader.dataset, info)
 
 # %% ../nbs/commands/validate.ipynb #6f07647d
 if __name__ == '__main__' and '__file__' in globals(): main() # a notebook has no file

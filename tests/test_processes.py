@@ -6,7 +6,9 @@ tested, too.
 import contextlib
 import multiprocessing
 import os
+import pickle
 import pkgutil
+import re
 import resource
 import shutil
 import signal
@@ -14,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from itertools import count
 from pathlib import Path
 
@@ -58,6 +61,17 @@ class At:
 def kill(*numbers):
     for number in numbers:
         os.kill(os.getpid(), number)
+
+
+def keep_killing(number):
+    "Another process sends the signal at once, and again every 5 ms until this one has gone."
+    me = os.getpid()
+    if os.fork() == 0:
+        while os.getppid() == me:
+            os.kill(me, number)
+            time.sleep(0.005)
+        os._exit(0)
+    time.sleep(0.1)
 
 
 def kill_group(number):
@@ -304,6 +318,46 @@ def test_a_run_goes_on_in_another_number_of_processes(args, tmp_path):
     assert_close_runs(ok(tmp_path / "back", *in_one, "--resume", "auto"), whole)
 
 
+@pytest.fixture(scope="module")
+def killed_in_two(args, tmp_path_factory):
+    "Two processes that were killed in the second epoch."
+    folder = tmp_path_factory.mktemp("killed")
+    train(folder, *args, "-b", "4", changes=[At(UPDATE, 20, kill, signal.SIGKILL, rank=r) for r in "01"], processes=2)
+    return folder
+
+
+def measure_messages():
+    "The first process says how large the largest object was that it handed to the others."
+    sizes = []
+
+    def measured(real):
+        def call(objects, *args, **kwargs):
+            sizes.append(len(pickle.dumps(args or objects)))
+            return real(objects, *args, **kwargs)
+        return call
+    for name in ("all_gather_object", "broadcast_object_list"):
+        setattr(torch.distributed, name, measured(getattr(torch.distributed, name)))
+    At("metaformer_edu.training.setup:Run.fit", 1, lambda: print("largest message", max(sizes)))()
+
+
+def elsewhere():
+    "The second process works in another folder, where it cannot see the run; on another machine it may be so."
+    if os.environ["RANK"] == "1":
+        os.chdir("/")
+
+
+@pytest.mark.parametrize("change", [None, elsewhere], ids=["same disk", "another folder"])
+def test_two_processes_go_on_and_send_the_state_only_if_they_must(change, args, killed_in_two, whole_in_two, tmp_path):
+    shutil.copytree(killed_in_two / "work", tmp_path / "work")
+    state = sorted(only_run(tmp_path).glob("state-*.pt"))[-1].stat().st_size
+    changes = [measure_messages, *([change] if change else [])]
+    status, out, err = train(tmp_path, *args, "-b", "4", "--resume", "auto", changes=changes, processes=2)
+    assert status == [0, 0] and not err, err
+    sent = int(re.search(r"largest message (\d+)", out)[1])
+    assert sent > state / 2 if change else sent < state / 10, (sent, state)
+    assert_same_run(only_run(tmp_path), whole_in_two)
+
+
 # --- SIGTERM and SIGINT ---
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -357,6 +411,41 @@ def test_asked_twice_it_stops_at_once(args, whole, tmp_path):
     assert status == 130 and err.count("\n") == 1 and last_state(run)["updates"] == 5, err
     ok(tmp_path, *args, "--resume", "auto")
     assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize("where, n, state", [
+    ("metaformer_edu.training.setup:build", 1, None), (UPDATE, 8, 8), ("torch:save", 2, 11), (EVALUATE, 3, 12),
+    ("metaformer_edu.train:_say_stopped", 1, 8)])
+def test_sigterm_again_and_again_is_one(where, n, state, args, tmp_path):
+    "Until the process has gone: while it starts, saves, measures, says good-bye and ends."
+    changes = [At(where, n, keep_killing, signal.SIGTERM)]
+    if "say" in where:
+        changes.append(At(UPDATE, 8, kill, signal.SIGTERM))
+    status, _, err = train(tmp_path, *args, changes=changes)
+    assert status == 143 and err.count("\n") == 1 and "Stopped by SIGTERM" in err, (status, err)
+    if state:
+        assert last_state(only_run(tmp_path))["updates"] == state
+
+
+def test_sigterm_again_and_again_to_both(args, tmp_path):
+    changes = [At(UPDATE, 8, keep_killing, signal.SIGTERM, rank=r) for r in "01"]
+    status, _, err = train(tmp_path, *args, "-b", "4", changes=changes, processes=2)
+    assert status == [143, 143] and err.count("\n") == 1 and last_state(only_run(tmp_path))["updates"] == 8, err
+
+
+def leaving_takes_for_ever():
+    torch.distributed.destroy_process_group = lambda *_: time.sleep(1000)
+
+
+def break_down():
+    raise RuntimeError("The second process broke down")
+
+
+@pytest.mark.parametrize("where", [UPDATE, EVALUATE])
+def test_one_that_fails_lets_the_other_go(where, args, tmp_path):
+    changes = [leaving_takes_for_ever, At(where, 3, break_down, rank="1")]
+    status, _, err = train(tmp_path, *args, "-b", "4", "--epochs", "1", changes=changes, processes=2)
+    assert status == [1, 1] and "The second process broke down." in err and "Lost another process" in err, err
 
 
 def test_one_of_two_is_asked_to_stop(args, whole_in_two, tmp_path):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from metaformer_edu.core.files import read_log, write_atomically
+from metaformer_edu.training import run_folder
 from metaformer_edu.training.callbacks import TensorBoard
 from metaformer_edu.training.run_folder import (
     RunFolder, _SAME_RESULT, _SPEED_COLUMNS, _newest_run, _newest_state, _read_settings, _read_state, _save_state,
@@ -121,6 +122,17 @@ def test_no_state(tmp_path):
     assert _newest_state(tmp_path) is None and _newest_state(tmp_path / "gone") is None
     (tmp_path / "state-00000001.pt.unfinished").write_text("half")
     assert _newest_state(tmp_path) is None
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_process_reads_the_state_only_if_all_see_the_same_file(same, tmp_path, monkeypatch):
+    path = _save_state(dict(updates=1, of="file"), tmp_path, 1)
+    digest = run_folder._digest(path) if same else "of another file"
+    asked = []
+    monkeypatch.setattr(run_folder, "any_rank", lambda flag: asked.append(flag) or flag)
+    monkeypatch.setattr(run_folder, "broadcast_object", lambda mine: dict(updates=1, of="rank 0"))
+    assert run_folder._shared_state(None, path, digest)["of"] == ("file" if same else "rank 0")
+    assert asked == [not same] and run_folder._digest(tmp_path / "gone") == ""
 
 
 def test_what_is_no_state(tmp_path):

@@ -26,7 +26,7 @@ from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.train import main, run
 from metaformer_edu.training import run_folder, trainer
-from metaformer_edu.training.callbacks import Callback, EarlyStopping
+from metaformer_edu.training.callbacks import Callback, EarlyStopping, Interrupted
 from metaformer_edu.training.evaluate import evaluate
 from metaformer_edu.training.run_folder import _SPEED_COLUMNS, new_folder
 from metaformer_edu.training.settings import parse
@@ -481,7 +481,8 @@ def test_a_signal_is_heard_between_two_updates(number, stripes, finished, capsys
     assert (
         f"Stopped by {number.name}. " in said and "only settings; the same command with --resume auto goes on." in said
     )
-    assert signal.getsignal(number) == before
+    after = signal.signal(number, before)
+    assert after == (signal.SIG_IGN if number == signal.SIGTERM else before)  # what comes until it has gone is the same
     run = only_run(tmp_path)
     assert [p.name for p in run.glob("state-*.pt")] == ["state-00000004.pt"]
     go(run)
@@ -755,18 +756,51 @@ def test_run_raises_what_is_wrong_and_leaves_all_as_it_was(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on Linux and macOS")
-def test_a_notebook_that_is_interrupted(tmp_path, stripes):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_notebook_that_is_interrupted(number, tmp_path, stripes):
     "The stop button of a notebook sends SIGINT: a state is saved, and the error is a KeyboardInterrupt."
     class Stop(Callback):
         def after_update(self, trainer):
             if trainer.updates == 4:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
     before = machine()
     with pytest.raises(KeyboardInterrupt):
         run(parse([str(stripes), *GO, "--output", str(tmp_path)]), callbacks=[Stop()])
     assert machine() == before and [p.name for p in only_run(tmp_path).glob("state-*.pt")] == ["state-00000004.pt"]
     found = run(parse([str(stripes), *GO, "--output", str(tmp_path), "--resume", "auto"]))
     assert len(found.log) == 2 and found.path == only_run(tmp_path)
+
+
+class Lost(Callback):
+    "A signal while the model is measured, whose exception does not come out."
+    def after_evaluate(self, trainer):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            pass
+
+
+class Another(Lost):
+    "One whose exception comes out as another one."
+    def after_evaluate(self, trainer):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RuntimeError("unexpected pos 64 vs 0") from None
+
+
+class LostAtTheEnd(Lost):
+    after_fit, after_evaluate = Lost.after_evaluate, Callback.after_evaluate
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on Linux and macOS")
+@pytest.mark.parametrize("callback", [Lost, Another, LostAtTheEnd])
+def test_a_signal_is_not_lost_with_its_exception(callback, tmp_path, stripes):
+    with pytest.raises(Interrupted) as stop:
+        run(parse([str(stripes), *GO, "--output", str(tmp_path)]), callbacks=[callback()])
+    assert stop.value.args == (signal.SIGTERM,)
+    newest = max(p.name for p in only_run(tmp_path).glob("state-*.pt"))
+    assert newest == ("state-00000012.pt" if callback is LostAtTheEnd else "state-00000006.pt")
 
 
 def test_run_leaves_a_process_group_that_it_did_not_make(tmp_path):
@@ -781,4 +815,4 @@ def test_run_leaves_a_process_group_that_it_did_not_make(tmp_path):
 def test_the_modules_top_imports_nothing_heavy():
     tree = ast.parse((ROOT / "metaformer_edu/train.py").read_text())
     top = [o for o in tree.body if isinstance(o, (ast.Import, ast.ImportFrom))]
-    assert [ast.unparse(o) for o in top] == ["import sys"]
+    assert [ast.unparse(o) for o in top] == ["import os, signal, sys"]

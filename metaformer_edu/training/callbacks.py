@@ -258,28 +258,40 @@ class Signals(Callback):
     "On SIGTERM or SIGINT (Ctrl-C) stops between two updates, in all processes, and raises Interrupted."
     order = 85
 
-    def __init__(self): self.signal, self.updating, self.before = None, False, {}
+    def __init__(self): self.seen, self.raised, self.updating, self.before = [], None, False, {}
 
     def before_fit(self, trainer):
+        self.seen, self.raised = [], None
         if threading.current_thread() is not threading.main_thread(): return # others may not
         self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(self, number, frame):
-        "Note a signal; raise at once if asked twice, or if there is nothing new to save."
-        if self.signal or not self.updating: raise Interrupted(number)
-        self.signal = number
+        "Note a signal; raise at once if there is nothing new to save, or at the second SIGINT."
+        first, again = not self.seen, number in self.seen
+        self.seen.append(number)
+        if number == signal.SIGTERM: signal.signal(number, signal.SIG_IGN) # the next one says the same
+        if (first and not self.updating) or (again and number == signal.SIGINT): self.stop()
+
+    def stop(self):
+        "Raise the first signal."
+        self.raised = Interrupted(self.seen[0])
+        raise self.raised
 
     def after_update(self, trainer):
         self.updating = True
-        if any_rank(self.signal is not None): trainer.interrupt = Interrupted(self.signal or signal.SIGTERM)
+        if any_rank(bool(self.seen)): trainer.interrupt = Interrupted(*self.seen[:1] or [signal.SIGTERM])
 
     def before_evaluate(self, trainer): # the state of this epoch is saved
         self.updating = False
-        if self.signal: raise Interrupted(self.signal)
+        if self.seen: self.stop()
 
-    def cleanup(self, trainer):
-        for number, handler in self.before.items(): signal.signal(number, handler)
-        self.before, self.signal, self.updating = {}, None, False
+    def after_epoch(self, trainer): # if it was raised, and lost
+        if self.seen: self.stop()
+
+    def cleanup(self, trainer): # SIGTERM stays ignored once it has come, since the process is to go
+        for number, handler in self.before.items():
+            if number == signal.SIGINT or number not in self.seen: signal.signal(number, handler)
+        self.before, self.updating = {}, False
 
 # %% ../../nbs/training/callbacks.ipynb #305db34a
 class TensorBoard(Callback):

@@ -6,7 +6,7 @@
 __all__ = ['differences', 'new_folder', 'read_about', 'RunFolder', 'own_logs']
 
 # %% ../../nbs/training/run_folder.ipynb #8d573933
-import itertools, os, platform, shlex, sys
+import hashlib, itertools, os, platform, shlex, sys
 from pathlib import Path
 import timm, torch, yaml
 from torch.utils.data import Subset
@@ -18,7 +18,7 @@ from ..core.figures import lesson_style
 from ..models.registry import get_row
 from ..models.weights import save_weights
 from ..data.loaders import show_predictions
-from .processes import all_gather_objects, rank
+from .processes import all_gather_objects, any_rank, broadcast_object, rank
 from .evaluate import predict
 from .callbacks import Callback
 from .trainer import Trainer, draw_curves
@@ -43,11 +43,16 @@ def _read_state(path:Path)->dict:
     if isinstance(state, dict) and 'updates' in state: return state
     raise ValueError(f'Cannot go on from {path}: it holds weights, perhaps, but no state of a run.')
 
-def _newest_state(folder:Path)->dict: # None if there is none
-    "The newest state in a folder that is whole; damaged ones are named and left out."
+def _newest_file(folder:Path)->tuple: # (file, state); (None, None) if there is none
+    "The newest state in a folder that is whole, and its file; damaged ones are named and left out."
     for path in sorted(Path(folder).glob('state-*.pt'), reverse=True):
-        try: return _read_state(path)
+        try: return path, _read_state(path)
         except ValueError as error: print(error, 'The one before it is tried.', file=sys.stderr)
+    return None, None
+
+def _newest_state(folder:Path)->dict: # None if there is none
+    "The newest state in a folder that is whole."
+    return _newest_file(folder)[1]
 
 # %% ../../nbs/training/run_folder.ipynb #21fab03a
 # settings that may differ between two parts of one run
@@ -249,8 +254,9 @@ def open_folder(settings:dict, name:str, # of the folder, unless an earlier run 
                )->RunFolder:
     "The folder to write to: a new one, or that of the run which goes on (--resume, or torchrun has started it again)."
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0 # by torchrun, after a process died
-    found = _find_folder(settings, name, restarted) if rank() == 0 else None
-    path, state = all_gather_objects(found)[0]
+    path, file, state = _find_folder(settings, name, restarted) if rank() == 0 else (None, None, None)
+    path, file, digest = broadcast_object((path, file, file and _digest(file)))
+    if file: state = _shared_state(state, file, digest)
     if rank() == 0:
         for left in path.rglob('*.unfinished'): left.unlink() # by a process that was killed while it wrote
     folder = RunFolder(path, settings, settings['eval_metric'])
@@ -259,21 +265,34 @@ def open_folder(settings:dict, name:str, # of the folder, unless an earlier run 
         folder.restore(trainer.log)
     return folder
 
-def _find_folder(settings:dict, name:str, restarted:bool)->tuple: # (path, state or None)
-    resume, path, state = settings['resume'], None, None
+def _digest(path:Path)->str: # empty if it cannot be read
+    digest = hashlib.sha256()
+    try:
+        with open(path, 'rb') as file:
+            while block := file.read(2**20): digest.update(block)
+    except OSError: return ''
+    return digest.hexdigest()
+
+def _shared_state(state:dict, file:Path, digest:str)->dict: # what the first process has, read and found
+    "The same state in all processes: each reads the file, or the first one sends it if any sees another file or none."
+    if any_rank(_digest(file) != digest): return broadcast_object(state)
+    return state or _read_state(file)
+
+def _find_folder(settings:dict, name:str, restarted:bool)->tuple: # (path, file of the state or None, state or None)
+    resume, path, file, state = settings['resume'], None, None, None
     if resume == 'auto' or restarted: path = _newest_run(settings['output'], name, settings)
     elif resume: path = Path(resume).expanduser()
-    if path: path, state = _find_state(path, must=not restarted and resume != 'auto')
+    if path: path, file, state = _find_state(path, must=not restarted and resume != 'auto')
     before = _read_settings(path) if state else {}
     others = differences(before, settings) if before else []
     said = f"metaformer-train: goes on with other settings than before: {', '.join(others)}."
     if others: print(said, file=sys.stderr)
-    return path or new_folder(settings['output'], name), state
+    return path or new_folder(settings['output'], name), file, state
 
-def _find_state(path:Path, must:bool)->tuple: # (folder, state)
-    state = _newest_state(path) if path.is_dir() else _read_state(path)
+def _find_state(path:Path, must:bool)->tuple: # (folder, file, state)
+    file, state = _newest_file(path) if path.is_dir() else (path, _read_state(path))
     if must and not state: raise ValueError(f'{path} holds no state to go on from.')
-    return path if path.is_dir() else path.parent, state
+    return path if path.is_dir() else path.parent, file, state
 
 # %% ../../nbs/training/run_folder.ipynb #d5fb1b5f
 def own_logs(name:str)->dict: # command -> log

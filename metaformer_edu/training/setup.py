@@ -10,7 +10,7 @@ import random, sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, torch, torch.distributed as dist
+import numpy as np, torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -21,7 +21,7 @@ from ..data.datasets import SOURCES, load_data
 from ..data.transforms import DataInfo
 from ..data.loaders import make_loaders
 from .processes import (
-    EvalSampler, TrainSampler, cleanup, ignore_signals, init_distributed, open_device, rank, world_size)
+    EvalSampler, TrainSampler, ignore_signals, init_distributed, open_device, process_group, rank, world_size)
 from .evaluate import precision
 from .callbacks import Signals, TensorBoard
 from .trainer import Trainer, make_optimizer, make_schedule
@@ -116,11 +116,15 @@ class Run:
         return self.trainer.predictions
 
     def fit(self):
-        "Say what is going to happen, and train; then the loaders' workers go."
+        "Say what is going to happen, and train; then the loaders' workers go. Interrupted if a signal asked to stop."
+        signals = next(callback for callback in self.trainer.callbacks if isinstance(callback, Signals))
         try:
             self.announce()
             self.trainer.fit()
+        except Exception:
+            if not signals.raised: raise
         finally: self.trainer.close()
+        if signals.raised: raise signals.raised # whatever became of it on its way
 
     def announce(self):
         "Say what is going to happen."
@@ -154,12 +158,12 @@ def open_run(settings, callbacks=(), # more callbacks for the trainer
 @contextmanager
 def machine_as_found():
     "Whatever is trained in this block: then threads, random generators, GPU settings and process group are as before."
-    threads, group = torch.get_num_threads(), dist.is_initialized()
+    threads = torch.get_num_threads()
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
     gpu = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
-    try: yield
+    try:
+        with process_group(): yield
     finally:
-        if not group: cleanup()
         torch.set_num_threads(threads)
         random.setstate(generators[0])
         np.random.set_state(generators[1])
