@@ -15,7 +15,7 @@ from torch import nn
 from metaformer_edu.models import kernels
 from metaformer_edu.models.kernels import DepthwiseConv, Linear, star_depthwise, star_formula, star_linear, star_relu
 from metaformer_edu.models.layers import Mlp, StarReLU
-from metaformer_edu.models.mixers import SepConv
+from metaformer_edu.models.mixers import RandomMixing, SepConv
 from metaformer_edu.models.registry import create_model
 
 
@@ -223,6 +223,40 @@ def test_in_16_bits_the_gradients_of_scale_and_bias_are_summed_in_float32(pair, 
     y = star_linear(x, s, b, torch.ones(3, 1, dtype=dtype)) if pair else star_relu(x, s, b)
     y.backward(torch.ones_like(y))
     assert b.grad.item() == s.grad.item() == 4099 * (3 if pair else 1)
+
+
+@pytest.mark.parametrize("pair", [False, True], ids=["star_relu", "star_linear"])
+def test_the_gradient_of_the_scale_of_more_numbers_than_cublas_counts(pair, monkeypatch):
+    "cuBLAS takes 2**31 - 1 numbers at most; here it takes 100."
+    dot, sizes = torch.dot, []
+
+    def picky(a, b):
+        sizes.append(len(a))
+        assert len(a) <= 100, "dot only supports n, incx, incy with the bound INT_MAX"
+        return dot(a, b)
+
+    monkeypatch.setattr(kernels, "_DOT_MOST", 100)
+    monkeypatch.setattr(torch, "dot", picky)
+    x, s, b = torch.randn(13, 5, 7).double(), nn.Parameter(torch.tensor([0.9]).double()), torch.tensor([-0.4]).double()
+    weight = [torch.randn(3, 7).double()] if pair else []
+    f, g = (star_linear, lambda x, s, b, w: F.linear(star_formula(x, s, b), w)) if pair else (star_relu, star_formula)
+    found, truth = (torch.autograd.grad(h(x, s, b, *weight).sin().sum(), s) for h in (f, g))
+    torch.testing.assert_close(found, truth)
+    assert sizes == [100] * 4 + [55]
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice differentiable"])
+def test_who_wants_the_bias_alone_reads_the_gradient_alone(twice):
+    x, s, b = torch.randn(4, 6), torch.tensor([0.9]), nn.Parameter(torch.tensor([-0.4]))
+    y = star_relu(x, s, b).sum()
+    with Calls() as calls:
+        torch.autograd.grad(y, b, create_graph=twice)
+    assert not {"relu", "mul", "mul_", "dot"} & {*calls.names}
+    x, b = x.requires_grad_(), b.detach()
+    y = star_relu(x, s, b).sum()
+    with Calls() as calls:
+        torch.autograd.grad(y, x, create_graph=twice)
+    assert not {"sum", "dot"} & {*calls.names}
 
 
 def kept(f, *args):
@@ -587,3 +621,26 @@ def test_the_gradient_of_a_depthwise_weight_lies_as_the_weight_does():
     mixer = SepConv(8)
     mixer(torch.randn(2, 9, 9, 8)).sum().backward()
     assert mixer.dwconv.weight.grad.stride() == mixer.dwconv.weight.stride()
+
+
+def test_random_mixing_under_autocast_converts_its_matrix_once_and_not_for_each_image():
+    mixer, x = RandomMixing(num_tokens=16), torch.randn(5, 4, 4, 8)
+    converted = []
+
+    class Conversions(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            out = f(*args, **(kwargs or {}))
+            if f.overloadpacket.__name__ == "_to_copy":
+                converted.append(out.untyped_storage().nbytes() // out.element_size())
+            return out
+
+    with torch.autocast("cpu", torch.bfloat16):
+        with Conversions():
+            y = mixer(x)
+        assert mixer.double()(x.double()).dtype == torch.float64  # which autocast leaves alone
+    assert sorted(converted) == [16 * 16, x.numel()]
+    truth = (mixer.random_matrix.bfloat16().double() @ x.bfloat16().double().flatten(1, 2)).view_as(x)
+    torch.testing.assert_close(y.double(), truth, atol=2e-2, rtol=1e-2)
+    graph = torch.fx.symbolic_trace(mixer)
+    assert torch.equal(graph(x.double()), mixer(x.double()))
+    torch.testing.assert_close(torch.jit.script(graph)(x.double()), mixer(x.double()))

@@ -38,16 +38,26 @@ def _wide_dot(g, r): # Σ g·r² of 16-bit numbers in float32, piece by piece: n
     pieces = zip(g.reshape(-1).split(size), r.reshape(-1).split(size))
     return torch.stack([torch.dot(p.float(), q.float().square_()) for p, q in pieces]).sum()
 
+_DOT_MOST = 2**31 - 1 # cuBLAS counts in 32 bits
+
+def _dot(a, b): # Σ a·b of any number of numbers
+    pieces = zip(a.reshape(-1).split(_DOT_MOST), b.reshape(-1).split(_DOT_MOST))
+    return sum(torch.dot(p, q) for p, q in pieces)
+
 def _star_grads(g, x, s, needs, ours): # gradients of x, s and b, those that are needed; ours: g may be written over
-    if not any(needs): return None, None, None
-    r, wide = F.relu(x), torch.promote_types(g.dtype, torch.float32)
-    if torch.is_grad_enabled(): # for a second derivative: nothing in place
-        return 2 * s * g * r, (g * r * r).sum().view_as(s), g.sum().view_as(s)
+    wide, dx, ds = torch.promote_types(x.dtype, torch.float32), None, None
     db = g.sum(dtype=wide).view_as(s) if needs[2] else None
-    ds = _wide_dot(g, r) if needs[1] and g.dtype != wide else None
-    gr = g.mul_(r) if ours else g * r
-    if needs[1] and ds is None: ds = torch.dot(gr.reshape(-1), x.reshape(-1))
-    return gr.mul_(2 * s) if needs[0] else None, None if ds is None else ds.view_as(s), db
+    if not (needs[0] or needs[1]): return None, None, db
+    r = F.relu(x)
+    if torch.is_grad_enabled(): # for a second derivative: nothing in place
+        if needs[0]: dx = 2 * s * g * r
+        if needs[1]: ds = (g * r * r).sum().view_as(s)
+        return dx, ds, db
+    if needs[1] and g.dtype != wide: ds = _wide_dot(g, r)
+    if needs[0] or ds is None: gr = g.mul_(r) if ours else g * r
+    if needs[1] and ds is None: ds = _dot(gr, x)
+    if needs[0]: dx = gr.mul_(2 * s)
+    return dx, None if ds is None else ds.view_as(s), db
 
 # %% ../../nbs/models/kernels.ipynb #e9c0c152
 def _star_tangent(x, s, dx, ds, db): # how y moves when x, s and b move by dx, ds and db; None: not at all
