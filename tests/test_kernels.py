@@ -6,15 +6,16 @@ import platform
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaformer_edu.models import kernels
+from metaformer_edu.models import kernels, layers
 from metaformer_edu.models.kernels import DepthwiseConv, Linear, star_depthwise, star_formula, star_linear, star_relu
-from metaformer_edu.models.layers import Mlp, StarReLU
+from metaformer_edu.models.layers import LayerNormGeneral, Mlp, StarReLU, set_norm_without_copy
 from metaformer_edu.models.mixers import RandomMixing, SepConv
 from metaformer_edu.models.registry import create_model
 
@@ -644,3 +645,50 @@ def test_random_mixing_under_autocast_converts_its_matrix_once_and_not_for_each_
     graph = torch.fx.symbolic_trace(mixer)
     assert torch.equal(graph(x.double()), mixer(x.double()))
     torch.testing.assert_close(torch.jit.script(graph)(x.double()), mixer(x.double()))
+
+
+@pytest.fixture
+def as_on_a_gpu():
+    set_norm_without_copy(True)
+    yield
+    set_norm_without_copy(None)
+
+
+def norm_and_grads(norm, x):
+    x = x.detach().requires_grad_()
+    y = norm(x)
+    return y, *torch.autograd.grad(y.double().sin().sum(), [x, norm.weight])
+
+
+@pytest.mark.parametrize("dtype, share", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 6), (1, 1, 1, 6), (3, 14, 14, 6), (0, 4, 4, 6)])
+def test_the_norm_over_images_as_on_a_gpu_equals_group_norm(dtype, share, shape, as_on_a_gpu):
+    norm, x = LayerNormGeneral(6), 3 * torch.randn(shape) + 2
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    with Calls() as calls:
+        found = norm_and_grads(norm.to(dtype), x.to(dtype))
+    assert "native_layer_norm" in calls.names and "native_group_norm" not in calls.names
+    assert not {"clone", "copy_", "contiguous"} & {*calls.names}
+    set_norm_without_copy(False)
+    for a, b in zip(found, norm_and_grads(norm.double(), x.to(dtype).double())):
+        assert a.dtype == dtype and a.shape == b.shape
+        close_in_norm(a.double(), b, share)
+
+
+def test_the_norm_copies_nothing_on_a_gpu_and_a_cpu_keeps_its_bits():
+    tokens = lambda device, packed=True: SimpleNamespace(device=torch.device(device), is_contiguous=lambda: packed)
+    copies = layers._group_norm_copies
+    assert copies(tokens("cuda")) and copies(tokens("cuda:1")) and not copies(tokens("cpu"))
+    assert not copies(tokens("cuda", packed=False))  # group_norm is at home there, and layer_norm would copy
+    norm, x = LayerNormGeneral(6), torch.randn(2, 5, 7, 6)
+    assert torch.equal(norm(x), F.group_norm(x.permute(0, 3, 1, 2), 1, norm.weight, None, 1e-6).permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("norm", ["LayerNormGeneral", "BareNorm"])
+def test_the_norm_as_on_a_gpu_can_be_traced_and_scripted(norm, as_on_a_gpu):
+    from metaformer_edu.speed.folding import _BareNorm
+    part = (LayerNormGeneral(6) if norm == "LayerNormGeneral" else _BareNorm(6, 3, 1e-6)).double()
+    x = torch.randn(1, 3, 3, 6).double()
+    graph = torch.fx.symbolic_trace(part)
+    assert torch.equal(graph(x), part(x))
+    torch.testing.assert_close(torch.jit.script(graph)(x), part(x))
