@@ -6,16 +6,17 @@ import platform
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaformer_edu.models import kernels
+from metaformer_edu.models import kernels, layers
 from metaformer_edu.models.kernels import DepthwiseConv, Linear, star_depthwise, star_formula, star_linear, star_relu
-from metaformer_edu.models.layers import Mlp, StarReLU
-from metaformer_edu.models.mixers import SepConv
+from metaformer_edu.models.layers import LayerNormGeneral, Mlp, StarReLU, set_norm_without_copy
+from metaformer_edu.models.mixers import RandomMixing, SepConv
 from metaformer_edu.models.registry import create_model
 
 
@@ -223,6 +224,40 @@ def test_in_16_bits_the_gradients_of_scale_and_bias_are_summed_in_float32(pair, 
     y = star_linear(x, s, b, torch.ones(3, 1, dtype=dtype)) if pair else star_relu(x, s, b)
     y.backward(torch.ones_like(y))
     assert b.grad.item() == s.grad.item() == 4099 * (3 if pair else 1)
+
+
+@pytest.mark.parametrize("pair", [False, True], ids=["star_relu", "star_linear"])
+def test_the_gradient_of_the_scale_of_more_numbers_than_cublas_counts(pair, monkeypatch):
+    "cuBLAS takes 2**31 - 1 numbers at most; here it takes 100."
+    dot, sizes = torch.dot, []
+
+    def picky(a, b):
+        sizes.append(len(a))
+        assert len(a) <= 100, "dot only supports n, incx, incy with the bound INT_MAX"
+        return dot(a, b)
+
+    monkeypatch.setattr(kernels, "_DOT_MOST", 100)
+    monkeypatch.setattr(torch, "dot", picky)
+    x, s, b = torch.randn(13, 5, 7).double(), nn.Parameter(torch.tensor([0.9]).double()), torch.tensor([-0.4]).double()
+    weight = [torch.randn(3, 7).double()] if pair else []
+    f, g = (star_linear, lambda x, s, b, w: F.linear(star_formula(x, s, b), w)) if pair else (star_relu, star_formula)
+    found, truth = (torch.autograd.grad(h(x, s, b, *weight).sin().sum(), s) for h in (f, g))
+    torch.testing.assert_close(found, truth)
+    assert sizes == [100] * 4 + [55]
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice differentiable"])
+def test_who_wants_the_bias_alone_reads_the_gradient_alone(twice):
+    x, s, b = torch.randn(4, 6), torch.tensor([0.9]), nn.Parameter(torch.tensor([-0.4]))
+    y = star_relu(x, s, b).sum()
+    with Calls() as calls:
+        torch.autograd.grad(y, b, create_graph=twice)
+    assert not {"relu", "mul", "mul_", "dot"} & {*calls.names}
+    x, b = x.requires_grad_(), b.detach()
+    y = star_relu(x, s, b).sum()
+    with Calls() as calls:
+        torch.autograd.grad(y, x, create_graph=twice)
+    assert not {"sum", "dot"} & {*calls.names}
 
 
 def kept(f, *args):
@@ -587,3 +622,73 @@ def test_the_gradient_of_a_depthwise_weight_lies_as_the_weight_does():
     mixer = SepConv(8)
     mixer(torch.randn(2, 9, 9, 8)).sum().backward()
     assert mixer.dwconv.weight.grad.stride() == mixer.dwconv.weight.stride()
+
+
+def test_random_mixing_under_autocast_converts_its_matrix_once_and_not_for_each_image():
+    mixer, x = RandomMixing(num_tokens=16), torch.randn(5, 4, 4, 8)
+    converted = []
+
+    class Conversions(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            out = f(*args, **(kwargs or {}))
+            if f.overloadpacket.__name__ == "_to_copy":
+                converted.append(out.untyped_storage().nbytes() // out.element_size())
+            return out
+
+    with torch.autocast("cpu", torch.bfloat16):
+        with Conversions():
+            y = mixer(x)
+        assert mixer.double()(x.double()).dtype == torch.float64  # which autocast leaves alone
+    assert sorted(converted) == [16 * 16, x.numel()]
+    truth = (mixer.random_matrix.bfloat16().double() @ x.bfloat16().double().flatten(1, 2)).view_as(x)
+    torch.testing.assert_close(y.double(), truth, atol=2e-2, rtol=1e-2)
+    graph = torch.fx.symbolic_trace(mixer)
+    assert torch.equal(graph(x.double()), mixer(x.double()))
+    torch.testing.assert_close(torch.jit.script(graph)(x.double()), mixer(x.double()))
+
+
+@pytest.fixture
+def as_on_a_gpu():
+    set_norm_without_copy(True)
+    yield
+    set_norm_without_copy(None)
+
+
+def norm_and_grads(norm, x):
+    x = x.detach().requires_grad_()
+    y = norm(x)
+    return y, *torch.autograd.grad(y.double().sin().sum(), [x, norm.weight])
+
+
+@pytest.mark.parametrize("dtype, share", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 6), (1, 1, 1, 6), (3, 14, 14, 6), (0, 4, 4, 6)])
+def test_the_norm_over_images_as_on_a_gpu_equals_group_norm(dtype, share, shape, as_on_a_gpu):
+    norm, x = LayerNormGeneral(6), 3 * torch.randn(shape) + 2
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    with Calls() as calls:
+        found = norm_and_grads(norm.to(dtype), x.to(dtype))
+    assert "native_layer_norm" in calls.names and "native_group_norm" not in calls.names
+    assert not {"clone", "copy_", "contiguous"} & {*calls.names}
+    set_norm_without_copy(False)
+    for a, b in zip(found, norm_and_grads(norm.double(), x.to(dtype).double())):
+        assert a.dtype == dtype and a.shape == b.shape
+        close_in_norm(a.double(), b, share)
+
+
+def test_the_norm_copies_nothing_on_a_gpu_and_a_cpu_keeps_its_bits():
+    tokens = lambda device, packed=True: SimpleNamespace(device=torch.device(device), is_contiguous=lambda: packed)
+    copies = layers._group_norm_copies
+    assert copies(tokens("cuda")) and copies(tokens("cuda:1")) and not copies(tokens("cpu"))
+    assert not copies(tokens("cuda", packed=False))  # group_norm is at home there, and layer_norm would copy
+    norm, x = LayerNormGeneral(6), torch.randn(2, 5, 7, 6)
+    assert torch.equal(norm(x), F.group_norm(x.permute(0, 3, 1, 2), 1, norm.weight, None, 1e-6).permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("norm", ["LayerNormGeneral", "BareNorm"])
+def test_the_norm_as_on_a_gpu_can_be_traced_and_scripted(norm, as_on_a_gpu):
+    from metaformer_edu.speed.folding import _BareNorm
+    part = (LayerNormGeneral(6) if norm == "LayerNormGeneral" else _BareNorm(6, 3, 1e-6)).double()
+    x = torch.randn(1, 3, 3, 6).double()
+    graph = torch.fx.symbolic_trace(part)
+    assert torch.equal(graph(x), part(x))
+    torch.testing.assert_close(torch.jit.script(graph)(x), part(x))

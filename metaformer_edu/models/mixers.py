@@ -33,6 +33,14 @@ def _with_tokens(x, num_tokens:int): # x as it is, if it has that many
                              'with img_size=…, which draws new matrices.')
     return x
 
+@torch.fx.wrap
+def _for_autocast(matrix, x): # the matrix in autocast's precision: else it would convert one copy for each image
+    if not torch.jit.is_scripting():
+        device = x.device.type
+        casts = device != 'meta' and torch.is_autocast_enabled(device) and matrix.dtype != torch.float64
+        if casts: return matrix.to(torch.get_autocast_dtype(device))
+    return matrix
+
 class RandomMixing(nn.Module):
     "Mix all tokens with one frozen random matrix (RandFormer). (B, H, W, C) → (B, H, W, C), H·W = num_tokens."
     def __init__(self,
@@ -45,7 +53,8 @@ class RandomMixing(nn.Module):
 
     def forward(self, x):
         tokens = _with_tokens(x, self.random_matrix.shape[0]).flatten(1, 2)
-        return torch.bmm(self.random_matrix.expand(x.shape[0], -1, -1), tokens).view_as(x)
+        matrix = _for_autocast(self.random_matrix, x)
+        return torch.bmm(matrix.expand(x.shape[0], -1, -1), tokens).view_as(x)
 
 # %% ../../nbs/models/mixers.ipynb #38da956c
 class Pooling(nn.Module):
