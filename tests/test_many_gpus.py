@@ -1,5 +1,7 @@
-"""Many GPUs without one: the job for Slurm, read, and tried with a stand-in for srun."""
+"""Many GPUs without one: the job for Slurm, read, and tried with a stand-in for srun; ranks that share a training;
+the arithmetic of the chapter."""
 import json
+import math
 import os
 import re
 import shutil
@@ -7,11 +9,15 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+import many_ranks
 import nbcells
+from metaformer_edu.speed import many_gpus
+from metaformer_edu.speed.many_gpus import Cluster, allreduce_seconds, calculator, cost, draw_cost, work_of
 from metaformer_edu.training.settings import parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,3 +172,106 @@ def test_slurm_stops_two_machines_and_all_sixteen_processes_save(script, tmp_pat
     assert all(s["argv"] == words[words.index("metaformer_edu.train") + 1:] for s in saved)
     # Slurm's signal, and that of the agent, which heard it too: a training must bear both
     assert min(s["signals"] for s in saved) >= 1 and max(s["signals"] for s in saved) > 1
+
+
+# --- ranks over gloo; tests/many_ranks.py does the same with sixteen ---
+
+@POSIX
+def test_a_signal_to_one_of_three_ranks_stops_all_and_they_go_on_as_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for stop, first, last in ((True, 0, many_ranks.STOP_AT), (False, many_ranks.STOP_AT, many_ranks.UPDATES)):
+        said, most, _ = many_ranks.train(tmp_path, 3, stop, how="forkserver")
+        assert [(s["rank"], s["first"], s["updates"]) for s in said] == [(r, first, last) for r in range(3)]
+        assert len({s["weights"] for s in said}) == len({s["ema"] for s in said}) == 1
+        assert 0 < most < 3e9
+
+
+# --- the arithmetic of the chapter ---
+
+WORK = work_of("convformer_s18_train")
+
+
+def test_the_work_is_that_of_the_recipe():
+    assert (WORK.params, WORK.macs, WORK.global_batch) == (26774448, 3940984320, 4096)
+    assert (WORK.epochs, WORK.passes, WORK.ema) == (310, 7, False)
+    tuned = work_of("caformer_b36_384_finetune", val_images=1)
+    assert (tuned.global_batch, tuned.epochs, tuned.passes, tuned.ema, tuned.val_images) == (1024, 30, 13, True, 1)
+    assert work_of("identityformer_s12_train").passes == 7
+    with pytest.raises(ValueError, match="convformer_s18_train"):
+        work_of("convformer_s18_trian")
+
+
+def test_an_update_by_hand():
+    found = cost(WORK, Cluster(utilisation=0.1))
+    flop = 2 * WORK.macs * 512  # forward, on one of eight GPUs
+    assert math.isclose(found.forward, flop / 98.9e12) and found.backward == 2 * found.forward
+    assert math.isclose(found.optimizer, 7 * 4 * WORK.params / 3.35e12)
+    assert math.isclose(found.loader, 4096 / (8 * 14 * 100))
+    assert math.isclose(found.update, found.loader)  # it is the slowest
+    assert math.isclose(found.update, found.forward + found.backward + found.exposed + found.optimizer + found.waiting)
+    assert found.updates == 312 and math.isclose(found.validation, 50000 / (8 * 14 * 100))
+    assert math.isclose(found.hours, 310 * (312 * found.update + found.validation) / 3600)
+    assert math.isclose(found.kwh, 8 * found.hours * 0.7)
+
+
+@pytest.mark.parametrize("gpus, network, link", [(2, 400e9, 450e9), (8, 1., 450e9), (16, 400e9, 400e9),
+                                                 (16, 900e9, 450e9), (512, 1e9, 1e9)])
+def test_bytes_go_over_the_slowest_link(gpus, network, link):
+    c = Cluster(gpus=gpus, network=network, nvlink_hop=0., network_hop=0., link_share=0.5)
+    assert math.isclose(allreduce_seconds(1e9, c), 2 * (gpus - 1) / gpus * 1e9 / (0.5 * link))
+
+
+def test_hops_are_counted():
+    c = Cluster(gpus=24, nvlink_hop=1., network_hop=100.)
+    assert math.isclose(allreduce_seconds(0., c), 2 * 2 * 100 + (2 * 23 - 4) * 1)
+
+
+@pytest.mark.parametrize("gpus", [2, 8, 64, 512])
+@pytest.mark.parametrize("network", [400e9, 3e9, 1e8])
+def test_what_is_left_of_the_messages(gpus, network):
+    "Bucket by bucket, beside the backward pass of the last micro-batch."
+    found = cost(WORK, Cluster(gpus=gpus, network=network))
+    buckets = math.ceil(4 * WORK.params / 2**20 / 25)
+    computed = found.backward * min(1, 128 * gpus / 4096) / buckets
+    sent, free = found.allreduce / buckets, 0.
+    for k in range(1, buckets + 1):
+        free = max(free, k * computed) + sent
+    assert buckets == 5 and math.isclose(found.exposed, free - buckets * computed, rel_tol=1e-6)
+
+
+def test_alone_nobody_is_told_anything():
+    found = cost(WORK, Cluster(gpus=1))
+    assert found.allreduce == found.exposed == 0
+    with pytest.raises(ValueError, match="5000 GPUs cannot share 4096 images"):
+        cost(WORK, Cluster(gpus=5000))
+
+
+@pytest.mark.parametrize("field", [f.name for f in fields(Cluster) if f.name not in ("gpus", "per_machine", "watts")])
+def test_a_better_machine_is_never_slower(field):
+    slow = replace(Cluster(gpus=64, images_per_core=1e4), network=1e9)
+    better = replace(slow, **{field: getattr(slow, field) * (0.5 if field.endswith("hop") else 2)})
+    assert cost(WORK, better).hours <= cost(WORK, slow).hours
+
+
+def test_the_picture_shows_the_parts():
+    fig = draw_cost(WORK, Cluster(), gpus=(1, 8, 64))
+    bars, lines = fig.axes
+    assert [t.get_text() for t in bars.get_yticklabels()] == ["1 GPU", "8 GPUs", "64 GPUs"]
+    widths = [p.get_width() for p in bars.patches[:15]]
+    assert all(math.isclose(sum(widths[i:i + 5]), 1) for i in (0, 5, 10))
+    assert [x.get_label() for x in lines.lines[:4]] == ["update", "loader", "all-reduce", "arithmetic"]
+    assert lines.lines[0].get_ydata()[3] == 1e3 * cost(WORK, Cluster()).update
+
+
+def test_the_calculator_draws_what_its_sliders_say(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(many_gpus, "draw_cost", lambda work, cluster: drawn.append((work, cluster)))
+    widget = calculator()
+    controls = {c.description: c for c in widget.children[:-1]}
+    controls["recipe"].value = "caformer_b36_train"
+    controls["network, Gbit/s a machine"].value = 25
+    widget.update()
+    work, cluster = drawn[-1]
+    assert work == work_of("caformer_b36_train") and math.isclose(cluster.network, 25e9 / 8)
+    assert replace(cluster, network=400e9) == Cluster()
