@@ -624,6 +624,21 @@ def verdict(theirs, ours):
     if low <= 1 <= high: return 'undecided'
     return 'ours' if middle > 1 else 'theirs'""": "it should be 'ours', and is 'theirs'"},
     },
+    "speed/many_gpus": {
+        1: {"answer_1 = 128": "are 8,192", "answer_1 = 512": "the share of one of 8 GPUs",
+            "answer_1 = 32": "each GPU takes 2 turns"},
+        2: {"def root_to_ring(n): return n - 1": "of 3 the one sends 2 gradients",
+            "def root_to_ring(n): return n": "of 2 the one sends 1 gradients"},
+        3: {"""
+def fewest_gpus(work, cluster, hours):
+    # as if twice the GPUs took half the time
+    n = 8 * cost(work, cluster).hours / hours
+    return next((k for k in (8, 16, 32, 64, 128, 256, 512) if k >= n), None)""": "on Ethernet it is None",
+            """
+def fewest_gpus(work, cluster, hours):
+    return min((8, 16, 32, 64, 128, 256, 512), key=lambda n: cost(work, replace(cluster, gpus=n)).hours)""":
+                "on the DGX it is 32"},
+    },
     "commands/benchmark": {
         1: {"model, contender = 'convformer_s18', 'fast'": "it comes to 78%",
             "model, contender = 'caformer_s18', 'timm compiled float32'": "it comes to",
