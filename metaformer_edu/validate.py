@@ -104,10 +104,12 @@ def main(argv=None): # None: what was typed
     "The command `metaformer-validate`."
     args = parse(argv)
     import torch
-    from metaformer_edu.training.processes import process_group, rank
+    from metaformer_edu.training.processes import open_device, process_group, rank
     from metaformer_edu.training.evaluate import precision, predict
     if args.threads: torch.set_num_threads(args.threads)
+    own = args.device in (None, 'cuda') # each process has a device of its own, and says if it is not there
     with process_group():
+        with cli_errors('metaformer-validate', once=not own): open_device(args.device)
         with cli_errors('metaformer-validate', once=True): model, loader, info = open_all(args)
         with cli_errors('metaformer-validate', (DataError,)):
             said = predict(model, loader, precision(args), progress=True)

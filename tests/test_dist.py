@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from metaformer_edu import train, validate
 from metaformer_edu.core.errors import DataError
 from metaformer_edu.data.loaders import EpochSampler
 from metaformer_edu.training import processes
@@ -118,6 +119,40 @@ def test_devices_that_are_there(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "96")
     with pytest.raises(ValueError, match="no device 'cuda:96'"):  # each process asks for its own
         open_device("cuda")
+
+
+def launched(monkeypatch, **env):
+    for name, value in dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", **env).items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_gpu_is_the_current_one_before_anything_is_put_there(monkeypatch):
+    did = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: did.append(f"set {device}"))
+    monkeypatch.setattr(torch, "zeros", lambda n, device: did.append(f"zeros {device}") or torch.empty(0).to("meta"))
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda", 1), raising=False)
+    assert open_device("cuda:1") == torch.device("cuda:1") and did == ["set cuda:1", "zeros cuda:1"]
+    did.clear()
+    launched(monkeypatch)
+    assert open_device("cuda") == torch.device("cuda:1") and did == ["set cuda:1", "zeros cuda:1"]  # its own
+
+
+def test_one_gpu_for_several_processes_is_refused(monkeypatch):
+    launched(monkeypatch)
+    with pytest.raises(ValueError, match="cuda:0 is one GPU, and 2 processes are here: say --device cuda"):
+        open_device("cuda:0")
+    with pytest.raises(ValueError, match="no device 'cuda:1' on this machine: try --device cpu"):
+        open_device("cuda")
+
+
+@pytest.mark.parametrize("main", [train.main, validate.main])
+@pytest.mark.parametrize("device, said", [("cuda", "no device 'cuda:1'"), ("toaster", "")])
+def test_a_process_says_that_its_own_device_is_not_there(device, said, main, monkeypatch, capsys):
+    launched(monkeypatch)
+    with pytest.raises(SystemExit):
+        main(["digits", "--device", device, "--threads", "1"])
+    err = capsys.readouterr().err
+    assert said in err and bool(said) == bool(err)  # a name that is wrong for all is said by the first
 
 
 # --- launching ---
