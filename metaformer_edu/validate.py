@@ -6,12 +6,12 @@
 __all__ = ['main']
 
 # %% ../nbs/commands/validate.ipynb #ea7aa2fd
-import argparse, os
+import argparse
 from pathlib import Path
 from .core.errors import DataError, WeightsError
 from .core.files import write_rows
 from .core.cli import GONE, SOURCE_NAMES, Parser, cli_errors, number
-from .training.settings import add_flags
+from .training.settings import add_flags, cpu_cores
 
 # %% ../nbs/commands/validate.ipynb #3caa5f36
 def open_weights(args, val, info):
@@ -60,7 +60,7 @@ def parse(argv=None)->argparse.Namespace:
         parser.error('--pretrained and --checkpoint name two sets of weights: choose one.')
     for path in filter(None, (args.results_file, args.class_results)):
         if Path(path).suffix not in ('.csv', '.json'): parser.error(f'{path} must end in .csv or .json.')
-    if args.workers is None: args.workers = 0 if args.data in SOURCE_NAMES else min(4, os.cpu_count() or 1)
+    if args.workers is None: args.workers = 0 if args.data in SOURCE_NAMES else min(4, cpu_cores())
     return args
 
 # %% ../nbs/commands/validate.ipynb #1fbb4356

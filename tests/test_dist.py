@@ -1,6 +1,7 @@
 """Who gets which images, and starting processes: what several do together is what one does alone."""
 import os
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from metaformer_edu.core.errors import DataError
 from metaformer_edu.data.loaders import EpochSampler
 from metaformer_edu.training import processes
 from metaformer_edu.training.processes import (
-    EvalSampler, TrainSampler, all_gather_objects, any_rank, gather, launch, no_sync, open_device, wrap_ddp)
+    EvalSampler, TrainSampler, all_gather_objects, any_rank, gather, init_distributed, launch, no_sync, open_device,
+    wrap_ddp)
+from metaformer_edu.training.settings import Settings, cpu_cores
 
 
 def parts_of(n, batch, accum, parts, epoch=3, start=0):
@@ -153,6 +156,27 @@ def test_a_process_says_that_its_own_device_is_not_there(device, said, main, mon
         main(["digits", "--device", device, "--threads", "1"])
     err = capsys.readouterr().err
     assert said in err and bool(said) == bool(err)  # a name that is wrong for all is said by the first
+
+
+@pytest.mark.parametrize("device, backend, minutes", [("cuda:1", "cpu:gloo,cuda:nccl", 10), ("cpu", "gloo", None)])
+def test_gpus_wait_ten_minutes_for_a_process_that_is_lost(device, backend, minutes, monkeypatch):
+    seen = {}
+    launched(monkeypatch)
+    monkeypatch.setattr(processes, "_fresh_store", dict)
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda **how: seen.update(how))
+    init_distributed(torch.device(device))
+    assert seen == dict(backend=backend, **(dict(timeout=timedelta(minutes=minutes)) if minutes else {}))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone tells a process its cores")
+@pytest.mark.parametrize("local, cores", [(None, 16), ("8", 2), ("32", 1)])
+def test_processes_share_the_cores_of_the_job(local, cores, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert cpu_cores() == cores
+    assert Settings("some/folder", model="convformer_s18").workers == min(8, cores)
+    assert validate.parse(["some/folder"]).workers == min(4, cores)
 
 
 # --- launching ---

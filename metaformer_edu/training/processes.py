@@ -10,6 +10,7 @@ __all__ = ['rank', 'world_size', 'open_device', 'init_distributed', 'cleanup', '
 # %% ../../nbs/training/processes.ipynb #f9d1119e
 import os, signal, subprocess, sys, time, uuid
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 import torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -52,7 +53,9 @@ def open_device(name:str=None)->torch.device: # None: a GPU if there is one
 def init_distributed(device:torch.device):
     "Join the group of processes that torchrun started, on this process's device; nothing happens without torchrun."
     if not _launched() or dist.is_initialized(): return
-    dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', **_fresh_store())
+    how = dict(backend='gloo')
+    if device.type == 'cuda': how = dict(backend='cpu:gloo,cuda:nccl', timeout=timedelta(minutes=10))
+    dist.init_process_group(**how, **_fresh_store())
 
 def cleanup():
     "Leave the group of processes, once nothing that is wrapped is needed any more."
