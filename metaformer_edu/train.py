@@ -46,9 +46,12 @@ def _main(argv=None):
     command = ['metaformer-train', *(sys.argv[1:] if argv is None else argv)]
     from metaformer_edu.training.callbacks import Interrupted
     from metaformer_edu.core.errors import DataError
+    from metaformer_edu.training.processes import open_device
     from metaformer_edu.training.setup import machine_as_found
     from metaformer_edu.core.cli import cli_errors
+    own = settings.device in (None, 'cuda') # each process has a device of its own, and says if it is not there
     with machine_as_found():
+        with cli_errors('metaformer-train', once=not own): open_device(settings.device)
         with cli_errors('metaformer-train', once=True): job = _open(settings, command=command)
         with cli_errors('metaformer-train', (DataError,), left=job.folder.contents):
             try: job.fit()

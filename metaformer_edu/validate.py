@@ -6,12 +6,12 @@
 __all__ = ['main']
 
 # %% ../nbs/commands/validate.ipynb #ea7aa2fd
-import argparse, os
+import argparse
 from pathlib import Path
 from .core.errors import DataError, WeightsError
 from .core.files import write_rows
 from .core.cli import GONE, SOURCE_NAMES, Parser, cli_errors, number
-from .training.settings import add_flags
+from .training.settings import add_flags, cpu_cores
 
 # %% ../nbs/commands/validate.ipynb #3caa5f36
 def open_weights(args, val, info):
@@ -60,7 +60,7 @@ def parse(argv=None)->argparse.Namespace:
         parser.error('--pretrained and --checkpoint name two sets of weights: choose one.')
     for path in filter(None, (args.results_file, args.class_results)):
         if Path(path).suffix not in ('.csv', '.json'): parser.error(f'{path} must end in .csv or .json.')
-    if args.workers is None: args.workers = 0 if args.data in SOURCE_NAMES else min(4, os.cpu_count() or 1)
+    if args.workers is None: args.workers = 0 if args.data in SOURCE_NAMES else min(4, cpu_cores())
     return args
 
 # %% ../nbs/commands/validate.ipynb #1fbb4356
@@ -104,10 +104,12 @@ def main(argv=None): # None: what was typed
     "The command `metaformer-validate`."
     args = parse(argv)
     import torch
-    from metaformer_edu.training.processes import process_group, rank
+    from metaformer_edu.training.processes import open_device, process_group, rank
     from metaformer_edu.training.evaluate import precision, predict
     if args.threads: torch.set_num_threads(args.threads)
+    own = args.device in (None, 'cuda') # each process has a device of its own, and says if it is not there
     with process_group():
+        with cli_errors('metaformer-validate', once=not own): open_device(args.device)
         with cli_errors('metaformer-validate', once=True): model, loader, info = open_all(args)
         with cli_errors('metaformer-validate', (DataError,)):
             said = predict(model, loader, precision(args), progress=True)

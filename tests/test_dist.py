@@ -1,16 +1,20 @@
 """Who gets which images, and starting processes: what several do together is what one does alone."""
 import os
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
 from torch import nn
 
+from metaformer_edu import train, validate
 from metaformer_edu.core.errors import DataError
 from metaformer_edu.data.loaders import EpochSampler
 from metaformer_edu.training import processes
 from metaformer_edu.training.processes import (
-    EvalSampler, TrainSampler, all_gather_objects, any_rank, gather, launch, no_sync, open_device, wrap_ddp)
+    EvalSampler, TrainSampler, all_gather_objects, any_rank, gather, init_distributed, launch, no_sync, open_device,
+    wrap_ddp)
+from metaformer_edu.training.settings import Settings, cpu_cores
 
 
 def parts_of(n, batch, accum, parts, epoch=3, start=0):
@@ -118,6 +122,61 @@ def test_devices_that_are_there(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "96")
     with pytest.raises(ValueError, match="no device 'cuda:96'"):  # each process asks for its own
         open_device("cuda")
+
+
+def launched(monkeypatch, **env):
+    for name, value in dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", **env).items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_gpu_is_the_current_one_before_anything_is_put_there(monkeypatch):
+    did = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: did.append(f"set {device}"))
+    monkeypatch.setattr(torch, "zeros", lambda n, device: did.append(f"zeros {device}") or torch.empty(0).to("meta"))
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda", 1), raising=False)
+    assert open_device("cuda:1") == torch.device("cuda:1") and did == ["set cuda:1", "zeros cuda:1"]
+    did.clear()
+    launched(monkeypatch)
+    assert open_device("cuda") == torch.device("cuda:1") and did == ["set cuda:1", "zeros cuda:1"]  # its own
+
+
+def test_one_gpu_for_several_processes_is_refused(monkeypatch):
+    launched(monkeypatch)
+    with pytest.raises(ValueError, match="cuda:0 is one GPU, and 2 processes are here: say --device cuda"):
+        open_device("cuda:0")
+    with pytest.raises(ValueError, match="no device 'cuda:1' on this machine: try --device cpu"):
+        open_device("cuda")
+
+
+@pytest.mark.parametrize("main", [train.main, validate.main])
+@pytest.mark.parametrize("device, said", [("cuda", "no device 'cuda:1'"), ("toaster", "")])
+def test_a_process_says_that_its_own_device_is_not_there(device, said, main, monkeypatch, capsys):
+    launched(monkeypatch)
+    with pytest.raises(SystemExit):
+        main(["digits", "--device", device, "--threads", "1"])
+    err = capsys.readouterr().err
+    assert said in err and bool(said) == bool(err)  # a name that is wrong for all is said by the first
+
+
+@pytest.mark.parametrize("device, backend, minutes", [("cuda:1", "cpu:gloo,cuda:nccl", 10), ("cpu", "gloo", None)])
+def test_gpus_wait_ten_minutes_for_a_process_that_is_lost(device, backend, minutes, monkeypatch):
+    seen = {}
+    launched(monkeypatch)
+    monkeypatch.setattr(processes, "_fresh_store", dict)
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda **how: seen.update(how))
+    init_distributed(torch.device(device))
+    assert seen == dict(backend=backend, **(dict(timeout=timedelta(minutes=minutes)) if minutes else {}))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone tells a process its cores")
+@pytest.mark.parametrize("local, cores", [(None, 16), ("8", 2), ("32", 1)])
+def test_processes_share_the_cores_of_the_job(local, cores, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert cpu_cores() == cores
+    assert Settings("some/folder", model="convformer_s18").workers == min(8, cores)
+    assert validate.parse(["some/folder"]).workers == min(4, cores)
 
 
 # --- launching ---

@@ -25,6 +25,7 @@ from metaformer_edu.models.registry import create_model
 from metaformer_edu.training.callbacks import (
     AverageWeights, BadSteps, Callback, ClipGradients, EarlyStopping, MixUp, ProgressBar, Recorder, ScheduleLR, Timer,
     TensorBoard, TrainingStopped)
+from metaformer_edu.training.evaluate import evaluate
 from metaformer_edu.training.processes import EvalSampler, TrainSampler
 from metaformer_edu.training.trainer import Trainer, draw_curves, find_lr, fit, make_schedule
 
@@ -227,6 +228,25 @@ def test_training_leaves_the_generators_of_others_alone():
 
 
 # --- averages and limits ---
+
+def test_the_average_is_measured_in_the_same_pass():
+    "Each held-out image is read once, and both models answer as they do alone."
+    model, loaders, read, modes = net(), shards(), [], []
+
+    def keep(image):
+        read.append(image)
+        return image
+    loaders[1].dataset.transform = keep
+    found = trainer(model, loaders=loaders, ema=ModelEmaV3(model, 0.9), epochs=1,
+                    callbacks=[On(after_evaluate=lambda t: modes.append((t.model.training, t.ema.module.training)))])
+    found.loaders = (shards()[0], loaders[1])
+    row = found.fit()[0]
+    assert len(read) == 24 and modes == [(True, False)]  # as they were before
+    for name, one in (("val", model), ("ema", found.ema.module)):
+        alone = evaluate(one, loaders[1])
+        assert {key: row[f"{name}_{key}"] for key in alone} == {k: float(f"{v:.6g}") for k, v in alone.items()}
+    assert row["ema_loss"] != row["val_loss"]
+
 
 def test_the_average_is_the_one_by_hand():
     model, kept = net(), {}

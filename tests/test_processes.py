@@ -29,7 +29,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as on Linux and macOS")
-SMALL = ["--model", "tiny_poolformerv2", "--img-size", "32", "--threads", "1"]
+SMALL = ["--device", "cpu", "--model", "tiny_poolformerv2", "--img-size", "32", "--threads", "1"]
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["metaformer_edu.train", "metaformer_edu.training.setup",
                              "metaformer_edu.interpret.snapshots"])

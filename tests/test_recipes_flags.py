@@ -1,7 +1,6 @@
 """The flags: as published, with their defaults; recipes and what overrides them; each flag arrives where it should."""
 import json
 import math
-import os
 import re
 import sys
 
@@ -19,7 +18,7 @@ from metaformer_edu.training import settings, setup
 from metaformer_edu.training.callbacks import TensorBoard
 from metaformer_edu.training.run_folder import SaveEpoch, SaveStates
 from metaformer_edu.training.settings import (
-    DEFAULTS, GONE_HERE, SMALL, list_recipes, parse, read_recipe, recipe_table)
+    DEFAULTS, GONE_HERE, SMALL, cpu_cores, list_recipes, parse, read_recipe, recipe_table)
 from metaformer_edu.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,7 +120,7 @@ def test_defaults_are_the_published_ones():
                      eval_metric="top1",
                      grad_accum_steps=1, sched="cosine", sched_on_updates=False, amp=False, channels_last=False,
                      no_aug=False,
-                     validation_batch_size=None, pretrained=False, resume=None, workers=min(8, os.cpu_count()))
+                     validation_batch_size=None, pretrained=False, resume=None, workers=min(8, cpu_cores()))
     args = vars(parse(["some/folder", "--model", "convformer_s18"]))
     assert {k: args[k] for k in published} == published
     assert args["lr"] == pytest.approx(4e-3 / 32) and args["global_batch"] == 128  # the paper's rate for 4096

@@ -412,7 +412,7 @@ def test_bad_steps_are_said(capsys, tmp_path, monkeypatch):
 
 
 def test_weights_that_break_in_the_last_update(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "evaluate", lambda model, loader, amp=None: dict(loss=float("nan"), top1=10.))
+    monkeypatch.setattr(trainer, "_evaluate_each", lambda *_: dict(val_loss=float("nan"), val_top1=10.))
     said = last_words(capsys, 1, *SMALL, "--epochs", "1", "--output", tmp_path)
     assert "The validation loss is nan in epoch 1" in said and not list(only_run(tmp_path).glob("*.safetensors"))
 

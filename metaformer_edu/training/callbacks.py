@@ -13,7 +13,7 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.utils import dispatch_clip_grad
 from tqdm import tqdm
 from .processes import all_gather_objects, any_rank, rank, world_size
-from .evaluate import evaluate, hide_progress
+from .evaluate import hide_progress
 
 # %% ../../nbs/training/callbacks.ipynb #2834ef54
 class Callback:
@@ -27,7 +27,7 @@ class Callback:
     def before_batch(self, trainer): "`trainer.images` and `trainer.labels` are on the device."
     def after_backward(self, trainer): "The gradients are there, and `trainer.loss`, `norm` and `bad`."
     def after_update(self, trainer): "The weights have moved, unless the update was bad; `trainer.step` has counted it."
-    def before_evaluate(self, trainer): "All updates of this epoch are done."
+    def before_evaluate(self, trainer): "All updates of this epoch are done; `trainer.measured` are the models to evaluate, by name."
     def after_evaluate(self, trainer): "`trainer.metrics` of the held-out images are there."
     def after_epoch(self, trainer): "The epoch has its row, `trainer.log[-1]`. To stop here, set `trainer.stop`."
     def after_fit(self, trainer): "All epochs are done."
@@ -94,9 +94,7 @@ class AverageWeights(Callback):
 
     def after_update(self, trainer): self.ema.update(trainer.model)
 
-    def after_evaluate(self, trainer):
-        found = evaluate(self.ema.module, trainer.loaders[1], trainer.amp)
-        trainer.metrics.update({f'ema_{key}': value for key, value in found.items()})
+    def before_evaluate(self, trainer): trainer.measured['ema'] = self.ema.module
 
     def state_dict(self): return dict(state_dict_ema=self.ema.module.state_dict())
 

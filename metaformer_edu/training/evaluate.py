@@ -33,17 +33,30 @@ def predict(model:nn.Module, # a classifier
            )->dict: # index, label, guess, its probability, loss, and in_top5 for six classes or more: (images,) each
     """The answer to every image, in order, of all processes if there are several; the model's mode is left as it was.
     ValueError if the loader shuffles or drops images. Images that could not be read (label -1) are left out."""
+    return _predict_each(dict(it=model), loader, amp, progress)['it']
+
+@torch.no_grad()
+def _predict_each(models:dict, loader, amp:torch.dtype=None, progress:bool=False)->dict: # name -> model; -> as `predict`
+    "What `predict` finds for each of several models, in one pass: every image is read once."
     if isinstance(getattr(loader, 'sampler', None), RandomSampler) or getattr(loader, 'drop_last', False):
         raise ValueError('Every image counts, in a fixed order: '
                          'make the loader with shuffle=False and drop_last=False.')
-    device, mode, rows = next(model.parameters()).device, model.training, []
-    model.eval()
+    modes, rows = {name: model.training for name, model in models.items()}, {name: [] for name in models}
+    for model in models.values(): model.eval()
     try:
         for images, labels in tqdm(loader, unit='batch', leave=False, disable=hide_progress(progress)):
-            images, labels = to_device(device, images, labels)
-            with torch.autocast(device.type, amp, enabled=amp is not None): logits = model(images).float()
-            rows.append(answers(logits, labels))
-    finally: model.train(mode)
+            for name, model in models.items(): rows[name].append(_answer_batch(model, images, labels, amp))
+    finally:
+        for name, model in models.items(): model.train(modes[name])
+    return {name: _in_order(found, loader) for name, found in rows.items()}
+
+def _answer_batch(model:nn.Module, images, labels, amp)->dict: # on the model's device
+    device = next(model.parameters()).device
+    images, labels = to_device(device, images, labels)
+    with torch.autocast(device.type, amp, enabled=amp is not None): logits = model(images).float()
+    return answers(logits, labels)
+
+def _in_order(rows:list, loader)->dict: # of one model, one a batch of this process
     found = {key: torch.cat([r[key] for r in rows]).cpu() for key in rows[0]} if rows else {}
     if rows and hasattr(loader, 'sampler'): found['index'] = torch.tensor(list(loader.sampler))
     elif rows: found['index'] = torch.arange(len(found['label']))
@@ -78,6 +91,11 @@ def metrics(said:dict, # from `predict`
 def evaluate(model:nn.Module, loader, amp:torch.dtype=None)->dict: # as `metrics`
     "Average loss and accuracy over all images of a loader, and of all processes."
     return metrics(predict(model, loader, amp))
+
+def _evaluate_each(models:dict, loader, amp:torch.dtype=None)->dict: # name -> model; -> as 'name_loss', 'name_top1'
+    "The same of several models, in one pass over the images."
+    found = {name: metrics(said) for name, said in _predict_each(models, loader, amp).items()}
+    return {f'{name}_{key}': value for name, one in found.items() for key, value in one.items()}
 
 # %% ../../nbs/training/evaluate.ipynb #54b80657
 def by_class(said:dict, # from `predict`

@@ -10,6 +10,7 @@ __all__ = ['rank', 'world_size', 'open_device', 'init_distributed', 'cleanup', '
 # %% ../../nbs/training/processes.ipynb #f9d1119e
 import os, signal, subprocess, sys, time, uuid
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 import torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -33,21 +34,28 @@ def world_size()->int:
 
 # %% ../../nbs/training/processes.ipynb #b04bd4cf
 def open_device(name:str=None)->torch.device: # None: a GPU if there is one
-    "The device of that name, if it is there; 'cuda' is this process's own GPU."
-    name = str(name or get_device())
-    if name == 'cuda' and _launched(): name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    """The device of that name, if it is there; 'cuda' is this process's own GPU. A GPU is then the current one.
+    ValueError if it is not there, or if several processes of this machine would share it."""
+    name, hint = str(name or get_device()), get_device().type
+    local = int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if _launched() else 1
+    if name.startswith('cuda:') and local > 1:
+        raise ValueError(f'{name} is one GPU, and {local} processes are here: say --device cuda, and each has its own.')
+    if name == 'cuda' and _launched(): name, hint = f"cuda:{os.environ.get('LOCAL_RANK', 0)}", 'cpu'
     try:
-        device = torch.zeros(1, device=name).device
+        device = torch.device(name)
+        if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)
+        device = torch.zeros(1, device=device).device
         if device.type != 'meta': return device # which computes nothing
-    except (RuntimeError, AssertionError, ImportError): pass # depends on how PyTorch was built
-    raise ValueError(f'There is no device {name!r} on this machine: try --device {get_device().type}.')
+    except (RuntimeError, AssertionError, ImportError, AttributeError): pass # depends on how PyTorch was built
+    raise ValueError(f'There is no device {name!r} on this machine: try --device {hint}.')
 
 # %% ../../nbs/training/processes.ipynb #763f1ac1
 def init_distributed(device:torch.device):
     "Join the group of processes that torchrun started, on this process's device; nothing happens without torchrun."
     if not _launched() or dist.is_initialized(): return
-    if device.type == 'cuda': torch.cuda.set_device(device)
-    dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', **_fresh_store())
+    how = dict(backend='gloo')
+    if device.type == 'cuda': how = dict(backend='cpu:gloo,cuda:nccl', timeout=timedelta(minutes=10))
+    dist.init_process_group(**how, **_fresh_store())
 
 def cleanup():
     "Leave the group of processes, once nothing that is wrapped is needed any more."

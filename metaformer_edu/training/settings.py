@@ -228,6 +228,11 @@ def add_flags(parser, section:str, # 'data', 'model', 'optimizer', 'schedule', '
         else: group.add_argument(*flags, **options)
 
 # %% ../../nbs/training/settings.ipynb #73a10f42
+def cpu_cores()->int:
+    "CPU cores for each process of this machine: those that this job may use, shared by the processes that are here."
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1 # only on Linux
+    return max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+
 def _reference_rate(s:dict, small:bool)->tuple: # (rate, images in an update for which it is meant)
     "The published rate for this model and optimizer, else the paper's for AdamW."
     if small: return (2e-3 if s['data'] == 'digits' else 1e-3), 32
@@ -252,7 +257,7 @@ def _fill_in(given:dict, world:int)->dict: # world: processes
     s['usual_lr'] = lr * s['global_batch'] / images
     if 'lr' not in given: s['lr'] = s['usual_lr']
     most = dict(warmup_epochs=s['epochs'] // 4, cooldown_epochs=s['epochs'] // 30, min_lr=s['lr'], warmup_lr=s['lr'],
-                workers=os.cpu_count() or 1)
+                workers=cpu_cores())
     s |= {key: min(s[key], limit) for key, limit in most.items() if key not in given}
     if s['sched'] == 'None': s['warmup_epochs'] = s['cooldown_epochs'] = 0
     s['total_epochs'] = s['epochs'] + s['cooldown_epochs']

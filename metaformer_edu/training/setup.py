@@ -161,6 +161,7 @@ def machine_as_found():
     threads = torch.get_num_threads()
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
     gpu = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    current = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
     try:
         with process_group(): yield
     finally:
@@ -170,3 +171,4 @@ def machine_as_found():
         torch.set_rng_state(generators[2])
         torch.set_float32_matmul_precision(gpu[0])
         torch.backends.cudnn.benchmark = gpu[1]
+        if torch.cuda.is_initialized(): torch.cuda.set_device(current)

@@ -24,7 +24,7 @@ from ..core.errors import did_you_mean, distinct
 from ..models.kernels import keep_memory
 from ..data.transforms import seeded_rng
 from .processes import all_gather_objects, any_rank, no_sync, rank, world_size, wrap_ddp
-from .evaluate import evaluate, to_device
+from .evaluate import _evaluate_each, to_device
 from .callbacks import (
     AverageWeights, BadSteps, ClipGradients, MixUp, ProgressBar, Recorder, ScheduleLR, Timer)
 
@@ -147,8 +147,9 @@ def train_epoch(self:Trainer):
 @patch
 def end_epoch(self:Trainer):
     "Measure, and count the epoch."
+    self.measured = dict(val=self.model)
     self.call('before_evaluate')
-    self.metrics = {f'val_{key}': value for key, value in evaluate(self.model, self.loaders[1], self.amp).items()}
+    self.metrics = _evaluate_each(self.measured, self.loaders[1], self.amp)
     self.call('after_evaluate')
     self.epoch, self.step = self.epoch + 1, 0
     self.call('after_epoch')
