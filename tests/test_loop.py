@@ -21,12 +21,14 @@ from metaformer_edu.core.cli import SCHEDULE_NAMES
 from metaformer_edu.data.datasets import load_digits
 from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.data.transforms import ImageDataset, seeded_rng
+from metaformer_edu.models.kernels import kernel_choice, use_kernels
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.training.callbacks import (
     AverageWeights, BadSteps, Callback, ClipGradients, EarlyStopping, MixUp, ProgressBar, Recorder, ScheduleLR, Timer,
     TensorBoard, TrainingStopped)
 from metaformer_edu.training.evaluate import evaluate
 from metaformer_edu.training.processes import EvalSampler, TrainSampler
+from metaformer_edu.training.setup import machine_as_found
 from metaformer_edu.training.trainer import Trainer, draw_curves, find_lr, fit, make_schedule
 
 OLD = Path(__file__).parent / "reference/state-0.1.0.pt"
@@ -606,6 +608,21 @@ def test_sums_are_not_rounded_on_the_way(whole):
     run = full()
     run.load(state)
     assert run.state()["sums"] == [[1 / 3, 1.]]
+
+
+def test_a_run_goes_on_with_the_kernels_it_had(whole):
+    with machine_as_found():
+        use_kernels({"star_relu": "triton"})
+        state = full().state()
+        full().load(whole[0][4])
+        assert kernel_choice() == {"star_relu": "pytorch"}
+        full().load(state)
+        assert kernel_choice() == {"star_relu": "triton"}
+        state.pop("kernels")  # of 0.1.0
+        full().load(state)
+        assert kernel_choice() == {"star_relu": "pytorch"}
+        use_kernels({"star_relu": "triton"})
+    assert kernel_choice() == {"star_relu": "pytorch"}
 
 
 def test_a_state_of_another_model_is_refused(whole):

@@ -7,11 +7,11 @@ __all__ = ['compare_kernels', 'tune']
 
 # %% ../../nbs/speed/tune.ipynb #5709b4d5
 from statistics import median
-import torch, torch.distributed as dist
+import torch
 from ..core.files import Table
 from ..models import triton_star
 from ..models.kernels import kernel_choice, star_formula, star_relu, use_kernels
-from ..training.processes import rank, world_size
+from ..training.processes import broadcast_object, rank
 from .roofline import clock
 
 # %% ../../nbs/speed/tune.ipynb #5ea06621
@@ -76,10 +76,7 @@ def tune(batch_size:int=64, # images at once, in each process
          stages=_STAGES, # (H, W, C) of the tensors
         )->dict: # what `kernel_choice` gives from now on
     "Compare and time the kernels on this GPU and use the best from now on: rank 0's, in all processes."
-    answer = [None]
-    if rank() == 0:
-        shapes = [(batch_size, *stage) for stage in stages]
-        answer = [{'star_relu': _best(compare_kernels(shapes, dtype, device))}]
-    if world_size() > 1: dist.broadcast_object_list(answer)
-    use_kernels(answer[0])
+    choice, shapes = None, [(batch_size, *stage) for stage in stages]
+    if rank() == 0: choice = {'star_relu': _best(compare_kernels(shapes, dtype, device))}
+    use_kernels(broadcast_object(choice))
     return kernel_choice()

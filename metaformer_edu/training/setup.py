@@ -16,6 +16,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from ..core.files import Table
 from ..core.basics import count_params, seed_everything
+from ..models.kernels import kernel_choice, use_kernels
 from ..models.registry import create_model
 from ..data.datasets import SOURCES, load_data
 from ..data.transforms import DataInfo
@@ -160,7 +161,7 @@ def machine_as_found():
     "Whatever is trained in this block: then threads, random generators, GPU settings and process group are as before."
     threads = torch.get_num_threads()
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    gpu = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    gpu, kernels = (torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark), kernel_choice()
     current = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
     try:
         with process_group(): yield
@@ -171,4 +172,5 @@ def machine_as_found():
         torch.set_rng_state(generators[2])
         torch.set_float32_matmul_precision(gpu[0])
         torch.backends.cudnn.benchmark = gpu[1]
+        use_kernels(kernels)
         if torch.cuda.is_initialized(): torch.cuda.set_device(current)

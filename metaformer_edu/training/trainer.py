@@ -21,7 +21,7 @@ from ..core.figures import SERIES, close
 from ..core.basics import patch
 from ..core.cli import SCHEDULE_NAMES
 from ..core.errors import did_you_mean, distinct
-from ..models.kernels import keep_memory
+from ..models.kernels import keep_memory, kernel_choice, use_kernels
 from ..data.transforms import seeded_rng
 from .processes import all_gather_objects, any_rank, no_sync, rank, world_size, wrap_ddp
 from .evaluate import _evaluate_each, to_device
@@ -243,7 +243,8 @@ def state(self:Trainer)->dict: # all processes must ask, since each has its own 
     "All that the next update depends on."
     state = dict(updates=self.updates, epoch=self.epoch, step=self.step, steps=self.steps, log=list(self.log),
                  scaler=self.scaler.state_dict(), state_dict=self.model.state_dict(),
-                 optimizer=self.optimizer.state_dict(), kind=type(self.optimizer).__name__)
+                 optimizer=self.optimizer.state_dict(), kind=type(self.optimizer).__name__,
+                 kernels=kernel_choice())
     if self.stop: state['stop'] = True
     for callback in self.callbacks:
         if callback.top_level: state.update(callback.state_dict())
@@ -265,6 +266,7 @@ def load(self:Trainer, state:dict):
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError('The state is of another model or optimizer.') from error
     self.scaler.load_state_dict(state['scaler'])
+    use_kernels(state.get('kernels', {})) # others would round differently
     self.epoch, self.log, self.stop = state['epoch'], Table(state['log']), state.get('stop', False)
     self.step = self.steps if state['step'] == state['steps'] else state['step']
     for name, callback in self._named(): # one that is new begins anew
