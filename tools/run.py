@@ -18,7 +18,7 @@ from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKerne
 from nbcells import directives
 
 ROOT = Path(__file__).resolve().parent.parent
-CELL_TIMEOUT = 120  # seconds
+CELL_TIMEOUT = 900  # seconds: it ends a cell that hangs; a busy machine is no failure
 
 settings = configparser.ConfigParser()
 settings.read(ROOT / "settings.ini", encoding="utf-8")
