@@ -18,12 +18,8 @@ from torch.distributed import TCPStore
 
 TRAINING = ["digits", "--model", "tiny_convformer", "--img-size", "32", "--epochs", "1", "--threads", "1",
             "--device", "cpu", "--snapshots", "0", "--model-ema", "--resume", "auto"]
-UPDATES, STOP_AT = 8, 3
-PRELOADED = ["metaformer_edu.train", "metaformer_edu.training.setup", "metaformer_edu.interpret.snapshots"]
-
-
-def arguments(ranks):
-    return [*TRAINING, "--batch-size", str(1347 // UPDATES // ranks)]  # of 1347 digits
+PRELOADED = ["metaformer_edu.train", "metaformer_edu.training.setup", "metaformer_edu.interpret.snapshots",
+             "sklearn.datasets", "torch._dynamo"]
 
 
 def fingerprint(model):
@@ -33,8 +29,8 @@ def fingerprint(model):
     return weights.hexdigest()
 
 
-def work(folder, env, stop):
-    "One rank: train, say what came of it in a file of its own. Rank 1 gets a signal if it is to stop."
+def work(folder, args, env, stop_at):
+    "One rank: train, say what came of it in a file of its own. Rank 1 gets a signal at the update `stop_at`."
     os.environ.update({"TQDM_DISABLE": "1", **env})
     os.chdir(folder)
     os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
@@ -47,11 +43,11 @@ def work(folder, env, stop):
 
     class Stop(Callback):
         def after_update(self, trainer):
-            if trainer.updates == STOP_AT and env["RANK"] == "1":
+            if trainer.updates == stop_at and env["RANK"] == "1":
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with machine_as_found():
-        job = _open(parse(arguments(int(env["WORLD_SIZE"]))), [Stop()] if stop else [])
+        job = _open(parse(args), [Stop()])
         pictures = ContactSheet, SavePictures, PrintResult
         job.trainer.callbacks = [c for c in job.trainer.callbacks if not isinstance(c, pictures)]
         first = job.trainer.updates
@@ -72,7 +68,7 @@ def proportional(pids):
     return found
 
 
-def train(folder, ranks, stop=False, how="spawn", patience=1800):
+def train(folder, args, ranks, stop_at=None, how="spawn", patience=1800):
     """What each rank said, the most bytes that all had at once, and the seconds. how: 'spawn' gives each rank imports
     of its own, as torchrun does; 'forkserver' is quicker."""
     context = multiprocessing.get_context(how)
@@ -82,14 +78,14 @@ def train(folder, ranks, stop=False, how="spawn", patience=1800):
     shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE=str(ranks),
                   TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
     envs = [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(ranks)]
-    started = [context.Process(target=work, args=(folder, env, stop), daemon=True) for env in envs]
+    started = [context.Process(target=work, args=(folder, args, env, stop_at), daemon=True) for env in envs]
     start, most = time.monotonic(), 0
     for process in started:
         process.start()
     try:
         while any(p.is_alive() for p in started) and time.monotonic() < start + patience:
             most = max(most, proportional([p.pid for p in started]))
-            time.sleep(1)
+            time.sleep(0.5)
         assert [p.exitcode for p in started] == [0] * ranks, [p.exitcode for p in started]
     finally:
         for process in started:
@@ -99,10 +95,11 @@ def train(folder, ranks, stop=False, how="spawn", patience=1800):
 
 
 def main(ranks):
-    print(f"{ranks} ranks over gloo on {os.cpu_count()} cores: {' '.join(arguments(ranks))}")
+    args = [*TRAINING, "--batch-size", str(1347 // 8 // ranks)]  # eight updates of 1347 digits
+    print(f"{ranks} ranks over gloo on {os.cpu_count()} cores: {' '.join(args)}")
     with tempfile.TemporaryDirectory() as folder:
-        for stop, name in ((True, "stopped"), (False, "resumed")):
-            said, most, seconds = train(folder, ranks, stop)
+        for stop_at, name in ((3, "stopped"), (None, "resumed")):
+            said, most, seconds = train(folder, args, ranks, stop_at)
             same = {(s["first"], s["updates"], s["weights"], s["ema"]) for s in said}
             assert len(same) == 1, f"the ranks differ: {said}"
             first, updates, weights, _ = same.pop()

@@ -180,8 +180,9 @@ def test_slurm_stops_two_machines_and_all_sixteen_processes_save(script, tmp_pat
 def test_a_signal_to_one_of_three_ranks_stops_all_and_they_go_on_as_one(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for stop, first, last in ((True, 0, many_ranks.STOP_AT), (False, many_ranks.STOP_AT, many_ranks.UPDATES)):
-        said, most, _ = many_ranks.train(tmp_path, 3, stop, how="forkserver")
+    args = [*many_ranks.TRAINING, "--batch-size", "4"]
+    for first, last in ((0, 3), (3, 6)):
+        said, most, _ = many_ranks.train(tmp_path, args, 3, stop_at=last, how="forkserver")
         assert [(s["rank"], s["first"], s["updates"]) for s in said] == [(r, first, last) for r in range(3)]
         assert len({s["weights"] for s in said}) == len({s["ema"] for s in said}) == 1
         assert 0 < most < 3e9
