@@ -618,10 +618,6 @@ def test_a_run_goes_on_with_the_kernels_it_had(whole):
         assert kernel_choice() == {"star_relu": "pytorch"}
         full().load(state)
         assert kernel_choice() == {"star_relu": "triton"}
-        state.pop("kernels")  # of 0.1.0
-        full().load(state)
-        assert kernel_choice() == {"star_relu": "pytorch"}
-        use_kernels({"star_relu": "triton"})
     assert kernel_choice() == {"star_relu": "pytorch"}
 
 

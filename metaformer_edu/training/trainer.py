@@ -243,9 +243,9 @@ def state(self:Trainer)->dict: # all processes must ask, since each has its own 
     "All that the next update depends on."
     state = dict(updates=self.updates, epoch=self.epoch, step=self.step, steps=self.steps, log=list(self.log),
                  scaler=self.scaler.state_dict(), state_dict=self.model.state_dict(),
-                 optimizer=self.optimizer.state_dict(), kind=type(self.optimizer).__name__,
-                 kernels=kernel_choice())
+                 optimizer=self.optimizer.state_dict(), kind=type(self.optimizer).__name__)
     if self.stop: state['stop'] = True
+    if 'triton' in (kernels := kernel_choice()).values(): state['kernels'] = kernels
     for callback in self.callbacks:
         if callback.top_level: state.update(callback.state_dict())
     others = {name: kept for name, callback in self._named() if (kept := callback.state_dict())}
