@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHECKS', 'Skipped', 'finding', 'look_around', 'try_part']
 
-# %% ../../nbs/commands/checkup.ipynb #5bc8d29b
+# %% ../../nbs/commands/checkup.ipynb #cd455008
 import io, math, os, platform, re, shutil, signal, subprocess, sys, tempfile, time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import metadata
@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core.cli import error_sentence
 from ..core.files import human
 
-# %% ../../nbs/commands/checkup.ipynb #a20106e0
+# %% ../../nbs/commands/checkup.ipynb #384630aa
 class Skipped(Exception):
     "A check that cannot be made here; the message says why, in a sentence."
 
@@ -31,7 +31,7 @@ def finding(what:str, # what it is about
     return dict(what=what, state=state, said=said, **({'todo': todo} if todo else {}),
                 **{key: short(v) for key, v in numbers.items()})
 
-# %% ../../nbs/commands/checkup.ipynb #52ff64e5
+# %% ../../nbs/commands/checkup.ipynb #983a91ac
 # with what is not there and has no metadata to ask, a checkout that is not installed
 _NEEDED = ['torch', 'torchvision', 'timm', 'grad-cam', 'matplotlib', 'ipywidgets', 'anywidget', 'scikit-learn', 'tqdm',
            'safetensors', 'numpy', 'pyyaml']
@@ -52,7 +52,7 @@ def _least_versions()->dict: # package -> the lowest version that is allowed; ''
 def _numbers_of(version:str)->list: # '2.11.0+cu128' -> [2, 11, 0]
     return [int(n) for n in re.findall(r'\d+', version.split('+')[0])[:3]]
 
-# %% ../../nbs/commands/checkup.ipynb #12daf153
+# %% ../../nbs/commands/checkup.ipynb #2c3d66e2
 def _versions(device=None)->dict:
     "The versions of all that counts; broken if a needed package is missing or too old."
     import metaformer_edu
@@ -67,7 +67,7 @@ def _versions(device=None)->dict:
     todo = f"pip install {' '.join(map(repr, missing + old))}" if missing or old else ''
     return finding('versions', 'broken' if todo else 'works', said, todo, versions=here)
 
-# %% ../../nbs/commands/checkup.ipynb #a609c76a
+# %% ../../nbs/commands/checkup.ipynb #bb1b0151
 def usable_cores()->int:
     "Cores that this process may use: what the scheduler allows, and what the container's quota leaves."
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -97,7 +97,7 @@ def _cores(device=None)->dict:
         'smaller images or a cached data set'
     return finding('cores', 'noted', said, todo if few else '', cores=cores, ranks=ranks, memory=memory)
 
-# %% ../../nbs/commands/checkup.ipynb #7bf0a3bd
+# %% ../../nbs/commands/checkup.ipynb #8eb82aca
 def _ask_driver()->list: # a line a GPU; [] without nvidia-smi
     "What the driver says of its GPUs: name, driver, memory."
     try:
@@ -132,7 +132,7 @@ def _gpus(device=None)->dict:
 def _same_major(wanted, built)->bool: # code for sm_80 runs on sm_86
     return all(any(b.startswith('sm_') and b[:-1] == w[:-1] and b <= w for b in built) for w in wanted)
 
-# %% ../../nbs/commands/checkup.ipynb #800d8165
+# %% ../../nbs/commands/checkup.ipynb #b9405c63
 def _precision(device)->dict:
     "Which precisions the device computes in."
     import torch
@@ -155,7 +155,7 @@ def _compilers(device=None)->dict:
     said = f"{found or 'no C++ compiler'}, {f'Triton {triton}' if triton else 'no Triton'}"
     return finding('compilers', 'noted', said, '' if found else 'torch.compile on a CPU needs one: apt install g++')
 
-# %% ../../nbs/commands/checkup.ipynb #950a03da
+# %% ../../nbs/commands/checkup.ipynb #4d00cf2b
 _SHARED_BYTES = 8 * 2 * 128 * 3 * 224 * 224 * 4 # of one process of a training
 
 def _shared_memory(device=None)->dict:
@@ -183,7 +183,7 @@ def _jpeg_speed(device=None, seconds:float=0.3)->dict:
     said = f'{speed:.0f} files/s a core decoded (500×375), so at most {human(speed * cores)} on {cores}'
     return finding('JPEG', 'noted', said, per_core=speed, cores=cores)
 
-# %% ../../nbs/commands/checkup.ipynb #14d1fb89
+# %% ../../nbs/commands/checkup.ipynb #9febbbf3
 def _widget_extensions(device=None)->dict:
     "Whether JupyterLab, if it is here, finds the browser's half of the widgets."
     lacking = [name for name in ('ipywidgets', 'anywidget') if not version_of(name)]
@@ -213,14 +213,14 @@ def _data(device=None)->dict:
     if runs < 5: return finding('data', 'broken', said, 'reinstall metaformer_edu: files of the package are missing')
     return finding('data', 'noted', said, 'a run of ImageNet writes some GiB' if free < 2**31 else '', free=free)
 
-# %% ../../nbs/commands/checkup.ipynb #d5360cf9
+# %% ../../nbs/commands/checkup.ipynb #5cbf32b2
 def look_around(device): # a torch.device; a generator of findings
     "What is here: versions, cores, GPUs, precision, compilers, shared memory, JPEG speed, widgets, data."
     looks = {'versions': _versions, 'cores': _cores, 'GPUs': _gpus, 'precision': _precision, 'compilers': _compilers,
              'shared memory': _shared_memory, 'JPEG': _jpeg_speed, 'widgets': _widget_extensions, 'data': _data}
     for what, look in looks.items(): yield _guarded(what, lambda: look(device))
 
-# %% ../../nbs/commands/checkup.ipynb #4237c744
+# %% ../../nbs/commands/checkup.ipynb #c4920a28
 def _guarded(what:str, look)->dict:
     "The finding of a function, or of the error that it raises."
     try: return look()
@@ -228,7 +228,7 @@ def _guarded(what:str, look)->dict:
     except Exception as error: # of any kind: this is what is looked for
         return finding(what, 'broken', f'{type(error).__name__}: {error_sentence(error)}')
 
-# %% ../../nbs/commands/checkup.ipynb #3edfe853
+# %% ../../nbs/commands/checkup.ipynb #390a3065
 def _try_core(device, folder):
     "A file that is whole or not there."
     from metaformer_edu.core.files import read_log, write_rows
@@ -257,7 +257,7 @@ def _try_kernels(device, folder):
     assert error < 1e-4, f'star_relu is {error:.1e} from its formula'
     return f'the fused StarReLU is {error:.0e} from its formula'
 
-# %% ../../nbs/commands/checkup.ipynb #d9c62820
+# %% ../../nbs/commands/checkup.ipynb #abd3ec50
 def _try_data(device, folder):
     "Drawn shapes, and JPEG files by two workers."
     from metaformer_edu.data.datasets import load_data
@@ -288,7 +288,7 @@ def _try_training(device, folder):
     load_run(folder / 'runs/digits')
     return f'an epoch on digits (loss {loss:.2f}), and its weights load'
 
-# %% ../../nbs/commands/checkup.ipynb #c2f234ef
+# %% ../../nbs/commands/checkup.ipynb #cd3ad950
 _TWO = """
 import sys, torch
 from metaformer_edu.training.processes import all_gather_objects, cleanup, init_distributed, rank
@@ -320,7 +320,7 @@ def _try_interpret(device, folder):
     assert matrix.shape == (25, 25), f'an influence of {tuple(matrix.shape)}'
     return 'a class activation map, and the influence of 25 tokens'
 
-# %% ../../nbs/commands/checkup.ipynb #efd64586
+# %% ../../nbs/commands/checkup.ipynb #26726f22
 def _try_speed(device, folder):
     "A model folded, and made quick without a compiler."
     import torch
@@ -363,7 +363,7 @@ def _try_commands(device, folder):
         assert not done.returncode, f'{module} --help: {done.stderr.strip().splitlines()[-1:]}'
     return f'{len(modules)} commands answer'
 
-# %% ../../nbs/commands/checkup.ipynb #bb8e4e95
+# %% ../../nbs/commands/checkup.ipynb #98ac2dde
 _CHECK_SECONDS = 60 # at most for one check
 
 @contextmanager
@@ -379,7 +379,7 @@ def _time_limit(seconds:float): # TimeoutError after so long; none on Windows an
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
-# %% ../../nbs/commands/checkup.ipynb #6e5a78c3
+# %% ../../nbs/commands/checkup.ipynb #92f148d5
 CHECKS = {'core': _try_core, 'models': _try_models, 'kernels': _try_kernels, 'data': _try_data,
           'training': _try_training, 'processes': _try_processes, 'interpret': _try_interpret, 'speed': _try_speed,
           'compile': _try_compile, 'widgets': _try_widgets, 'experiments': _try_experiments, 'commands': _try_commands}

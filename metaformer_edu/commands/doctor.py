@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../../nbs/commands/doctor.ipynb #50ffc132
+# %% ../../nbs/commands/doctor.ipynb #df8ca4e2
 import html, json, os, shlex, signal, subprocess, sys, tempfile, threading, time
 from datetime import datetime
 from pathlib import Path
 from ..core.cli import Parser, cli_errors, number
 from ..core.files import write_atomically
 
-# %% ../../nbs/commands/doctor.ipynb #c37fd77c
+# %% ../../nbs/commands/doctor.ipynb #f40945be
 _STEPS = {'machine': (12, 'what is here'),
           'parity': (40, 'logits and all gradients of five families, against float64 on the CPU'),
           'kernels': (15, 'fused operations against their plain twins'),
@@ -48,7 +48,7 @@ def parse(argv=None):
     args.only = [step for step in _STEPS if step in (args.only or _STEPS)]
     return args
 
-# %% ../../nbs/commands/doctor.ipynb #48e3567b
+# %% ../../nbs/commands/doctor.ipynb #3b1919e5
 def _line(found:dict, width:int=14)->str:
     seconds = f" {found['seconds']:5.1f} s" if 'seconds' in found else ''
     return f"  {found['what']:{width}} {found['state']:8}{seconds} {found['said']}"
@@ -72,17 +72,21 @@ def _examine(device)->int: # the exit status
     print(f"\nbroken: {', '.join(broken)}" if broken else '\nall that can be tried here works')
     return 1 if broken else 0
 
-# %% ../../nbs/commands/doctor.ipynb #3a170c32
-def _stop(process, patience:float=5.):
+# %% ../../nbs/commands/doctor.ipynb #4068dbdf
+def _stop(process, patience:float=10.):
     "End a process and all its children: asked first, then not."
-    for name in ('SIGTERM', 'SIGKILL'):
+    if not hasattr(os, 'killpg'): # on Windows
+        process.kill()
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        end = time.monotonic() + patience
         try:
-            if hasattr(os, 'killpg'): os.killpg(process.pid, getattr(signal, name))
-            else: process.kill()
+            os.killpg(process.pid, number)
+            while time.monotonic() < end:
+                process.poll() # which lets it go if it has ended
+                os.killpg(process.pid, 0) # asks whether anybody is left
+                time.sleep(0.05)
         except OSError: return # they have gone
-        try: process.wait(patience)
-        except subprocess.TimeoutExpired: continue
-        patience = 0.1
 
 def _run_process(command, limit:float, # seconds
                  take, # is called with each line
@@ -108,7 +112,7 @@ def _run_process(command, limit:float, # seconds
         said.seek(0)
         return None if late.is_set() else process.returncode, said.read()[-4000:]
 
-# %% ../../nbs/commands/doctor.ipynb #3955929b
+# %% ../../nbs/commands/doctor.ipynb #e7fc6210
 def _state_of(step:dict)->str:
     "The state of a step: that of its worst finding."
     states = [f['state'] for f in step['findings']]
@@ -148,7 +152,7 @@ def _unfinished(name, status, limit)->dict: # a finding
 
 def _now()->str: return datetime.now().astimezone().isoformat(timespec='seconds')
 
-# %% ../../nbs/commands/doctor.ipynb #304c9041
+# %% ../../nbs/commands/doctor.ipynb #5997776d
 def _check_device(name:str)->str:
     "The device of the proof; ValueError if it is not there. It is not used here: its memory is for the steps."
     import torch
@@ -195,7 +199,7 @@ def _prove(args, device:str, report:dict)->int: # the exit status
           + (f"broken: {', '.join(broken)}" if broken else 'nothing is broken'))
     return 1 if broken else 0
 
-# %% ../../nbs/commands/doctor.ipynb #a37c94cf
+# %% ../../nbs/commands/doctor.ipynb #ca90c2b3
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --faint: #5c5c5c; --line: #dcdcdc; --paper: #fff; --works: #0b6e4f;
   --broken: #b3261e; --skipped: #6b5b00; --noted: #3d5a80; }
@@ -244,7 +248,7 @@ def _page(report:dict)->str:
             '<p class="faint">report.json beside this page has all numbers; both can be attached to an issue.</p>'
             '</body></html>\n')
 
-# %% ../../nbs/commands/doctor.ipynb #19b639e7
+# %% ../../nbs/commands/doctor.ipynb #79c2ec78
 def main(argv=None): # None: what was typed
     """The command `metaformer-doctor`. Exit status: 0 if all works, 1 if something is broken, 2 for bad input, 130 for
     Ctrl-C. What is skipped, since a package or a card is missing, is not broken."""
@@ -261,5 +265,5 @@ def main(argv=None): # None: what was typed
     with cli_errors('metaformer-doctor', bad_input=(), left=left):
         sys.exit(_prove(args, device, report) if args.gpu else _examine(device))
 
-# %% ../../nbs/commands/doctor.ipynb #908ca8e4
+# %% ../../nbs/commands/doctor.ipynb #374725bf
 if __name__ == '__main__' and '__file__' in globals(): main() # a notebook has no file

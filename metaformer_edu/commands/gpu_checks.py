@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/commands/gpu_checks.ipynb #a3473ebf
-import copy, importlib, math, os, pkgutil, signal, tempfile, time, warnings
+# %% ../../nbs/commands/gpu_checks.ipynb #665a3f7b
+import copy, importlib, itertools, math, os, pkgutil, re, signal, tempfile, time, warnings
 from contextlib import suppress
 from pathlib import Path
 import torch, torch.nn.functional as F
@@ -19,7 +19,7 @@ from ..models.registry import FAMILIES, create_model
 from ..speed.fast import distance
 from ..training.processes import launch, open_device
 
-# %% ../../nbs/commands/gpu_checks.ipynb #fc9af8fb
+# %% ../../nbs/commands/gpu_checks.ipynb #ce2900ed
 def _filled(model, seed:int=0):
     "The model in eval mode, with random weights at which every operation matters."
     dice = torch.Generator().manual_seed(seed)
@@ -45,10 +45,10 @@ def _errors(found:dict, exact:dict)->tuple: # of the logits; the worst of the gr
     # a gradient that all but cancels has no digits to lose
     apart = {name: distance(found[name], v) * min(1, float(v.norm()) / (1e-5 * long)) for name, v in exact.items()}
     logits = apart.pop('logits')
-    worst = max(apart, key=apart.get, default='')
+    worst = max(apart, key=lambda name: math.inf if math.isnan(apart[name]) else apart[name], default='')
     return logits, apart.get(worst, 0.), worst
 
-# %% ../../nbs/commands/gpu_checks.ipynb #e73fb536
+# %% ../../nbs/commands/gpu_checks.ipynb #7ddb4678
 _PRECISE = {torch.float64: 1e-9, torch.float32: 2e-3} # how far logits and gradients may be from the exact ones
 
 def _as_it_is(model): return model
@@ -87,10 +87,10 @@ def _parity_found(name, how, dtype, logits, worst, whose, most)->dict:
     what = f"{name}, {how.__name__.strip('_').replace('_', ' ')}, {str(dtype)[6:]}"
     said = f'logits {logits:.0e} from float64 on the CPU'
     if whose: said += f', gradients {worst:.0e} at most ({whose})'
-    right = max(logits, worst) <= most # False for NaN too
+    right = logits <= most and worst <= most # no number is not right
     return finding(what, 'works' if right else 'broken', said, logits=logits, gradients=worst, allowed=most)
 
-# %% ../../nbs/commands/gpu_checks.ipynb #0975835d
+# %% ../../nbs/commands/gpu_checks.ipynb #87774a7f
 def _star_inputs(*shape): # x, s, b
     return torch.randn(shape), torch.tensor([0.9]), torch.tensor([-0.4])
 
@@ -122,7 +122,7 @@ def _kernels(device)->tuple: # ([(name, kernel, twin, inputs)], sentences about 
         except AttributeError: lacking.append(f'{module.name} has no list PROOF')
     return found, lacking
 
-# %% ../../nbs/commands/gpu_checks.ipynb #392b1889
+# %% ../../nbs/commands/gpu_checks.ipynb #2ad8664e
 def _with_gradients(f, inputs, g)->list: # output and gradients, on the CPU
     inputs = [t.detach().requires_grad_() for t in inputs]
     y = f(*inputs)
@@ -161,7 +161,7 @@ def _check_kernels(device, small:bool):
                 state = 'works' if ours <= 2 * theirs + slack else 'broken'
                 yield finding(what, state, f'{ours:.0e} from float64, its twin {theirs:.0e}', error=ours, twin=theirs)
 
-# %% ../../nbs/commands/gpu_checks.ipynb #dffb5983
+# %% ../../nbs/commands/gpu_checks.ipynb #16fa7ca9
 def _low_precision(device, small:bool):
     "Logits and all gradients under autocast, ours and timm's, each against itself in float64."
     import timm
@@ -193,7 +193,7 @@ def _whole_errors(found:dict, exact:dict)->tuple: # of the logits, of all gradie
              for side in (found, exact)]
     return distance(found['logits'], exact['logits']), distance(*grads)
 
-# %% ../../nbs/commands/gpu_checks.ipynb #b7bd1622
+# %% ../../nbs/commands/gpu_checks.ipynb #a2bba516
 _WAYS = {'float32': [], 'bfloat16': ['--amp'], 'float16': ['--amp', '--amp-dtype', 'float16']}
 
 def _train(folder, device, *flags:str)->list: # the log
@@ -241,7 +241,7 @@ def _count_waits(opt:str, device, updates:int=5)->dict:
     model, loaders, optimizer, _ = build(settings)
     trainer = make_trainer(settings, model, loaders, optimizer)
     trainer.net.train()
-    batches = [[t.to(device) for t in batch] for batch in list(loaders[0])[:updates + 3]]
+    batches = [[t.to(device) for t in batch] for batch in itertools.islice(loaders[0], updates + 3)]
     for batch in batches[:3]: trainer.update([batch]) # to warm up
     waits = _waits(lambda: [trainer.update([batch]) for batch in batches[3:]])
     state = 'noted' if opt != 'adamw' else 'broken' if waits else 'works'
@@ -260,7 +260,7 @@ def _waits(call)->list: # a place in the code each
         finally: torch.cuda.set_sync_debug_mode('default')
     return [f'{Path(w.filename).name}:{w.lineno}' for w in said if 'synchroniz' in str(w.message)]
 
-# %% ../../nbs/commands/gpu_checks.ipynb #6ea56a13
+# %% ../../nbs/commands/gpu_checks.ipynb #0eac0be7
 class _StopAfter:
     "Sends this process SIGTERM after so many updates, as a cluster does."
     def __new__(cls, updates:int):
@@ -302,7 +302,7 @@ def _check_resume(device, small:bool):
     said += f'{len(other)} tensors differ, {other[0]} first' if other else 'the same weights, bit for bit'
     yield finding('stop and resume', 'works' if right else 'broken', said, updates=at, differing=len(other))
 
-# %% ../../nbs/commands/gpu_checks.ipynb #5f2c0389
+# %% ../../nbs/commands/gpu_checks.ipynb #404ba79a
 def _gap_to_alone(device)->tuple: # (largest gap of a gradient, relative; is this process the first?)
     "The gradients of this group of processes, each with its part of a batch, against those of one with all of it."
     from metaformer_edu.training.processes import rank, world_size, wrap_ddp
@@ -318,7 +318,8 @@ def _gap_to_alone(device)->tuple: # (largest gap of a gradient, relative; is thi
     alone = copy.deepcopy(model)
     F.cross_entropy(alone(images.to(device)), labels.to(device)).backward()
     grads = [p.grad for p in alone.parameters() if p.grad is not None]
-    return max(distance(a, b) for a, b in zip(together, grads)), rank() == 0
+    gaps = torch.tensor([distance(a, b) for a, b in zip(together, grads)])
+    return gaps.max().item(), rank() == 0 # NaN if there is one
 
 def _one_of_several(backend:str, device:str):
     "What each process of the step `processes` does; the first prints the gap."
@@ -347,15 +348,15 @@ def _check_processes(device, small:bool):
         try:
             said = launch('-m', 'metaformer_edu.commands.gpu_proof', 'processes', '--device', str(device), '--backend',
                           backend, processes=2, show=False)
-            gap = float(said.rpartition('gap ')[2].split()[0])
-        except (RuntimeError, ValueError) as error:
+        except RuntimeError as error:
             yield finding(what, 'broken', str(error).strip().splitlines()[-1][:300])
             continue
-        right = gap < 1e-3
-        yield finding(what, 'works' if right else 'broken',
+        told = re.search(r'gap (\S+)', said)
+        gap = float(told[1]) if told else math.nan
+        yield finding(what, 'works' if gap < 1e-3 else 'broken',
                       f'the mean of their gradients is {gap:.0e} from the gradient of the whole batch', gap=gap)
 
-# %% ../../nbs/commands/gpu_checks.ipynb #e19b6684
+# %% ../../nbs/commands/gpu_checks.ipynb #f67333d5
 def _check_explanations(device, small:bool):
     "Class activation maps and influences on both devices."
     from metaformer_edu.interpret.cam import explain

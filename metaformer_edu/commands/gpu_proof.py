@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'prove', 'main']
 
-# %% ../../nbs/commands/gpu_proof.ipynb #6e4df6bb
+# %% ../../nbs/commands/gpu_proof.ipynb #da50b42b
 import json, os, tempfile, traceback
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..speed.fast import distance
 from ..speed.roofline import _synchronize, clock, spread
 from ..training.processes import open_device
 
-# %% ../../nbs/commands/gpu_proof.ipynb #4fffb389
+# %% ../../nbs/commands/gpu_proof.ipynb #78fbae91
 def _ratio(text:str, times)->tuple: # (sentence, numbers), of (theirs, ours) in seconds
     "How many times as fast ours is, with the quartiles over the rounds."
     ratio, low, high = spread(a / b for a, b in zip(*times))
@@ -69,7 +69,7 @@ def _count_kernels(name, device, how):
             counts[c.side] = sum(e.device_type == torch.autograd.DeviceType.CUDA for e in seen.events())
         yield finding(where, 'noted', ', '.join(f'{side} {n}' for side, n in counts.items()), counts=counts)
 
-# %% ../../nbs/commands/gpu_proof.ipynb #3a9322a6
+# %% ../../nbs/commands/gpu_proof.ipynb #e87801d5
 def _check_stages(device, small:bool):
     "Forward and backward of each kernel beside its twin, at the four stages of S18."
     dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
@@ -85,7 +85,7 @@ def _check_stages(device, small:bool):
             said, numbers = _ratio('as fast as its twin', times)
             yield finding(f'{name}, stage {stage}', 'noted', said, shape=list(tensors[0].shape), **numbers)
 
-# %% ../../nbs/commands/gpu_proof.ipynb #5d6abaac
+# %% ../../nbs/commands/gpu_proof.ipynb #511977a8
 def _check_loader(device, small:bool):
     "How much of the loader's speed is left when its batches go to the device."
     from metaformer_edu.data.folders import load_folder
@@ -110,7 +110,7 @@ def _check_loader(device, small:bool):
     yield finding('loader to device', 'noted', f'{said}; {rate:.0f} images/s with {workers} workers, '
                   f'{rate / workers:.0f} each', workers=workers, images_per_s=rate, **numbers)
 
-# %% ../../nbs/commands/gpu_proof.ipynb #100bb3a9
+# %% ../../nbs/commands/gpu_proof.ipynb #79083a11
 def _check_fast(device, small:bool):
     "`fast`, held against the model that it was given."
     from metaformer_edu.speed.fast import fast
@@ -144,7 +144,7 @@ def _check_bench(device, small:bool):
                       '{ratio:.2f} ({low:.2f} to {high:.2f}) times {against}'.format(**r),
                       **{key: r[key] for key in ('ratio', 'low', 'high')})
 
-# %% ../../nbs/commands/gpu_proof.ipynb #0f6ab1e2
+# %% ../../nbs/commands/gpu_proof.ipynb #a3fa6aa4
 def _machine(device, small:bool):
     "What is here; then a product on the device."
     yield from look_around(device)
@@ -152,13 +152,13 @@ def _machine(device, small:bool):
     right = bool((ones @ ones == 64).all())
     yield finding('product', 'works' if right else 'broken', f'a product of matrices on {device}')
 
-# %% ../../nbs/commands/gpu_proof.ipynb #f99c9897
+# %% ../../nbs/commands/gpu_proof.ipynb #66aa970c
 STEPS = {'machine': _machine, 'parity': _parity, 'kernels': _check_kernels, 'precision': _low_precision,
          'training': _check_training, 'resume': _check_resume, 'processes': _check_processes, 'speed': _check_speed,
          'stages': _check_stages, 'loader': _check_loader, 'explain': _check_explanations, 'fast': _check_fast,
          'bench': _check_bench} # each a generator of findings, for (device, small)
 
-# %% ../../nbs/commands/gpu_proof.ipynb #5a795903
+# %% ../../nbs/commands/gpu_proof.ipynb #a702c795
 def prove(step:str, # a key of `STEPS`
           device, # a torch.device
           small:bool=False, # tiny shapes
@@ -173,7 +173,7 @@ def prove(step:str, # a key of `STEPS`
         traceback.print_exc()
         yield finding(step, 'broken', f'{type(error).__name__}: {error_sentence(error)}')
 
-# %% ../../nbs/commands/gpu_proof.ipynb #f0a12455
+# %% ../../nbs/commands/gpu_proof.ipynb #ffe669bf
 def main(argv=None): # None: what was typed
     "One step of the proof, as a process of metaformer-doctor: findings as lines of JSON."
     parser = Parser('python -m metaformer_edu.commands.gpu_proof', description=main.__doc__)
@@ -188,5 +188,5 @@ def main(argv=None): # None: what was typed
         for found in prove(args.step, open_device(args.device), args.small):
             print(json.dumps(found), file=lines, flush=True)
 
-# %% ../../nbs/commands/gpu_proof.ipynb #0550bc02
+# %% ../../nbs/commands/gpu_proof.ipynb #98cc4d92
 if __name__ == '__main__' and '__file__' in globals(): main() # a notebook has no file
