@@ -1,6 +1,5 @@
 """metaformer-doctor: findings on machines that are not at hand, steps that hang, break and lie, and the report."""
 import json
-import os
 import re
 import signal
 import sys
@@ -13,9 +12,12 @@ import torch
 
 from metaformer_edu.commands import checkup, doctor, gpu_checks, gpu_proof
 from metaformer_edu.commands.checkup import CHECKS, Skipped, finding, try_part
-from metaformer_edu.commands.doctor import _page, _run_process, main, parse
+from metaformer_edu.commands.doctor import _run_process, main, parse
 from metaformer_edu.commands.gpu_proof import STEPS, prove
+from metaformer_edu.core.files import kept_file
 from metaformer_edu.models.kernels import star_formula, star_relu
+from metaformer_edu.speed import gpu_report
+from metaformer_edu.speed.gpu_report import draw_report, kept_reports, report_page
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,14 +43,19 @@ def test_numbers_that_json_does_not_know_are_text():
 def test_versions(monkeypatch, here, todo):
     real = checkup.version_of
     monkeypatch.setattr(checkup, "version_of", lambda name: here.get(name, real(name)))
-    monkeypatch.setattr(checkup, "_least_versions", lambda: {"torch": "2.6", "grad-cam": "1.5.4"})
+    monkeypatch.setattr(checkup, "_needed", lambda: {"torch": "2.6", "grad-cam": "1.5.4"})
     found = checkup._versions()
     assert found["state"] == ("broken" if todo else "works") and todo in found.get("todo", "")
 
 
-def test_what_is_needed_is_what_settings_say():
-    from test_house import SETTINGS
-    assert checkup._NEEDED == [re.match(r"[\w-]+", r)[0] for r in SETTINGS["requirements"].split()]
+def test_what_is_needed_is_what_pip_wrote_down(monkeypatch):
+    lines = ["torch>=2.6", "grad-cam>=1.5.4", 'onnx>=1.17; extra == "onnx"']
+    monkeypatch.setattr(checkup.metadata, "requires", lambda name: lines)
+    assert checkup._needed() == {"torch": "2.6", "grad-cam": "1.5.4"}
+
+    def not_installed(name): raise checkup.metadata.PackageNotFoundError
+    monkeypatch.setattr(checkup.metadata, "requires", not_installed)
+    assert checkup._needed() == {} and checkup._versions()["state"] == "works"
 
 
 def card(monkeypatch, **facts):
@@ -77,6 +84,11 @@ def test_cards(monkeypatch, facts, state):
     card(monkeypatch, **facts)
     found = checkup._gpus()
     assert found["state"] == state and "570.1" in found["said"] and "80 GiB" in found["said"]
+
+
+def test_code_that_is_compiled_for_what_is_new():
+    gpu = types.SimpleNamespace(major=12, minor=0)
+    assert checkup._has_code_for(gpu, ["sm_90", "compute_90"]) and not checkup._has_code_for(gpu, ["sm_90", "sm_90a"])
 
 
 def test_few_cores_for_each_card(monkeypatch):
@@ -147,13 +159,41 @@ def test_bad_input(argv, says, capsys, tmp_path, monkeypatch):
 
 
 def test_no_card(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert ended(["--gpu"]) == 2 and "--gpu --device cpu --small" in capsys.readouterr().err
+
+
+def test_cards_are_counted(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [doctor._check_device(name) for name in ("cuda", "cuda:1")] == ["cuda", "cuda:1"]
+    for name in ("cuda:2", "cuda:x"):
+        with pytest.raises(ValueError, match="cuda:0, cuda:1"):
+            doctor._check_device(name)
+
+
+def test_pytorch_that_cannot_be_loaded(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "metaformer_edu.training.processes", None)
+    assert ended([]) == 1 and "pytorch.org" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    assert ended(["--gpu", "--device", "cpu", "--out", tmp_path / "taken"]) == 2
+    assert ended(["--gpu", "--device", "cpu", "--out", "/proc/report"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("Cannot use" in line for line in said)
 
 
 def test_not_under_torchrun(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("RANK", "0")
     assert ended(["--gpu", "--device", "cpu", "--out", tmp_path]) == 2 and "torchrun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("me, files", [(0, ["report.html", "report.json"]), (1, [])])
+def test_the_first_of_several_writes(stand_in, monkeypatch, me, files):
+    monkeypatch.setenv("RANK", str(me))
+    assert ended(["--gpu", "--only", "processes", "--out", stand_in]) == 0
+    assert sorted(path.name for path in stand_in.iterdir()) == files
 
 
 # --- steps as processes ---
@@ -223,12 +263,23 @@ def test_what_was_found_before_a_step_broke_or_was_late_stays(stand_in, capsys):
 def test_the_report_is_written_as_it_comes(stand_in, monkeypatch):
     seen, real = [], doctor._save
 
-    def save(report, folder, page=True):
-        real(report, folder, page)
+    def save(report, folder):
+        real(report, folder)
         seen.append([len(step["findings"]) for step in read(folder)["steps"].values()])
     monkeypatch.setattr(doctor, "_save", save)
     assert ended(["--gpu", "--only", "machine", "--out", stand_in]) == 0
     assert seen == [[1], [2], [2]]
+
+
+def test_what_was_found_before_ctrl_c_stays(stand_in, monkeypatch, capsys):
+    def stopped(command, limit, take):
+        take(json.dumps(finding("first", "works", "so far")))
+        raise KeyboardInterrupt
+    monkeypatch.setattr(doctor, "_run_process", stopped)
+    assert ended(["--gpu", "--only", "machine", "parity", "--out", stand_in]) == 130
+    steps = read(stand_in)["steps"]
+    assert list(steps) == ["machine"] and steps["machine"]["state"] == "stopped"
+    assert "so far" in (stand_in / "report.html").read_text() and "holds what was found" in capsys.readouterr().err
 
 
 def test_only_repeats(stand_in, capsys):
@@ -252,23 +303,51 @@ def test_the_page(stand_in, monkeypatch):
     ended(["--gpu", "--only", "machine", "speed", "--out", stand_in])
     page = (stand_in / "report.html").read_text()
     assert "&lt;b&gt;&amp;" in page and "<b>" not in page and "status 5" in page
-    assert not re.search(r"(src|href)=|url\(|@import", page) and "prefers-color-scheme: dark" in page
+    assert not re.search(r"src=|href=\"[^#]|url\(|@import", page) and "prefers-color-scheme: dark" in page
     monkeypatch.setenv("HOME", str(stand_in.parent))  # names of folders in it are nobody's business
     doctor._save({**read(stand_in), "command": f"metaformer-doctor --out {stand_in}"}, stand_in)
     assert str(stand_in) not in (stand_in / "report.json").read_text() + (stand_in / "report.html").read_text()
     assert read(stand_in)["command"] == "metaformer-doctor --out ~/report"
-    assert _page(dict(read(stand_in), steps={})).count("<h2") == 0
+    assert report_page(dict(read(stand_in), steps={})).count("<h2") == 0
 
 
 def test_steps_and_their_time():
     assert list(STEPS) == list(doctor._STEPS) and sum(seconds for seconds, _ in doctor._STEPS.values()) == 300
-    assert parse(["--gpu"]).only == list(STEPS) and parse(["--gpu"]).minutes == 5
+    assert parse(["--gpu"]).minutes == 5
 
 
-def test_a_real_step_as_a_process(tmp_path, capsys):
-    assert ended(["--gpu", "--device", "cpu", "--small", "--only", "machine", "--out", tmp_path / "a"]) == 0
-    step = read(tmp_path / "a")["steps"]["machine"]
-    assert [f["what"] for f in step["findings"]][-2:] == ["data", "product"] and "stderr" not in step
+def test_a_real_step_as_a_process_and_its_picture(tmp_path, capsys):
+    assert ended(["--gpu", "--device", "cpu", "--small", "--only", "stages", "--out", tmp_path / "a"]) == 0
+    report = read(tmp_path / "a")
+    step = report["steps"]["stages"]
+    assert len([f for f in step["findings"] if "ratio" in f]) == 12 and "stderr" not in step
+    fig = draw_report(report)
+    labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert labels == [f["what"] for f in step["findings"] if "ratio" in f] and fig.axes[0].get_title("left") == "stages"
+    assert "cpu, tiny shapes" in fig.get_suptitle()
+
+
+def test_a_panel_for_each_step_with_figures():
+    what = dict(state="noted", said="")
+    speed, fast = dict(what, what="a", ratio=2., low=1.5, high=3.), dict(what, what="b", ratio=0.5, low=0.4, high=0.6)
+    machine = dict(what="GPUs", state="works", said="H100")
+    steps = {name: dict(findings=[f]) for name, f in (("machine", machine), ("speed", speed), ("fast", fast))}
+    fig = draw_report(dict(device="cuda", small=False, date="2026-01-01", steps=steps))
+    assert [ax.get_title("left") for ax in fig.axes] == ["speed", "fast"] and "H100" in fig.get_suptitle()
+    dots = [[line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"] for ax in fig.axes]
+    assert dots == [[2.], [0.5]]
+    with pytest.raises(ValueError, match="no figures"):
+        draw_report(dict(device="cuda", steps={}))
+
+
+def test_reports_that_came_back(monkeypatch, tmp_path):
+    assert (kept_file("gpu") / "README.md").is_file()
+    for report in kept_reports().values():
+        assert report["device"].startswith("cuda") and not report["small"]
+        assert report_page(report)
+    (tmp_path / "h100.json").write_text('{"device": "cuda"}')
+    monkeypatch.setattr(gpu_report, "kept_file", lambda name: tmp_path)
+    assert kept_reports() == {"h100": {"device": "cuda"}}
 
 
 # --- what the steps can see ---
@@ -310,7 +389,15 @@ def test_errors_see_what_is_missing_and_what_is_no_number():
     with pytest.raises(RuntimeError, match="'b'"):
         gpu_checks._errors({k: v for k, v in exact.items() if k != "b"}, exact)
     nan = gpu_checks._errors({**exact, "a": torch.full((3,), torch.nan)}, exact)
-    assert gpu_checks._parity_found("m", gpu_checks._as_it_is, torch.float32, *nan, 1.)["state"] == "broken"
+    assert nan[2] == "a" and nan[1] != nan[1]
+
+
+@pytest.mark.parametrize("errors, state", [((1e-6, 1e-6, "a"), "works"), ((1e-6, float("nan"), "a"), "broken"),
+                                           ((float("nan"), 1e-6, "a"), "broken"), ((1e-6, 1., "a"), "broken")])
+def test_no_number_is_not_right(monkeypatch, errors, state):
+    monkeypatch.setattr(gpu_checks, "_answers", lambda *inputs: {})
+    monkeypatch.setattr(gpu_checks, "_errors", lambda found, exact: errors)
+    assert gpu_checks._hold_against("m", "as it is", None, torch.zeros(1), None, {})["state"] == state
 
 
 @pytest.mark.parametrize("wrong", [lambda x, s, b: star_formula(x, s, 0 * b),
@@ -363,7 +450,8 @@ def test_hidden_waits_are_counted(monkeypatch, opt, waits, state):
         for _ in range(waits):
             warnings.warn("called a synchronizing CUDA operation")
     monkeypatch.setattr(Trainer, "update", update)
-    found = gpu_checks._count_waits(opt, CPU, updates=1)
+    small = dict(model="tiny_identityformer", img_size=16, batch_size=32)
+    found = gpu_checks._count_waits(opt, CPU, updates=1, **small)
     assert (found["state"], found["waits"]) == (state, waits) and modes == ["warn", "default"]
     assert ("test_doctor.py" in found["said"]) == (waits > 0)
 
@@ -391,13 +479,16 @@ def test_a_run_that_is_really_stopped(monkeypatch, tmp_path):
     from metaformer_edu.training.settings import Settings
     monkeypatch.setattr(Settings, "__init__", _tiny(Settings.__init__))
     before = signal.getsignal(signal.SIGTERM)
-    job = gpu_checks._fit(tmp_path, CPU, True, [gpu_checks._StopAfter(1)])
-    assert job.trainer.updates == 1 and list(job.path.glob("*.pt*")) and signal.getsignal(signal.SIGTERM) == before
+    try:
+        job = gpu_checks._fit(tmp_path, CPU, True, [gpu_checks._StopAfter(2)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert job.trainer.updates == 2 and [path.name for path in job.path.glob("state*")] == ["state-00000002.pt"]
 
 
 def _tiny(init):
     def small(self, *args, **kwargs):
-        init(self, *args, **{**kwargs, "model": "tiny_identityformer", "batch_size": 512, "epochs": 1})
+        init(self, *args, **{**kwargs, "model": "tiny_identityformer", "batch_size": 256, "epochs": 1})
     return small
 
 
@@ -427,17 +518,32 @@ def test_processes_that_disagree(monkeypatch):
         assert (two["state"], nccl["state"]) == (state, "skipped")
 
 
+def test_a_process_for_each_card(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(gpu_checks, "launch",
+                        lambda *command, processes, show: asked.append((processes, "--gloo" in command)) or "gap 1e-7")
+    found = list(gpu_checks._check_processes(torch.device("cuda:0"), False))
+    assert asked == [(2, True), (8, False)] and [f["state"] for f in found] == ["works", "works"]
+
+
+@pytest.mark.parametrize("me, findings", [(0, 1), (1, 0)])
+def test_processes_of_torchrun(monkeypatch, me, findings):
+    monkeypatch.setenv("RANK", str(me))
+    monkeypatch.setattr(gpu_checks, "_one_of_several", lambda device, gloo: (1e-7, 4, me))
+    assert len(list(gpu_checks._check_processes(CPU, True))) == findings
+
+
 def test_gradients_of_several_processes():
-    gap, first = gpu_checks._gap_to_alone(CPU)  # alone, a group of one
-    assert gap < 1e-6 and first
+    assert gpu_checks._gap_to_alone(CPU) < 1e-6  # alone, a group of one
 
 
 def test_figures_are_ratios_with_quartiles(monkeypatch):
     monkeypatch.setattr(gpu_proof, "_kernels", lambda device: ([gpu_checks._KERNELS[0]], []))
     found = list(prove("stages", CPU, True))
     assert len(found) == 4 and all(0 < f["low"] <= f["ratio"] <= f["high"] for f in found)
-    said, numbers = gpu_proof._ratio("as fast", ([2., 4., 8.], [1., 1., 2.]))
-    assert said == "4.00 (3.00 to 4.00) times as fast" and numbers["ratio"] == 4
+    found = gpu_proof._measured("x", "as fast", gpu_proof._ratio(([2., 4., 8.], [1., 1., 2.])))
+    assert found["said"] == "4.00 (3.00 to 4.00) times as fast" and found["ratio"] == 4
 
 
 def test_speed_says_what_a_cpu_cannot_tell(monkeypatch):
@@ -457,8 +563,7 @@ def test_fast_that_moves_the_answers(monkeypatch, gap, state):
         found = real(model, images, **{**how, "without": list(fast.STEPS), "rounds": 1})
         return lambda x: found(x) * (1 + gap)
     monkeypatch.setattr(fast, "fast", lambda *args, **how: Moved(moving(*args, **how)))
-    found, = prove("fast", CPU, True)
-    assert found["state"] == state
+    assert [f["state"] for f in prove("fast", CPU, True)] == ["noted", state]
 
 
 class Moved:
@@ -467,17 +572,3 @@ class Moved:
     def __init__(self, f): self.f = f
 
     def __call__(self, x): return self.f(x)
-
-
-def test_one_step_prints_lines_of_json(tmp_path):
-    lines = []
-    command = [sys.executable, "-m", "metaformer_edu.commands.gpu_proof", "loader", "--device", "cpu", "--small"]
-    status, said = _run_process(command, 60, lines.append)
-    assert status == 0, said
-    found, = map(json.loads, lines)
-    assert found["what"] == "loader to device" and found["images_per_s"] > 0
-
-
-def test_reports_have_a_place():
-    from metaformer_edu.core.files import kept_file
-    assert (kept_file("gpu") / "README.md").is_file() and os.path.isdir(kept_file("gpu"))

@@ -6,7 +6,8 @@
 __all__ = ['main']
 
 # %% ../../nbs/commands/doctor.ipynb #df8ca4e2
-import html, json, os, shlex, signal, subprocess, sys, tempfile, threading, time
+import json, os, shlex, signal, subprocess, sys, tempfile, threading, time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from ..core.cli import Parser, cli_errors, number
@@ -19,7 +20,7 @@ _STEPS = {'machine': (12, 'what is here'),
           'precision': (20, 'bfloat16 and float16, beside the error of timm'),
           'training': (55, '300 updates from the command in each precision, and the waits of an update'),
           'resume': (20, 'stopped and resumed, bit for bit in deterministic mode'),
-          'processes': (25, 'two processes on one card; NCCL where there are two cards'),
+          'processes': (25, 'two processes on one card; NCCL over all cards'),
           'speed': (50, 'inference and training beside timm, eager and compiled'),
           'stages': (15, 'kernels beside their twins at the four stages of S18'),
           'loader': (13, 'the loader with its copy to the device'),
@@ -32,7 +33,8 @@ def parse(argv=None):
     parser = Parser('metaformer-doctor', '%(prog)s [flags]',
         description='Say what is here, what works, and what to do about what does not. Exit status: 0 if all works, '
         '1 if something is broken, 2 for bad input.',
-        epilog=f"Steps of --gpu, in this order: {'; '.join(f'{name}: {what}' for name, (_, what) in _STEPS.items())}.")
+        epilog=f"Steps of --gpu, in this order: {'; '.join(f'{name}: {what}' for name, (_, what) in _STEPS.items())}. "
+        'On several machines: torchrun … -m metaformer_edu.commands.doctor --gpu --only processes.')
     add = parser.add_argument
     add('--gpu', action='store_true', help='run the proof on a GPU, and write a report')
     add('--device', metavar='NAME', help='such as cpu, cuda or cuda:1 (default: a GPU if there is one)')
@@ -45,7 +47,6 @@ def parse(argv=None):
     for flag in ('out', 'only', 'minutes', 'small'):
         if getattr(args, flag) and not args.gpu: parser.error(f'--{flag} belongs to --gpu.')
     args.out, args.minutes = Path(args.out or 'report').expanduser(), args.minutes or 5.
-    args.only = [step for step in _STEPS if step in (args.only or _STEPS)]
     return args
 
 # %% ../../nbs/commands/doctor.ipynb #3b1919e5
@@ -53,40 +54,35 @@ def _line(found:dict, width:int=14)->str:
     seconds = f" {found['seconds']:5.1f} s" if 'seconds' in found else ''
     return f"  {found['what']:{width}} {found['state']:8}{seconds} {found['said']}"
 
+def _say_each(findings)->list:
+    "Print findings as they come."
+    kept = []
+    for found in findings:
+        print(_line(found), flush=True)
+        kept.append(found)
+    return kept
+
 def _examine(device)->int: # the exit status
     "Say what is here, what works and what to do."
     from metaformer_edu.commands.checkup import CHECKS, look_around, try_part
-    found = []
-    def say(findings):
-        for f in findings:
-            found.append(f)
-            print(_line(f), flush=True)
     print('what is here')
-    say(look_around(device))
+    found = _say_each(look_around(device))
     print('\nwhat works')
-    say(try_part(name, device) for name in CHECKS)
+    found += _say_each(try_part(name, device) for name in CHECKS)
     todo = [f"  {f['what']}: {f['todo']}" for f in found if f.get('todo')]
-    if device.type == 'cuda': todo.append('  GPU: metaformer-doctor --gpu --out report proves the rest, in five minutes')
+    if device.type == 'cuda': todo.append('  GPU: metaformer-doctor --gpu proves the rest, in five minutes')
     if todo: print('\nwhat to do', *todo, sep='\n')
     broken = [f['what'] for f in found if f['state'] == 'broken']
     print(f"\nbroken: {', '.join(broken)}" if broken else '\nall that can be tried here works')
     return 1 if broken else 0
 
 # %% ../../nbs/commands/doctor.ipynb #4068dbdf
-def _stop(process, patience:float=10.):
+def _stop(process, patience:float=10.): # seconds
     "End a process and all its children: asked first, then not."
-    if not hasattr(os, 'killpg'): # on Windows
-        process.kill()
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        end = time.monotonic() + patience
-        try:
-            os.killpg(process.pid, number)
-            while time.monotonic() < end:
-                process.poll() # which lets it go if it has ended
-                os.killpg(process.pid, 0) # asks whether anybody is left
-                time.sleep(0.05)
-        except OSError: return # they have gone
+    if os.name == 'nt': return process.kill() # Windows has no groups of processes
+    with suppress(OSError): os.killpg(process.pid, signal.SIGTERM) # an error: they have gone
+    with suppress(subprocess.TimeoutExpired): process.wait(patience)
+    with suppress(OSError): os.killpg(process.pid, signal.SIGKILL)
 
 def _run_process(command, limit:float, # seconds
                  take, # is called with each line
@@ -113,140 +109,106 @@ def _run_process(command, limit:float, # seconds
         return None if late.is_set() else process.returncode, said.read()[-4000:]
 
 # %% ../../nbs/commands/doctor.ipynb #e7fc6210
+def _now()->str: return datetime.now().astimezone().isoformat(timespec='seconds')
+
 def _state_of(step:dict)->str:
     "The state of a step: that of its worst finding."
     states = [f['state'] for f in step['findings']]
     return next((s for s in ('broken', 'works', 'noted') if s in states), 'skipped')
 
-def _save(report:dict, folder:Path, page:bool=True):
-    "Write report.json, and report.html."
+def _save(report:dict, folder:Path):
+    "Write report.json and report.html."
+    from metaformer_edu.speed.gpu_report import report_page
     home, text = str(Path.home()), json.dumps(report, indent=1, ensure_ascii=False)
     if len(home) > 1: text = text.replace(home, '~')
+    page = report_page(json.loads(text), {name: what for name, (_, what) in _STEPS.items()})
     write_atomically(folder / 'report.json', lambda file: file.write(text.encode()))
-    if page: write_atomically(folder / 'report.html', lambda file: file.write(_page(json.loads(text)).encode()))
+    write_atomically(folder / 'report.html', lambda file: file.write(page.encode()))
 
-def _run_step(name:str, limit:float, args, report:dict):
-    "Run a step, and enter what it finds into the report."
-    step = dict(state='running', date=_now(), limit=round(limit, 1), findings=[])
+def _unfinished(name:str, status:int, # None: it was late
+                limit:float)->dict: # a finding
+    if status is None: said = f'It was not done after {limit:.0f} seconds.'
+    elif status < 0: said = f'Its process ended with signal {signal.Signals(-status).name}.'
+    else: said = f'Its process ended with status {status}.'
+    return dict(what=name, state='broken', said=said, todo=f'metaformer-doctor --gpu --only {name} --minutes 5')
+
+def _run_step(name:str, limit:float, report:dict, enter):
+    "Run a step; `enter` is called with the step and each finding."
+    step = dict(state='stopped', date=_now(), limit=round(limit, 1), findings=[]) # until it ends
     report['steps'][name] = step
-    command = [sys.executable, '-m', 'metaformer_edu.commands.gpu_proof', name, '--device', report['device']]
     def take(line):
         try: found = json.loads(line)
         except ValueError: return # somebody else's print
-        step['findings'].append(found)
-        print(_line(found, 44), flush=True)
-        _save(report, args.out, page=False)
+        enter(step, found)
     start = time.perf_counter()
-    status, said = _run_process(command + ['--small'] * args.small, limit, take)
+    command = [sys.executable, '-m', 'metaformer_edu.commands.gpu_proof', name, '--device', report['device']]
+    status, said = _run_process(command + ['--small'] * report['small'], limit, take)
     step['seconds'] = round(time.perf_counter() - start, 1)
-    if status != 0: take(json.dumps(_unfinished(name, status, limit)))
+    if status != 0: enter(step, _unfinished(name, status, limit))
     step['state'] = _state_of(step)
     if step['state'] == 'broken': step['stderr'] = said
 
-def _unfinished(name, status, limit)->dict: # a finding
-    again = f'metaformer-doctor --gpu --only {name} --minutes 5'
-    if status is None:
-        return dict(what=name, state='broken', said=f'It was not done after {limit:.0f} seconds.', todo=again)
-    by = f'signal {signal.Signals(-status).name}' if status < 0 else f'status {status}'
-    return dict(what=name, state='broken', said=f'Its process ended with {by}.', todo=again)
-
-def _now()->str: return datetime.now().astimezone().isoformat(timespec='seconds')
-
 # %% ../../nbs/commands/doctor.ipynb #5997776d
+def _open(name:str): # a torch.device; RuntimeError if PyTorch cannot be loaded
+    try: from metaformer_edu.training.processes import open_device
+    except (ImportError, OSError) as error:
+        raise RuntimeError(f'PyTorch, or a package beside it, cannot be loaded: {error}. Install it anew, by the '
+                           'selector on pytorch.org/get-started/locally; then pip install metaformer_edu.') from None
+    return open_device(name)
+
 def _check_device(name:str)->str:
     "The device of the proof; ValueError if it is not there. It is not used here: its memory is for the steps."
     import torch
-    name = name or 'cuda'
-    if not name.startswith('cuda'):
-        from metaformer_edu.training.processes import open_device
-        return str(open_device(name))
-    if not torch.cuda.is_available():
-        raise ValueError('PyTorch sees no CUDA GPU here (metaformer-doctor says why). '
-                         'To try the script without one: --gpu --device cpu --small.')
-    index = name.partition(':')[2] or '0'
-    if index.isdigit() and int(index) < torch.cuda.device_count(): return name
-    raise ValueError(f'There is no device {name!r}: here are {torch.cuda.device_count()}, counted from cuda:0.')
+    if not name.startswith('cuda'): return str(_open(name))
+    cards = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
+    if name in cards or cards and name == 'cuda': return name
+    raise ValueError(f"There is no device {name!r}; PyTorch sees {', '.join(cards) or 'no GPU'} (metaformer-doctor says "
+                     'more). To try the script without a GPU: --gpu --device cpu --small.')
 
-def _open_report(args, device:str, command)->dict:
+def _read_report(path:Path)->dict:
+    try: report = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError: report = None
+    if isinstance(report, dict) and isinstance(report.get('steps'), dict): return report
+    raise ValueError(f'{path} is no report: name another folder with --out.')
+
+def _open_report(args, command)->dict:
     "A new report, or the one that is there, if steps of it are repeated. ValueError if it is another's."
-    if 'RANK' in os.environ: raise ValueError('It starts its own processes: call it without torchrun.')
-    path = args.out / 'report.json'
-    known = dict(format=1, device=device, small=args.small)
+    if 'RANK' in os.environ and args.only != ['processes']:
+        raise ValueError('It starts its own processes: call it without torchrun, or with --only processes.')
+    path, known = args.out / 'report.json', dict(format=1, device=_check_device(args.device or 'cuda'), small=args.small)
     args.out.mkdir(parents=True, exist_ok=True)
     if not path.exists(): return dict(known, command=shlex.join(command), date=_now(), steps={})
-    if len(args.only) == len(_STEPS):
+    if not args.only:
         raise ValueError(f'{path} is there already: name another folder with --out, or steps to repeat with --only.')
-    try: report = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError: raise ValueError(f'{path} is no report: name another folder with --out.') from None
-    if not isinstance(report, dict) or {k: report.get(k) for k in known} != known:
-        raise ValueError(f'{path} is of another device or size: name another folder with --out.')
-    return report
+    report = _read_report(path)
+    if {key: report.get(key) for key in known} == known: return report
+    raise ValueError(f'{path} is of another device or size: name another folder with --out.')
 
-def _prove(args, device:str, report:dict)->int: # the exit status
-    "Run the steps, each within its time, and write the report."
-    shares = [_STEPS[name][0] for name in args.only]
-    start, used = time.perf_counter(), 0
-    for name, share in zip(args.only, shares):
-        used += share
-        limit = 60 * args.minutes * used / sum(shares) - (time.perf_counter() - start)
-        print(f'{name}: {_STEPS[name][1]} ({max(limit, 0):.0f} s at most)', flush=True)
-        _run_step(name, max(limit, 0.01), args, report)
-        report['steps'] = {key: report['steps'][key] for key in _STEPS if key in report['steps']}
-        _save(report, args.out)
-    broken = [name for name in args.only if report['steps'][name]['state'] == 'broken']
-    seconds = time.perf_counter() - start
-    print(f"\n{args.out / 'report.html'} and report.json, after {seconds:.0f} s: "
-          + (f"broken: {', '.join(broken)}" if broken else 'nothing is broken'))
+# %% ../../nbs/commands/doctor.ipynb #b7d1c6e2
+def _prove(args, report:dict)->int: # the exit status
+    "Run the steps, each within its time, and write the report after each finding."
+    first = os.environ.get('RANK', '0') == '0' # of the processes that torchrun started
+    steps = [name for name in _STEPS if name in (args.only or _STEPS)]
+    def enter(step, found):
+        step['findings'].append(found)
+        print(_line(found, 44), flush=True)
+        save()
+    def save():
+        report['steps'] = {name: report['steps'][name] for name in _STEPS if name in report['steps']}
+        if first: _save(report, args.out)
+    start, until, shares = time.perf_counter(), 0., sum(_STEPS[name][0] for name in steps)
+    for name in steps:
+        share, what = _STEPS[name]
+        until += 60 * args.minutes * share / shares
+        limit = max(until - (time.perf_counter() - start), 0.01)
+        if first: print(f'{name}: {what} ({limit:.0f} s at most)', flush=True)
+        try: _run_step(name, limit, report, enter)
+        finally: save()
+    broken = [name for name in steps if report['steps'][name]['state'] == 'broken']
+    if first:
+        print(f"\n{args.out / 'report.html'} and report.json, after {time.perf_counter() - start:.0f} s: "
+              f"{'broken: ' if broken else 'nothing is broken'}{', '.join(broken)}")
     return 1 if broken else 0
-
-# %% ../../nbs/commands/doctor.ipynb #ca90c2b3
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --faint: #5c5c5c; --line: #dcdcdc; --paper: #fff; --works: #0b6e4f;
-  --broken: #b3261e; --skipped: #6b5b00; --noted: #3d5a80; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --faint: #a8a8a8; --line: #3c3c3c; --paper: #161616;
-  --works: #5fd0a5; --broken: #ff8f85; --skipped: #d9c55c; --noted: #9dbbe0; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
-  margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 0; } p { margin: .3rem 0; }
-.faint { color: var(--faint); font-size: .9rem; } a { color: inherit; }
-table { border-collapse: collapse; width: 100%; margin: .5rem 0; font-size: .9rem; }
-td, th { text-align: left; vertical-align: top; border-top: 1px solid var(--line); padding: .3rem .6rem .3rem 0; }
-td:first-child { width: 32%; } td:nth-child(2) { width: 5rem; }
-.works, .broken, .skipped, .noted { font-weight: 600; }
-.works { color: var(--works); } .broken { color: var(--broken); } .skipped { color: var(--skipped); }
-.noted { color: var(--noted); }
-pre { font-size: .8rem; white-space: pre-wrap; border-left: 3px solid var(--line); padding-left: .6rem; }
-@media (max-width: 40rem) { td, th { display: block; border: 0; padding: 0; width: auto !important; }
-  tr { display: block; border-top: 1px solid var(--line); padding: .4rem 0; } }
-"""
-
-def _mark(state:str)->str: return f'<span class="{html.escape(state)}">{html.escape(state)}</span>'
-
-def _table(findings)->str:
-    def row(f):
-        todo = f'<br><span class="faint">to do: {html.escape(f["todo"])}</span>' if f.get('todo') else ''
-        said = html.escape(str(f['said']))
-        return f'<tr><td>{html.escape(str(f["what"]))}</td><td>{_mark(f["state"])}</td><td>{said}{todo}</td></tr>'
-    return f"<table>{''.join(map(row, findings))}</table>"
-
-def _page(report:dict)->str:
-    "The report as HTML, in one file."
-    steps, parts = report['steps'], []
-    name = next((f['said'] for f in steps.get('machine', {}).get('findings', []) if f['what'] == 'GPUs'), '')
-    lines = [dict(what=key, state=step['state'], said=_STEPS[key][1] if key in _STEPS else '')
-             for key, step in steps.items()]
-    for key, step in steps.items():
-        times = f"{step.get('seconds', '')} s of {step['limit']} s, {step['date']}"
-        log = f"<pre>{html.escape(step['stderr'])}</pre>" if step.get('stderr') else ''
-        parts.append(f'<h2 id="{key}">{html.escape(key)} {_mark(step["state"])}</h2><p class="faint">{times}</p>'
-                     f"{_table(step['findings'])}{log}")
-    title = f"metaformer-doctor on {report['device']}{', small' * report['small']}"
-    return ('<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-            f'content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-            f'</head><body><h1>{html.escape(title)}</h1><p>{html.escape(name)}</p><p class="faint">'
-            f"{html.escape(report['command'])}<br>{report['date']}</p>{_table(lines)}{''.join(parts)}"
-            '<p class="faint">report.json beside this page has all numbers; both can be attached to an issue.</p>'
-            '</body></html>\n')
 
 # %% ../../nbs/commands/doctor.ipynb #79c2ec78
 def main(argv=None): # None: what was typed
@@ -254,16 +216,11 @@ def main(argv=None): # None: what was typed
     Ctrl-C. What is skipped, since a package or a card is missing, is not broken."""
     args = parse(argv)
     command = ['metaformer-doctor', *(sys.argv[1:] if argv is None else argv)]
-    with cli_errors('metaformer-doctor'):
-        if args.gpu:
-            device = _check_device(args.device)
-            report = _open_report(args, device, command)
-        else:
-            from metaformer_edu.training.processes import open_device
-            device = open_device(args.device)
-    left = lambda: f"{args.out / 'report.json'} holds what was found." if args.gpu else ''
-    with cli_errors('metaformer-doctor', bad_input=(), left=left):
-        sys.exit(_prove(args, device, report) if args.gpu else _examine(device))
+    with cli_errors('metaformer-doctor', once=True):
+        report, device = (_open_report(args, command), None) if args.gpu else (None, _open(args.device))
+    def left(): return f"{args.out / 'report.json'} holds what was found." if args.gpu else ''
+    with cli_errors('metaformer-doctor', bad_input=(), left=left, once=True):
+        sys.exit(_prove(args, report) if args.gpu else _examine(device))
 
 # %% ../../nbs/commands/doctor.ipynb #374725bf
 if __name__ == '__main__' and '__file__' in globals(): main() # a notebook has no file

@@ -9,15 +9,15 @@ __all__ = []
 import copy, importlib, itertools, math, os, pkgutil, re, signal, tempfile, time, warnings
 from contextlib import suppress
 from pathlib import Path
-import torch, torch.nn.functional as F
+import torch, torch.distributed as dist, torch.nn.functional as F
 import metaformer_edu.models
-from .checkup import finding, version_of
+from .checkup import attempt, finding, verdict, version_of
 from ..core.basics import seed_everything
-from ..core.cli import error_sentence
 from ..models.kernels import _layer, star_depthwise, star_formula, star_linear, star_relu
 from ..models.registry import FAMILIES, create_model
 from ..speed.fast import distance
-from ..training.processes import launch, open_device
+from ..training.callbacks import Callback, Interrupted
+from ..training.processes import cleanup, init_distributed, launch, open_device, rank, world_size, wrap_ddp
 
 # %% ../../nbs/commands/gpu_checks.ipynb #ce2900ed
 def _filled(model, seed:int=0):
@@ -51,44 +51,46 @@ def _errors(found:dict, exact:dict)->tuple: # of the logits; the worst of the gr
 # %% ../../nbs/commands/gpu_checks.ipynb #7ddb4678
 _PRECISE = {torch.float64: 1e-9, torch.float32: 2e-3} # how far logits and gradients may be from the exact ones
 
-def _as_it_is(model): return model
-
 def _checkpointed(model):
     model.set_grad_checkpointing(True)
     return model
 
-def _channels_last(model): return model.to(memory_format=torch.channels_last)
+def _folded(model):
+    from metaformer_edu.speed.folding import fold
+    return fold(model)
+
+_WAYS = {'as it is': lambda model: model, 'checkpointed': _checkpointed, 'folded': _folded,
+         'channels last': lambda model: model.to(memory_format=torch.channels_last)}
 
 def _no_tf32():
     torch.set_float32_matmul_precision('highest')
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
-def _parity(device, small:bool):
-    "Logits and all gradients of five families against the CPU in float64; folded models by their logits."
-    from metaformer_edu.speed.folding import fold
-    _no_tf32()
-    for family in FAMILIES:
-        size = 32 if small else 128
-        name = f'tiny_{family}' if small else f"{family}_{'s18' if family in ('convformer', 'caformer') else 's12'}"
-        model = _filled(create_model(name, img_size=size).double())
-        images = torch.randn(2, 3, size, size, dtype=torch.float64)
-        weights = torch.randn(2, model.num_classes, dtype=torch.float64)
-        exact = _answers(copy.deepcopy(model), images, weights)
-        for dtype, most in _PRECISE.items():
-            x, w = (t.to(device, dtype) for t in (images, weights))
-            for how in (_as_it_is, _checkpointed, _channels_last):
-                logits, worst, whose = _errors(_answers(how(copy.deepcopy(model).to(device, dtype)), x, w), exact)
-                yield _parity_found(name, how, dtype, logits, worst, whose, most)
-            with torch.no_grad(): moved = distance(fold(model.to(device, dtype))(x).cpu(), exact['logits'])
-            yield _parity_found(name, fold, dtype, moved, 0., '', most)
-            model = model.to('cpu', torch.float64)
-
-def _parity_found(name, how, dtype, logits, worst, whose, most)->dict:
-    what = f"{name}, {how.__name__.strip('_').replace('_', ' ')}, {str(dtype)[6:]}"
+def _hold_against(what:str, way:str, model, images, weights, exact:dict)->dict:
+    "What one model says, against the exact answers."
+    model, most = _WAYS[way](model), _PRECISE[images.dtype]
+    if way == 'folded': # it has other parameters, and no gradients
+        found, exact = {'logits': model(images).cpu()}, {'logits': exact['logits']}
+    else: found = _answers(model, images, weights)
+    logits, worst, whose = _errors(found, exact)
     said = f'logits {logits:.0e} from float64 on the CPU'
     if whose: said += f', gradients {worst:.0e} at most ({whose})'
     right = logits <= most and worst <= most # no number is not right
-    return finding(what, 'works' if right else 'broken', said, logits=logits, gradients=worst, allowed=most)
+    return verdict(what, right, said, logits=logits, gradients=worst, allowed=most)
+
+def _check_parity(device, small:bool):
+    "Logits and all gradients of five families against the CPU in float64; folded models by their logits."
+    _no_tf32()
+    size = 32 if small else 128
+    for family in FAMILIES:
+        name = f'tiny_{family}' if small else f"{family}_{'s18' if family in ('convformer', 'caformer') else 's12'}"
+        model = _filled(create_model(name, img_size=size).double())
+        inputs = torch.randn(2, 3, size, size).double(), torch.randn(2, model.num_classes).double()
+        exact = _answers(copy.deepcopy(model), *inputs)
+        for dtype, way in itertools.product(_PRECISE, _WAYS):
+            what = f'{name}, {way}, {str(dtype)[6:]}'
+            there = [copy.deepcopy(model).to(device, dtype), *(t.to(device, dtype) for t in inputs)]
+            yield attempt(what, _hold_against, what, way, *there, exact)
 
 # %% ../../nbs/commands/gpu_checks.ipynb #87774a7f
 def _star_inputs(*shape): # x, s, b
@@ -140,114 +142,92 @@ def _compare(kernel, twin, inputs, device, dtype)->tuple: # (error of the kernel
 
 _KERNEL_SLACK = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
+def _judge_kernel(what:str, kernel, twin, inputs, device, dtype)->dict:
+    ours, theirs = _compare(kernel, twin, inputs, device, dtype)
+    return verdict(what, ours <= 2 * theirs + _KERNEL_SLACK[dtype],
+                   f'{ours:.0e} from float64, its twin {theirs:.0e}', error=ours, twin=theirs)
+
 def _check_kernels(device, small:bool):
     "Fused operations and Triton kernels against their twins."
     _no_tf32()
     kernels, lacking = _kernels(device)
     for said in lacking: yield finding('Triton', 'skipped', said)
-    for name, kernel, twin, inputs in kernels:
-        for dtype, slack in _KERNEL_SLACK.items():
-            seed_everything(0)
-            plain = inputs(3, 5, 7, 24)
-            turned = (plain[0].transpose(1, 2).contiguous().transpose(1, 2), *plain[1:]) # the same, not contiguous
-            cases = {'odd shapes': plain, 'not contiguous': turned, 'an empty batch': inputs(0, 5, 7, 24)}
-            for case, tensors in cases.items():
-                what = f'{name}, {str(dtype)[6:]}, {case}'
-                try: ours, theirs = _compare(kernel, twin, tensors, device, dtype)
-                except (RuntimeError, TypeError) as error:
-                    state = 'skipped' if device.type == 'cpu' and 'not implemented' in str(error) else 'broken'
-                    yield finding(what, state, error_sentence(error))
-                    continue
-                state = 'works' if ours <= 2 * theirs + slack else 'broken'
-                yield finding(what, state, f'{ours:.0e} from float64, its twin {theirs:.0e}', error=ours, twin=theirs)
+    for (name, kernel, twin, inputs), dtype in itertools.product(kernels, _KERNEL_SLACK):
+        seed_everything(0)
+        plain = inputs(3, 5, 7, 24)
+        turned = (plain[0].transpose(1, 2).contiguous().transpose(1, 2), *plain[1:]) # the same, not contiguous
+        cases = {'odd shapes': plain, 'not contiguous': turned, 'an empty batch': inputs(0, 5, 7, 24)}
+        for case, tensors in cases.items():
+            what = f'{name}, {str(dtype)[6:]}, {case}'
+            yield attempt(what, _judge_kernel, what, kernel, twin, tensors, device, dtype)
 
 # %% ../../nbs/commands/gpu_checks.ipynb #16fa7ca9
-def _low_precision(device, small:bool):
+def _whole_errors(found:dict, exact:dict)->tuple: # of the logits, of all gradients as one vector
+    grads = [torch.cat([v.double().flatten() for name, v in side.items() if name != 'logits'])
+             for side in (found, exact)]
+    return distance(found['logits'], exact['logits']), distance(*grads)
+
+def _beside_timm(what:str, models, images, weights, truths, device, dtype)->dict: # models: ours, timm's
+    with torch.autocast(device.type, dtype):
+        found = [_answers(copy.deepcopy(m).to(device), images.to(device), weights.to(device)) for m in models]
+    ours, theirs = (_whole_errors(answers, exact) for answers, exact in zip(found, truths))
+    said = 'logits {:.1e} from float64 and gradients {:.1e}; timm {:.1e} and {:.1e}'.format(*ours, *theirs)
+    right = all(a <= 2 * b + 1e-3 for a, b in zip(ours, theirs))
+    return verdict(what, right, said, logits=ours[0], gradients=ours[1], timm=theirs)
+
+def _check_precision(device, small:bool):
     "Logits and all gradients under autocast, ours and timm's, each against itself in float64."
     import timm
     from timm.models.metaformer import checkpoint_filter_fn
     _no_tf32()
     size, batch = (32, 1) if small else (160, 4)
     for name in ['poolformerv2_s12'] if small else ['convformer_s18', 'caformer_s18', 'poolformerv2_s12']:
-        ours = _filled(create_model(name, img_size=size))
-        theirs = timm.create_model(name).eval()
-        theirs.load_state_dict(checkpoint_filter_fn(ours.state_dict(), theirs))
-        images, weights = torch.randn(batch, 3, size, size), torch.randn(batch, 1000) / 1000
-        exact = [_answers(copy.deepcopy(m).double(), images.double(), weights.double()) for m in (ours, theirs)]
+        models = _filled(create_model(name, img_size=size)), timm.create_model(name).eval()
+        models[1].load_state_dict(checkpoint_filter_fn(models[0].state_dict(), models[1]))
+        inputs = torch.randn(batch, 3, size, size), torch.randn(batch, 1000) / 1000
+        truths = [_answers(copy.deepcopy(m).double(), *(t.double() for t in inputs)) for m in models]
         for dtype in (torch.bfloat16, torch.float16):
             what = f'{name}, {str(dtype)[6:]}'
-            try:
-                with torch.autocast(device.type, dtype):
-                    low = [_answers(copy.deepcopy(m).to(device), images.to(device), weights.to(device))
-                           for m in (ours, theirs)]
-            except RuntimeError as error:
-                yield finding(what, 'skipped' if device.type == 'cpu' else 'broken', error_sentence(error))
-                continue
-            (a, b), (c, d) = (_whole_errors(found, right) for found, right in zip(low, exact))
-            right = a <= 2 * c + 1e-3 and b <= 2 * d + 1e-3
-            said = f'logits {a:.1e} from float64 and gradients {b:.1e}; timm {c:.1e} and {d:.1e}'
-            yield finding(what, 'works' if right else 'broken', said, logits=a, gradients=b, timm=[c, d])
-
-def _whole_errors(found:dict, exact:dict)->tuple: # of the logits, of all gradients as one vector
-    grads = [torch.cat([v.double().flatten() for name, v in side.items() if name != 'logits'])
-             for side in (found, exact)]
-    return distance(found['logits'], exact['logits']), distance(*grads)
+            yield attempt(what, _beside_timm, what, models, *inputs, truths, device, dtype)
 
 # %% ../../nbs/commands/gpu_checks.ipynb #a2bba516
-_WAYS = {'float32': [], 'bfloat16': ['--amp'], 'float16': ['--amp', '--amp-dtype', 'float16']}
+_AMP = {'float32': [], 'bfloat16': ['--amp'], 'float16': ['--amp', '--amp-dtype', 'float16']}
 
-def _train(folder, device, *flags:str)->list: # the log
+def _train(folder, device, *flags)->list: # the log
     "Run the command `metaformer-train` here; RuntimeError if it ends with an error."
     from metaformer_edu.core.files import read_log
     from metaformer_edu.train import main
-    try: main(['digits', '--device', str(device), '--output', str(folder), '--experiment', 'run', '--snapshots', '0',
-               *map(str, flags)])
-    except SystemExit as end: raise RuntimeError(f'metaformer-train {" ".join(map(str, flags))} ended with {end.code}')
+    command = ['digits', '--device', device, '--output', folder, '--experiment', 'run', '--snapshots', 0, *flags]
+    try: main([*map(str, command)])
+    except SystemExit as end: raise RuntimeError(f'metaformer-train ended with {end.code}; its sentence is below.')
     return read_log(Path(folder) / 'run')
+
+def _learns(what:str, flags:list, device, small:bool)->dict:
+    more = ['--epochs', 14] # of 22 updates
+    if small: more = ['--epochs', 1, '--model', 'tiny_poolformerv2', '--img-size', 16, '-b', 128]
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        log = _train(folder, device, '--opt', 'lamb', '--model-ema', '--model-ema-decay', 0.98, '--mixup', 0.2,
+                     '--grad-accum-steps', 2, *more, *flags)
+    last = log[-1]
+    learned = math.isfinite(last['train_loss']) and (small or last['val_top1'] > 80)
+    said = f"training loss {log[0]['train_loss']:.2f} → {last['train_loss']:.2f}, top-1 {last['val_top1']:.1f} %, " \
+        f"average {last['ema_top1']:.1f} %, {last['bad_steps']} bad steps, {time.perf_counter() - start:.0f} s in all"
+    return verdict(what, learned, said, top1=last['val_top1'], losses=[row['train_loss'] for row in log])
 
 def _check_training(device, small:bool):
     "The command in three precisions; then the waits of an update."
-    accuracies, epochs = {}, 1 if small else 14 # of 22 updates
-    for way, flags in _WAYS.items():
-        if small: flags = [*flags, '--img-size', 16, '-b', 64]
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            start = time.perf_counter()
-            try:
-                log = _train(folder, device, '--opt', 'lamb', '--model-ema', '--model-ema-decay', 0.98, '--mixup', 0.2,
-                             '--grad-accum-steps', 2, '--epochs', epochs, *flags)
-            except RuntimeError as error:
-                yield finding(f'training, {way}', 'broken', error_sentence(error))
-                continue
-        seconds, last = time.perf_counter() - start, log[-1]
-        accuracies[way] = last['val_top1']
-        learned = math.isfinite(last['train_loss']) and (small or last['val_top1'] > 80)
-        said = f"training loss {log[0]['train_loss']:.2f} → {last['train_loss']:.2f}, top-1 {last['val_top1']:.1f} %, "
-        said += f"average {last['ema_top1']:.1f} %, {last['bad_steps']} bad steps, {seconds:.0f} s in all"
-        yield finding(f'training, {way}', 'works' if learned else 'broken', said, top1=last['val_top1'],
-                      losses=[row['train_loss'] for row in log])
-    gap = max(accuracies.values(), default=0) - min(accuracies.values(), default=0)
-    yield finding('precisions agree', 'noted' if small else 'works' if gap < 5 else 'broken',
-                  f'top-1 differs by {gap:.1f} points between {len(accuracies)} precisions', gap=gap)
-    for opt in ('adamw', 'lamb'): yield _count_waits(opt, device)
+    found = []
+    for name, flags in _AMP.items():
+        found.append(attempt(f'training, {name}', _learns, f'training, {name}', flags, device, small))
+        yield found[-1]
+    scores = [f['top1'] for f in found if 'top1' in f]
+    if scores and not small:
+        gap = max(scores) - min(scores)
+        yield verdict('precisions agree', gap < 5, f'top-1 differs by {gap:.1f} points at most', gap=gap)
+    for opt in ('adamw', 'lamb'): yield attempt(f'hidden waits, {opt}', _count_waits, opt, device)
 
-def _count_waits(opt:str, device, updates:int=5)->dict:
-    "How often an update waits for the device: a verdict for AdamW, a fact for other optimizers."
-    from metaformer_edu.training.settings import Settings
-    from metaformer_edu.training.setup import build, make_trainer
-    what = f'hidden waits, {opt}'
-    if not _is_card(device):
-        return finding(what, 'skipped', 'only a CUDA device tells of them (torch.cuda.set_sync_debug_mode)')
-    settings = Settings('digits', opt=opt, model_ema=True, amp=True, mixup=0.2, device=str(device))
-    model, loaders, optimizer, _ = build(settings)
-    trainer = make_trainer(settings, model, loaders, optimizer)
-    trainer.net.train()
-    batches = [[t.to(device) for t in batch] for batch in itertools.islice(loaders[0], updates + 3)]
-    for batch in batches[:3]: trainer.update([batch]) # to warm up
-    waits = _waits(lambda: [trainer.update([batch]) for batch in batches[3:]])
-    state = 'noted' if opt != 'adamw' else 'broken' if waits else 'works'
-    places = f" ({', '.join(sorted({*waits}))})" if waits else ''
-    return finding(what, state, f'{len(waits) / updates:.2g} waits an update{places}', waits=len(waits) / updates)
-
+# %% ../../nbs/commands/gpu_checks.ipynb #38c1f3a2
 def _is_card(device)->bool: return device.type == 'cuda'
 
 def _waits(call)->list: # a place in the code each
@@ -260,24 +240,40 @@ def _waits(call)->list: # a place in the code each
         finally: torch.cuda.set_sync_debug_mode('default')
     return [f'{Path(w.filename).name}:{w.lineno}' for w in said if 'synchroniz' in str(w.message)]
 
+def _count_waits(opt:str, device, updates:int=5, **settings)->dict:
+    "How often an update waits for the device: a verdict for AdamW, a fact for other optimizers."
+    from metaformer_edu.training.settings import Settings
+    from metaformer_edu.training.setup import build, make_trainer
+    what = f'hidden waits, {opt}'
+    if not _is_card(device):
+        return finding(what, 'skipped', 'only a CUDA device tells of them (torch.cuda.set_sync_debug_mode)')
+    settings = Settings('digits', opt=opt, model_ema=True, amp=True, mixup=0.2, device=str(device), **settings)
+    model, loaders, optimizer, _ = build(settings)
+    trainer = make_trainer(settings, model, loaders, optimizer)
+    trainer.net.train()
+    batches = [[t.to(device) for t in batch] for batch in itertools.islice(loaders[0], updates + 3)]
+    for batch in batches[:3]: trainer.update([batch]) # to warm up
+    waits = _waits(lambda: [trainer.update([batch]) for batch in batches[3:]])
+    said = f'{len(waits) / updates:.2g} waits an update'
+    if waits: said += f" ({', '.join(sorted({*waits}))})"
+    if opt == 'adamw': return verdict(what, not waits, said, waits=len(waits) / updates)
+    return finding(what, 'noted', said, waits=len(waits) / updates)
+
 # %% ../../nbs/commands/gpu_checks.ipynb #0eac0be7
-class _StopAfter:
+class _StopAfter(Callback):
     "Sends this process SIGTERM after so many updates, as a cluster does."
-    def __new__(cls, updates:int):
-        from metaformer_edu.training.callbacks import Callback
-        class Stop(Callback):
-            def after_update(self, trainer):
-                if trainer.updates == updates: os.kill(os.getpid(), signal.SIGTERM)
-        return Stop()
+    def __init__(self, updates:int): self.updates = updates
+
+    def after_update(self, trainer):
+        if trainer.updates == self.updates: os.kill(os.getpid(), signal.SIGTERM)
 
 def _fit(folder, device, small, callbacks=(), resume=None): # the run
     from metaformer_edu.train import _open
-    from metaformer_edu.training.callbacks import Interrupted
     from metaformer_edu.training.settings import Settings
     from metaformer_edu.training.setup import machine_as_found
-    more = dict(img_size=16) if small else {}
+    more = dict(model='tiny_poolformerv2', img_size=16) if small else dict(amp=True)
     with machine_as_found():
-        job = _open(Settings('digits', epochs=2, batch_size=64, model_ema=True, drop_path=0.1, amp=not small, mixup=0.2,
+        job = _open(Settings('digits', epochs=2, batch_size=128 if small else 64, model_ema=True, drop_path=0.1, mixup=0.2,
                              device=str(device), output=str(folder), snapshots=0, resume=resume, **more), callbacks)
         torch.backends.cudnn.benchmark = False # which may choose another algorithm each time
         with suppress(Interrupted): job.fit()
@@ -287,27 +283,25 @@ def _check_resume(device, small:bool):
     "Two epochs in one go, and stopped by SIGTERM in the middle of the second; bit for bit the same?"
     os.environ['CUBLAS_WORKSPACE_CONFIG'] = ':4096:8' # what deterministic products need
     torch.use_deterministic_algorithms(True)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as a, \
-            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as b:
-        whole = _fit(a, device, small)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        whole = _fit(f'{folder}/whole', device, small)
         stop = whole.trainer.steps * 3 // 2
-        stopped = _fit(b, device, small, [_StopAfter(stop)])
+        stopped = _fit(f'{folder}/stopped', device, small, [_StopAfter(stop)])
         at = stopped.trainer.updates
-        resumed = _fit(b, device, small, resume=str(stopped.path))
+        resumed = _fit(f'{folder}/stopped', device, small, resume=str(stopped.path))
     torch.use_deterministic_algorithms(False)
     pairs = zip(whole.model.state_dict().items(), resumed.model.state_dict().values())
     other = [name for (name, v), w in pairs if not torch.equal(v, w)]
-    right = at == stop and not other and resumed.trainer.updates == whole.trainer.updates
     said = f'stopped after {at} of {whole.trainer.updates} updates and resumed: '
     said += f'{len(other)} tensors differ, {other[0]} first' if other else 'the same weights, bit for bit'
-    yield finding('stop and resume', 'works' if right else 'broken', said, updates=at, differing=len(other))
+    right = at == stop and not other and resumed.trainer.updates == whole.trainer.updates
+    yield verdict('stop and resume', right, said, updates=at, differing=len(other))
 
 # %% ../../nbs/commands/gpu_checks.ipynb #404ba79a
-def _gap_to_alone(device)->tuple: # (largest gap of a gradient, relative; is this process the first?)
+def _gap_to_alone(device)->float: # the largest gap of a gradient, relative; NaN if there is one
     "The gradients of this group of processes, each with its part of a batch, against those of one with all of it."
-    from metaformer_edu.training.processes import rank, world_size, wrap_ddp
     _no_tf32()
-    seed_everything(rank()) # other weights in each process, which DDP must make the same
+    # other weights in each process, which DDP must make the same
     model = _filled(create_model('tiny_caformer', img_size=32), seed=rank()).to(device)
     torch.manual_seed(1)
     images, labels = torch.randn(4 * world_size(), 3, 32, 32), torch.arange(4 * world_size()) % 10
@@ -318,43 +312,38 @@ def _gap_to_alone(device)->tuple: # (largest gap of a gradient, relative; is thi
     alone = copy.deepcopy(model)
     F.cross_entropy(alone(images.to(device)), labels.to(device)).backward()
     grads = [p.grad for p in alone.parameters() if p.grad is not None]
-    gaps = torch.tensor([distance(a, b) for a, b in zip(together, grads)])
-    return gaps.max().item(), rank() == 0 # NaN if there is one
+    return torch.tensor([distance(a, b) for a, b in zip(together, grads)]).max().item()
 
-def _one_of_several(backend:str, device:str):
-    "What each process of the step `processes` does; the first prints the gap."
-    import torch.distributed as dist
-    from metaformer_edu.training.processes import cleanup, init_distributed
-    if backend == 'nccl':
-        place = open_device('cuda') # its own card
-        init_distributed(place)
+def _one_of_several(device:str, gloo:bool)->tuple: # (gap, how many processes there are, rank)
+    "What each process does that torchrun started. gloo: all of them on one device."
+    place = open_device(device)
+    if not gloo: init_distributed(place)
     else:
-        place = open_device(device)
-        if place.type == 'cuda': torch.cuda.set_device(place)
+        if _is_card(place): torch.cuda.set_device(place)
         dist.init_process_group('gloo')
-    gap, first = _gap_to_alone(place)
-    if first: print('gap', gap, flush=True)
+    found = _gap_to_alone(place), world_size(), rank()
     cleanup()
+    return found
+
+def _same_gradients(what:str, gap:float, processes:int)->dict:
+    said = f'the mean of the gradients of {processes} is {gap:.0e} from the gradient of the whole batch'
+    return verdict(what, gap < 1e-3, said, gap=gap, processes=processes)
+
+def _launched_gap(what:str, processes:int, *flags)->dict:
+    command = ['-m', 'metaformer_edu.commands.gpu_proof', 'processes', '--gap', *flags]
+    said = launch(*command, processes=processes, show=False)
+    return _same_gradients(what, float(re.search(r'gap (\S+)', said)[1]), processes)
 
 def _check_processes(device, small:bool):
-    "Two gloo processes on this device; NCCL where there are several cards."
-    backends = ['gloo', 'nccl']
-    for backend in backends:
-        cards = torch.cuda.device_count() if device.type == 'cuda' else 0
-        if backend == 'nccl' and cards < 2:
-            yield finding('NCCL', 'skipped', f'it needs two cards, and here {cards or "is none"}')
-            continue
-        what = f'two processes, {backend}'
-        try:
-            said = launch('-m', 'metaformer_edu.commands.gpu_proof', 'processes', '--device', str(device), '--backend',
-                          backend, processes=2, show=False)
-        except RuntimeError as error:
-            yield finding(what, 'broken', str(error).strip().splitlines()[-1][:300])
-            continue
-        told = re.search(r'gap (\S+)', said)
-        gap = float(told[1]) if told else math.nan
-        yield finding(what, 'works' if gap < 1e-3 else 'broken',
-                      f'the mean of their gradients is {gap:.0e} from the gradient of the whole batch', gap=gap)
+    "Two gloo processes on this device, and NCCL over all cards; or the processes that torchrun has started."
+    if 'RANK' in os.environ:
+        gap, processes, me = _one_of_several(device.type, gloo=False)
+        if me == 0: yield _same_gradients(f'{processes} processes of torchrun', gap, processes)
+        return
+    cards = torch.cuda.device_count() if _is_card(device) else 0
+    yield attempt('gloo', _launched_gap, 'gloo', 2, '--gloo', '--device', device)
+    if cards > 1: yield attempt('NCCL', _launched_gap, 'NCCL', cards, '--device', 'cuda')
+    else: yield finding('NCCL', 'skipped', f'it needs two cards, and here {cards or "is none"}')
 
 # %% ../../nbs/commands/gpu_checks.ipynb #f67333d5
 def _check_explanations(device, small:bool):
@@ -364,16 +353,16 @@ def _check_explanations(device, small:bool):
     from metaformer_edu.widgets.sources import example_runs, load_run
     _no_tf32()
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    for family in ('convformer', 'caformer') if small else list(FAMILIES):
+    cams = bool(version_of('grad-cam'))
+    for family in ('convformer', 'caformer') if small else FAMILIES:
         model = load_run(example_runs()[family])[0]
-        there, cams = copy.deepcopy(model).to(device), bool(version_of('grad-cam'))
+        there = copy.deepcopy(model).to(device)
         for method in ('gradcam', 'layercam') if cams else ():
             here, found = (explain(m, image, 1, method=method).maps.cpu() for m in (model, there))
             gap = float((here - found).abs().max())
-            yield finding(f'{method}, {family}', 'works' if gap < 1e-2 else 'broken',
-                          f'the map is {gap:.0e} from that of the CPU, of 0 to 1', gap=gap)
+            yield verdict(f'{method}, {family}', gap < 1e-2, f'the map is {gap:.0e} from that of the CPU, of 0 to 1',
+                          gap=gap)
         mixer, tokens = mixer_at(model, image, 4)
         gap = distance(influence(copy.deepcopy(mixer).to(device), tokens.to(device)).cpu(), influence(mixer, tokens))
-        yield finding(f'influence, {family}', 'works' if gap < 1e-3 else 'broken',
-                      f'{gap:.0e} from that of the CPU', gap=gap)
+        yield verdict(f'influence, {family}', gap < 1e-3, f'{gap:.0e} from that of the CPU', gap=gap)
     if not cams: yield finding('class activation maps', 'skipped', 'they need grad-cam: pip install grad-cam')

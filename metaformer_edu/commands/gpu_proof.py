@@ -6,14 +6,14 @@
 __all__ = ['STEPS', 'prove', 'main']
 
 # %% ../../nbs/commands/gpu_proof.ipynb #da50b42b
-import json, os, tempfile, traceback
+import itertools, json, os, tempfile, traceback
 from functools import partial
 from pathlib import Path
 import torch
-from .checkup import Skipped, finding, look_around, usable_cores
+from .checkup import Skipped, attempt, finding, look_around, usable_cores, verdict
 from .gpu_checks import (
-    _check_explanations, _check_kernels, _check_processes, _check_resume, _check_training, _filled, _is_card, _kernels,
-    _low_precision, _one_of_several, _parity)
+    _check_explanations, _check_kernels, _check_parity, _check_precision, _check_processes, _check_resume,
+    _check_training, _filled, _is_card, _kernels, _one_of_several)
 from ..core.basics import seed_everything
 from ..core.cli import Parser, error_sentence
 from ..models.registry import create_model
@@ -22,68 +22,74 @@ from ..speed.roofline import _synchronize, clock, spread
 from ..training.processes import open_device
 
 # %% ../../nbs/commands/gpu_proof.ipynb #78fbae91
-def _ratio(text:str, times)->tuple: # (sentence, numbers), of (theirs, ours) in seconds
+def _measured(what:str, against:str, numbers:dict, more:str='', **facts)->dict: # numbers: ratio, low, high
+    "The finding of a ratio."
+    said = '{ratio:.2f} ({low:.2f} to {high:.2f}) times '.format(**numbers) + against + more
+    return finding(what, 'noted', said, **{key: numbers[key] for key in ('ratio', 'low', 'high')}, **facts)
+
+def _ratio(times)->dict: # times: of theirs and of ours, in seconds
     "How many times as fast ours is, with the quartiles over the rounds."
-    ratio, low, high = spread(a / b for a, b in zip(*times))
-    return f'{ratio:.2f} ({low:.2f} to {high:.2f}) times {text}', dict(ratio=ratio, low=low, high=high)
+    return dict(zip(('ratio', 'low', 'high'), spread(a / b for a, b in zip(*times))))
+
+def _beside_timm(what:str, name:str, task:str, device, rounds:int, how:dict)->dict:
+    from metaformer_edu.speed.benchmark import bench_model, speedups
+    rows = bench_model(name, task, rounds, device, **how)
+    ours, theirs = (next(r for r in rows if r['side'] == side) for side in ('ours', 'timm'))
+    more = f"; {ours['images_per_s']:,.0f} images/s"
+    if ours['peak']: more += f"; peak {ours['peak'] / 1e9:.2f} GB, timm {theirs['peak'] / 1e9:.2f} GB"
+    return _measured(what, 'as fast as timm', speedups(rows)[0], more, images_per_s=ours['images_per_s'],
+                     peak=ours['peak'], timm_peak=theirs['peak'])
 
 def _check_speed(device, small:bool):
     "Inference and training beside timm, eager and compiled."
-    from metaformer_edu.speed.benchmark import bench_model, speedups
-    if device.type == 'cuda':
+    if _is_card(device):
         torch.set_float32_matmul_precision('high')
         torch.backends.cudnn.benchmark = True
-    models = ['poolformerv2_s12'] if small else ['caformer_s18', 'convformer_s18', 'poolformerv2_s12']
-    how = dict(batch_size=2, img_size=64, dtypes=['float32']) if small else dict(batch_size=64, dtypes=['bfloat16'])
-    for mode in ('eager', 'compiled'):
-        if mode == 'compiled' and small: break
-        for name, what in ((name, what) for name in models for what in ('inference', 'training')):
-            where = f'{name}, {what}, {mode}'
-            try: rows = bench_model(name, what, 3 if small else 9, device, modes=[mode], **how)
-            except RuntimeError as error:
-                yield finding(where, 'broken', error_sentence(error))
-                continue
-            row, times = speedups(rows)[0], {r['side']: r for r in rows}
-            memory = {side: r['peak'] for side, r in times.items()}
-            said = '{ratio:.2f} ({low:.2f} to {high:.2f}) times as fast as timm'.format(**row)
-            said += f"; {times['ours']['images_per_s']:,.0f} images/s"
-            if memory['ours']: said += f"; peak {memory['ours'] / 1e9:.2f} GB, timm {memory['timm'] / 1e9:.2f} GB"
-            yield finding(where, 'noted', said, ratio=row['ratio'], low=row['low'], high=row['high'], memory=memory)
-    yield from _count_kernels(models[0], device, how)
+    models, how = ['caformer_s18', 'convformer_s18', 'poolformerv2_s12'], dict(batch_size=64, dtypes=['bfloat16'])
+    if small: models, how = ['poolformerv2_s12'], dict(batch_size=1, img_size=32, dtypes=['float32'])
+    for mode in ['eager'] if small else ['eager', 'compiled']:
+        for name, task in itertools.product(models, ('inference', 'training')):
+            what = f'{name}, {task}, {mode}'
+            yield attempt(what, _beside_timm, what, name, task, device, 3 if small else 9, dict(how, modes=[mode]))
+    for task in ('inference', 'training'):
+        what = f'{models[0]}, kernels of one call, {task}'
+        yield attempt(what, _count_kernels, what, models[0], task, device, how)
 
-def _count_kernels(name, device, how):
+# %% ../../nbs/commands/gpu_proof.ipynb #5d0e2c11
+def _count_kernels(what:str, name:str, task:str, device, how:dict)->dict:
+    if not _is_card(device): raise Skipped('only a CUDA device starts kernels')
+    from torch.profiler import ProfilerActivity, profile
     from metaformer_edu.speed.benchmark import _make_contenders
-    for what in ('inference', 'training'):
-        where = f'{name}, kernels of one call, {what}'
-        if not _is_card(device):
-            yield finding(where, 'skipped', 'only a CUDA device starts kernels')
-            continue
-        from torch.profiler import ProfilerActivity, profile
-        counts = {}
-        for c in _make_contenders(name, what, device=device, **how):
-            for _ in range(3): c.call()
+    counts = {}
+    for contender in _make_contenders(name, task, device=device, **how):
+        for _ in range(3): contender.call()
+        torch.cuda.synchronize(device)
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            contender.call()
             torch.cuda.synchronize(device)
-            with profile(activities=[ProfilerActivity.CUDA]) as seen:
-                c.call()
-                torch.cuda.synchronize(device)
-            counts[c.side] = sum(e.device_type == torch.autograd.DeviceType.CUDA for e in seen.events())
-        yield finding(where, 'noted', ', '.join(f'{side} {n}' for side, n in counts.items()), counts=counts)
+        counts[contender.side] = sum(e.device_type == torch.autograd.DeviceType.CUDA for e in seen.events())
+    return finding(what, 'noted', ', '.join(f'{side} {n}' for side, n in counts.items()), counts=counts)
 
 # %% ../../nbs/commands/gpu_proof.ipynb #e87801d5
+def _with_backward(f, tensors):
+    y = f(*tensors)
+    torch.autograd.grad(y, tensors, torch.ones_like(y))
+
+def _time_kernel(what:str, kernel, twin, tensors, device)->dict:
+    runs = [partial(_with_backward, f, tensors) for f in (twin, kernel)]
+    return _measured(what, 'as fast as its twin', _ratio(clock(*runs, rounds=9, device=device)),
+                     shape=list(tensors[0].shape))
+
 def _check_stages(device, small:bool):
     "Forward and backward of each kernel beside its twin, at the four stages of S18."
-    dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
+    dtype = torch.bfloat16 if _is_card(device) else torch.float32
     for name, kernel, twin, inputs in _kernels(device)[0]:
         for stage, (side, channels) in enumerate(zip((56, 28, 14, 7), (64, 128, 320, 512)), 1):
             wide = channels * (2 if 'depthwise' in name else 4)
             if small: side, wide = max(side // 4, 2), wide // 4
             tensors = [t.to(device, dtype).requires_grad_() for t in inputs(1 if small else 64, side, side, wide)]
-            def both(f):
-                y = f(*tensors)
-                torch.autograd.grad(y, tensors, torch.ones_like(y))
-            times = clock(partial(both, twin), partial(both, kernel), rounds=9, device=device)
-            said, numbers = _ratio('as fast as its twin', times)
-            yield finding(f'{name}, stage {stage}', 'noted', said, shape=list(tensors[0].shape), **numbers)
+            what = f'{name}, stage {stage}'
+            yield attempt(what, _time_kernel, what, kernel, twin, tensors, device)
 
 # %% ../../nbs/commands/gpu_proof.ipynb #511977a8
 def _check_loader(device, small:bool):
@@ -97,18 +103,18 @@ def _check_loader(device, small:bool):
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
         _write_photos(root, images)
         train, val, _ = load_folder(root, size)
-        loader = make_loaders(train, val, batch, workers, 0, device.type == 'cuda', on_worker=ignore_signals)[0]
+        loader = make_loaders(train, val, batch, workers, 0, _is_card(device), on_worker=ignore_signals)[0]
         def alone():
             for _ in loader: pass
         def to_card():
             for found in loader: to_device(device, *found)
             _synchronize(device)
-        times = clock(alone, to_card, rounds=2 if small else 3, device=device)
+        times = clock(alone, to_card, rounds=2 if small else 3) # a pass is long: no need to repeat it
         loader._iterator._shutdown_workers()
-    said, numbers = _ratio('the speed of the loader alone', times)
     rate = images / min(times[1])
-    yield finding('loader to device', 'noted', f'{said}; {rate:.0f} images/s with {workers} workers, '
-                  f'{rate / workers:.0f} each', workers=workers, images_per_s=rate, **numbers)
+    yield _measured('loader to device', 'the speed of the loader alone', _ratio(times),
+                    f'; {rate:.0f} images/s with {workers} workers, {rate / workers:.0f} each', workers=workers,
+                    images_per_s=rate)
 
 # %% ../../nbs/commands/gpu_proof.ipynb #79083a11
 def _check_fast(device, small:bool):
@@ -119,41 +125,34 @@ def _check_fast(device, small:bool):
     images = torch.randn(batch, 3, size, size, device=device)
     # compiled, this would be the step `speed` once more
     quick = fast(model, images, rounds=3, without=('compiled', 'folded and compiled'))
-    with torch.no_grad(): moved = distance(quick(images), model(images))
-    def plain():
-        with torch.no_grad(): model(images)
-    times = clock(plain, lambda: quick(images), rounds=7, device=device)
-    said, numbers = _ratio('as fast as the model as it is', times)
+    with torch.no_grad():
+        moved = distance(quick(images), model(images))
+        times = clock(partial(model, images), partial(quick, images), rounds=7, device=device)
     taken = ', '.join(s['step'] for s in quick.steps[1:] if s['taken']) or 'nothing'
-    right = moved <= 0.05 and numbers['ratio'] > (0 if small else 0.95)
-    yield finding(f'fast, {name}', 'works' if right else 'broken', f'{said}, moved by {moved:.0e}; taken: {taken}',
-                  moved=moved, **numbers)
+    yield _measured(f'fast, {name}', 'as fast as the model as it is', _ratio(times), f'; taken: {taken}')
+    yield verdict(f'answers of fast, {name}', moved <= 0.05, f'moved by {moved:.0e}', moved=moved)
 
 def _check_bench(device, small:bool):
     "The command `metaformer-bench`, as people type it."
     from metaformer_edu.commands.benchmark import main, read_bench
+    flags = '--img-size 32 -b 1 --rounds 2 --what inference' if small else '--rounds 5 -b 32'
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / 'bench.json'
-        flags = '--img-size 64 -b 2 --rounds 2' if small else '--rounds 5 -b 32'
         try: main(['poolformerv2_s12', *flags.split(), '--device', str(device), '--output', str(path)])
         except SystemExit as end: raise RuntimeError(f'metaformer-bench ended with {end.code}') from None
         kept = read_bench(path)
     for r in kept['ratios']:
-        if r['best']: continue
-        yield finding(f"{r['model']}, {r['contender']}", 'noted',
-                      '{ratio:.2f} ({low:.2f} to {high:.2f}) times {against}'.format(**r),
-                      **{key: r[key] for key in ('ratio', 'low', 'high')})
+        if not r['best']: yield _measured(f"{r['model']}, {r['what']}, {r['contender']}", r['against'], r)
 
 # %% ../../nbs/commands/gpu_proof.ipynb #a3fa6aa4
-def _machine(device, small:bool):
+def _check_machine(device, small:bool):
     "What is here; then a product on the device."
     yield from look_around(device)
     ones = torch.ones(64, 64, device=device)
-    right = bool((ones @ ones == 64).all())
-    yield finding('product', 'works' if right else 'broken', f'a product of matrices on {device}')
+    yield verdict('product', bool((ones @ ones == 64).all()), f'a product of matrices on {device}')
 
 # %% ../../nbs/commands/gpu_proof.ipynb #66aa970c
-STEPS = {'machine': _machine, 'parity': _parity, 'kernels': _check_kernels, 'precision': _low_precision,
+STEPS = {'machine': _check_machine, 'parity': _check_parity, 'kernels': _check_kernels, 'precision': _check_precision,
          'training': _check_training, 'resume': _check_resume, 'processes': _check_processes, 'speed': _check_speed,
          'stages': _check_stages, 'loader': _check_loader, 'explain': _check_explanations, 'fast': _check_fast,
          'bench': _check_bench} # each a generator of findings, for (device, small)
@@ -180,9 +179,13 @@ def main(argv=None): # None: what was typed
     parser.add_argument('step', choices=list(STEPS))
     parser.add_argument('--device', default='cuda')
     parser.add_argument('--small', action='store_true', help='tiny shapes')
-    parser.add_argument('--backend', choices=['gloo', 'nccl'], help='this is one of several processes')
+    parser.add_argument('--gap', action='store_true', help='print the gap of several processes, and nothing else')
+    parser.add_argument('--gloo', action='store_true', help='they share one device')
     args = parser.parse_args(argv)
-    if args.backend: return _one_of_several(args.backend, args.device)
+    if args.gap:
+        gap, _, me = _one_of_several(args.device, args.gloo)
+        if me == 0: print('gap', gap, flush=True)
+        return
     with os.fdopen(os.dup(1), 'w', encoding='utf-8') as lines:
         os.dup2(2, 1) # what commands print is no finding
         for found in prove(args.step, open_device(args.device), args.small):
