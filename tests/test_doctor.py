@@ -41,8 +41,8 @@ def test_numbers_that_json_does_not_know_are_text():
     ({}, ""), ({"grad-cam": None}, "grad-cam>=1.5.4"), ({"torch": "2.5.1+cu121"}, "torch>=2.6"),
     ({"torch": "2.11.0+cu128"}, "")])
 def test_versions(monkeypatch, here, todo):
-    real = checkup.version_of
-    monkeypatch.setattr(checkup, "version_of", lambda name: here.get(name, real(name)))
+    real = checkup._version_of
+    monkeypatch.setattr(checkup, "_version_of", lambda name: here.get(name, real(name)))
     monkeypatch.setattr(checkup, "_needed", lambda: {"torch": "2.6", "grad-cam": "1.5.4"})
     found = checkup._versions()
     assert found["state"] == ("broken" if todo else "works") and todo in found.get("todo", "")
@@ -93,7 +93,7 @@ def test_code_that_is_compiled_for_what_is_new():
 
 def test_few_cores_for_each_card(monkeypatch):
     card(monkeypatch)
-    monkeypatch.setattr(checkup, "usable_cores", lambda: 4)
+    monkeypatch.setattr(checkup, "_usable_cores", lambda: 4)
     found = checkup._cores()
     assert (found["cores"], found["ranks"]) == (4, 2) and "--workers 2" in found["todo"]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
@@ -362,7 +362,7 @@ def test_a_missing_package_skips_its_step(monkeypatch):
 
 
 def test_explanations_without_grad_cam(monkeypatch):
-    monkeypatch.setattr(gpu_checks, "version_of", lambda name: None)
+    monkeypatch.setattr(gpu_checks, "_version_of", lambda name: None)
     found = list(prove("explain", CPU, True))
     assert [f["state"] for f in found] == ["works", "works", "skipped"] and "pip install grad-cam" in found[-1]["said"]
 

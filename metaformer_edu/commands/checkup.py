@@ -46,7 +46,7 @@ def attempt(what:str, look, *args)->dict:
 # %% ../../nbs/commands/checkup.ipynb #983a91ac
 _OPTIONAL = ['triton', 'onnx', 'onnxruntime', 'tensorboard', 'voila', 'jupyterlab']
 
-def version_of(package:str)->str:
+def _version_of(package:str)->str:
     "The installed version of a package; None if it is not there."
     try: return metadata.version(package)
     except metadata.PackageNotFoundError: return None
@@ -66,7 +66,7 @@ def _versions(device=None)->dict:
     "The versions of all that counts; broken if a needed package is missing or too old."
     import metaformer_edu
     needed = _needed()
-    here = {name: version_of(name) for name in [*needed, *_OPTIONAL]}
+    here = {name: _version_of(name) for name in [*needed, *_OPTIONAL]}
     lacking = [f"'{name}>={low}'" for name, low in needed.items() if _numbers_of(here[name] or '') < _numbers_of(low)]
     said = f'metaformer_edu {metaformer_edu.__version__}, Python {platform.python_version()}; '
     said += ', '.join(f"{name} {version or 'missing'}" for name, version in here.items() if version or name in needed)
@@ -74,7 +74,7 @@ def _versions(device=None)->dict:
     return finding('versions', 'broken' if lacking else 'works', said, todo, versions=here)
 
 # %% ../../nbs/commands/checkup.ipynb #bb1b0151
-def usable_cores()->int:
+def _usable_cores()->int:
     "Cores that this process may use: what the scheduler allows, and what the container's quota leaves."
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
@@ -89,7 +89,7 @@ def _cores(device=None)->dict:
     "The processor, and what of it each process of a training gets."
     import torch
     from metaformer_edu.speed.benchmark import machine_info
-    cores, ranks, name = usable_cores(), _ranks_here(), machine_info(torch.device('cpu'))['cpu']
+    cores, ranks, name = _usable_cores(), _ranks_here(), machine_info(torch.device('cpu'))['cpu']
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else 0 # on Windows
     said = f'{name}: {cores} of {os.cpu_count()} cores, {cores / ranks:.3g} for each process of a training ({ranks})'
     said += f', {human(memory)}B of memory' if memory else ''
@@ -156,7 +156,7 @@ def _compilers(device=None)->dict:
     "The C++ compiler that torch.compile calls on a CPU, and Triton, which it calls for a GPU."
     wanted = [os.environ.get('CXX'), 'g++', 'clang++', 'cl']
     found = next((name for name in wanted if name and shutil.which(name)), None)
-    triton = version_of('triton') or version_of('triton-windows')
+    triton = _version_of('triton') or _version_of('triton-windows')
     said = f"{found or 'no C++ compiler'}, {f'Triton {triton}' if triton else 'no Triton'}"
     return finding('compilers', 'noted', said, '' if found else 'torch.compile on a CPU needs one: apt install g++')
 
@@ -183,14 +183,14 @@ def _jpeg_speed(device=None, seconds:float=0.3)->dict:
     while time.perf_counter() - start < seconds:
         Image.open(io.BytesIO(file.getvalue())).convert('RGB').load()
         done += 1
-    speed, cores = done / (time.perf_counter() - start), usable_cores()
+    speed, cores = done / (time.perf_counter() - start), _usable_cores()
     said = f'{speed:.0f} files/s a core decoded (500×375), so at most {human(speed * cores)} on {cores}'
     return finding('JPEG', 'noted', said, per_core=speed, cores=cores)
 
 # %% ../../nbs/commands/checkup.ipynb #9febbbf3
 def _need(*packages:str):
     "Skipped if one of the packages is not here."
-    lacking = [name for name in packages if not version_of(name)]
+    lacking = [name for name in packages if not _version_of(name)]
     if lacking: raise Skipped(f"it needs what is not here: pip install {' '.join(lacking)}")
 
 def _widget_extensions(device=None)->dict:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 import torch, torch.distributed as dist, torch.nn.functional as F
 import metaformer_edu.models
-from .checkup import attempt, finding, verdict, version_of
+from .checkup import attempt, finding, verdict, _version_of
 from ..core.basics import seed_everything
 from ..models.kernels import _layer, star_depthwise, star_formula, star_linear, star_relu
 from ..models.registry import FAMILIES, create_model
@@ -271,9 +271,9 @@ def _fit(folder, device, small, callbacks=(), resume=None): # the run
     from metaformer_edu.train import _open
     from metaformer_edu.training.settings import Settings
     from metaformer_edu.training.setup import machine_as_found
-    more = dict(model='tiny_poolformerv2', img_size=16) if small else dict(amp=True)
+    more = dict(model='tiny_poolformerv2', img_size=16, batch_size=128) if small else dict(amp=True, batch_size=64)
     with machine_as_found():
-        job = _open(Settings('digits', epochs=2, batch_size=128 if small else 64, model_ema=True, drop_path=0.1, mixup=0.2,
+        job = _open(Settings('digits', epochs=2, model_ema=True, drop_path=0.1, mixup=0.2,
                              device=str(device), output=str(folder), snapshots=0, resume=resume, **more), callbacks)
         torch.backends.cudnn.benchmark = False # which may choose another algorithm each time
         with suppress(Interrupted): job.fit()
@@ -353,7 +353,7 @@ def _check_explanations(device, small:bool):
     from metaformer_edu.widgets.sources import example_runs, load_run
     _no_tf32()
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    cams = bool(version_of('grad-cam'))
+    cams = bool(_version_of('grad-cam'))
     for family in ('convformer', 'caformer') if small else FAMILIES:
         model = load_run(example_runs()[family])[0]
         there = copy.deepcopy(model).to(device)

@@ -10,7 +10,7 @@ import itertools, json, os, tempfile, traceback
 from functools import partial
 from pathlib import Path
 import torch
-from .checkup import Skipped, attempt, finding, look_around, usable_cores, verdict
+from .checkup import Skipped, attempt, finding, look_around, _usable_cores, verdict
 from .gpu_checks import (
     _check_explanations, _check_kernels, _check_parity, _check_precision, _check_processes, _check_resume,
     _check_training, _filled, _is_card, _kernels, _one_of_several)
@@ -99,7 +99,7 @@ def _check_loader(device, small:bool):
     from metaformer_edu.speed.benchmark import _write_photos
     from metaformer_edu.training.evaluate import to_device
     from metaformer_edu.training.processes import ignore_signals
-    images, batch, size, workers = (16, 4, 64, 2) if small else (1024, 64, 224, min(16, usable_cores()))
+    images, batch, size, workers = (16, 4, 64, 2) if small else (1024, 64, 224, min(16, _usable_cores()))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
         _write_photos(root, images)
         train, val, _ = load_folder(root, size)
