@@ -195,9 +195,57 @@ def test_clock_goes_round():
 def test_clock_waits_for_the_device(monkeypatch):
     said = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *a: said.append("wait"))
-    monkeypatch.setattr(lesson.time, "perf_counter", lambda: said.append("look") or 0.)
+    ticks = itertools.count()  # a second from look to look: a call is long enough
+    monkeypatch.setattr(lesson.time, "perf_counter", lambda: said.append("look") or next(ticks))
     clock(lambda: said.append("run"), rounds=1, device="cuda:0")
     assert said[-5:] == ["wait", "look", "run", "wait", "look"]
+
+
+def test_clock_repeats_what_is_short_on_a_gpu(monkeypatch):
+    now, said = 0., []
+
+    def job(name, seconds):
+        def run():
+            nonlocal now
+            now += seconds
+            said.append(name)
+        return run
+
+    def wait(*_):
+        nonlocal now
+        now += 20e-6
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    monkeypatch.setattr(lesson.time, "perf_counter", lambda: now)
+    short, long = clock(job("s", 5e-6), job("l", 5e-3), rounds=3, device="cuda")
+    # to warm up, to count, and three rounds of as many as fill a millisecond by what one call with its wait took
+    assert said.count("s") == 2 + 3 * 40 and said.count("l") == 2 + 3
+    assert short == pytest.approx([5.5e-6] * 3) and long == pytest.approx([5.02e-3] * 3)  # not 25 µs
+    said.clear()
+    clock(job("s", 5e-6), rounds=3, device="cpu")
+    assert len(said) == 4
+
+
+@pytest.mark.parametrize("products, tf32", [("highest", False), ("high", True), ("medium", True)])
+def test_products_and_convolutions_have_one_precision(monkeypatch, products, tf32):
+    seen, before = [], (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    torch.set_float32_matmul_precision(products)
+    try:
+        with lesson._one_precision("cuda"):
+            seen.append(torch.backends.cudnn.allow_tf32)
+        with lesson._one_precision("cpu"):
+            seen.append(torch.backends.cudnn.allow_tf32)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+    assert seen == [tf32, before[1]] and torch.backends.cudnn.allow_tf32 == before[1]
+
+
+def test_ceilings_and_parts_are_measured_in_one_precision(monkeypatch):
+    asked = []
+    real = lesson._one_precision
+    monkeypatch.setattr(lesson, "_one_precision", lambda where: asked.append(torch.device(where).type) or real(where))
+    ceilings(rounds=1)
+    profile_block(block(SepConv), torch.randn(B, H, W, C), rounds=1)
+    assert asked == ["cpu", "cpu"]
 
 
 def test_clock_says_what_is_wrong():

@@ -6,7 +6,8 @@
 __all__ = ['clock', 'spread', 'Ceilings', 'ceilings', 'BlockPart', 'profile_block', 'roofline_table', 'draw_roofline']
 
 # %% ../../nbs/speed/roofline.ipynb #42b90285
-import time
+import math, time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -30,19 +31,40 @@ def _synchronize(device):
 def clock(*functions, # called without arguments
           rounds:int=7, # how often each is timed
           device='cpu', # where they compute
-         )->list: # for each function a list of `rounds` seconds
-    """Time functions side by side: each round runs each of them once, in turn, after one run of each to warm up.
-    ValueError if `rounds` is less than 1."""
+         )->list: # for each function a list of `rounds` seconds, of one call
+    """Time functions side by side: each round runs each of them once, in turn, after one run of each to warm up; on a
+    GPU so often that a millisecond is full. ValueError if `rounds` is less than 1."""
     if rounds < 1: raise ValueError(f'rounds is how often each function is timed, 1 or more, not {rounds}.')
+    for f in functions: f()
+    calls = [_calls_in_a_turn(f, device) for f in functions]
     times = [[] for _ in functions]
-    for round in range(-1, rounds): # round -1 warms up
-        for f, found in zip(functions, times):
-            _synchronize(device)
-            start = time.perf_counter()
-            f()
-            _synchronize(device)
-            if round >= 0: found.append(time.perf_counter() - start)
+    for _ in range(rounds):
+        for f, n, found in zip(functions, calls, times): found.append(_turn(f, n, device))
     return times
+
+_TURN_SECONDS = 1e-3 # that a turn lasts on a GPU: less would be the time of asking and waiting
+
+def _turn(f, calls:int, device)->float: # seconds of one call
+    "The mean time of some calls between two waits."
+    _synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls): f()
+    _synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+def _calls_in_a_turn(f, device)->int: # a CPU is done when it returns: one call will do
+    "How many calls fill a turn, 1 to 1000."
+    if torch.device(device).type == 'cpu': return 1
+    return max(1, min(1000, math.ceil(_TURN_SECONDS / max(_turn(f, 1, device), 1e-9))))
+
+@contextmanager
+def _one_precision(device):
+    "A `with` block in which convolutions of float32 on a GPU use TF32 if matrix products do, and else do not."
+    before = torch.backends.cudnn.allow_tf32
+    if torch.device(device).type == 'cuda':
+        torch.backends.cudnn.allow_tf32 = torch.get_float32_matmul_precision() != 'highest'
+    try: yield
+    finally: torch.backends.cudnn.allow_tf32 = before
 
 def spread(times)->tuple: # (median, low quartile, high quartile)
     "The median and the quartiles of some numbers, such as seconds."
@@ -76,7 +98,7 @@ def ceilings(device='cpu', dtype=torch.float32, rounds:int=5)->Ceilings: # takes
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f'dtype is a floating-point type such as torch.bfloat16, not {dtype}.')
     kind, flops = torch.device(device).type, 0.
-    with torch.no_grad():
+    with torch.no_grad(), _one_precision(device):
         for n, times_more in ((512, 4), (1024, 1)) if kind == 'cpu' else ((4096, 4), (8192, 1)):
             a, b, c = (torch.rand(n, n, device=device, dtype=dtype) for _ in range(3))
             layer, tokens = Linear(n, n, bias=False, device=device, dtype=dtype), a.view(1, 32, n // 32, n)
@@ -218,7 +240,7 @@ def profile_block(block:nn.Module, # (B, H, W, C) → (B, H, W, C), such as a Me
         names = [s.name for s in steps]
         names = distinct(f'{n}{names[:i + 1].count(n)}' if names.count(n) > 1 else n for i, n in enumerate(names))
         keep_memory() # else now this part and now that one would be charged with page faults
-        times = clock(*[s.run for s in steps], rounds=rounds, device=x.device)
+        with _one_precision(x.device): times = clock(*[s.run for s in steps], rounds=rounds, device=x.device)
         return [BlockPart(name, flops, _bytes_spanned(s.read) + _bytes_spanned(s.written), products, min(t))
                 for name, s, t, (flops, products) in zip(names, steps, times, map(_count_flops, steps))]
     finally:
