@@ -15,7 +15,8 @@ from ..training.settings import Settings, list_recipes, read_recipe
 # %% ../../nbs/speed/many_gpus.ipynb #527437cd
 @dataclass(frozen=True)
 class Cluster:
-    "GPUs, what joins them and what feeds them. The defaults are published figures of NVIDIA's DGX H100."
+    """GPUs, what joins them and what feeds them. The defaults are published figures of NVIDIA's DGX H100, apart from
+    two estimates: `utilisation` and `images_per_core`."""
     gpus:int=8 # in all
     per_machine:int=8 # GPUs in a machine
     flops:float=989e12 # the most that a GPU computes, FLOP/s, in bfloat16 without sparsity
@@ -97,13 +98,19 @@ class Cost:
         return max(0., self.loader - self.computing)
 
     @property
-    def update(self)->float: return self.computing + self.waiting
+    def update(self)->float:
+        "All of an update."
+        return self.computing + self.waiting
 
     @property
-    def hours(self)->float: return self.epochs * (self.updates * self.update + self.validation) / 3600
+    def hours(self)->float:
+        "The training, with the validation after each epoch."
+        return self.epochs * (self.updates * self.update + self.validation) / 3600
 
     @property
-    def gpu_hours(self)->float: return self.gpus * self.hours
+    def gpu_hours(self)->float:
+        "Hours, times GPUs."
+        return self.gpus * self.hours
 
     @property
     def kwh(self)->float:
