@@ -216,10 +216,10 @@ def test_clock_repeats_what_is_short_on_a_gpu(monkeypatch):
         now += 20e-6
     monkeypatch.setattr(torch.cuda, "synchronize", wait)
     monkeypatch.setattr(lesson.time, "perf_counter", lambda: now)
-    short, long = clock(job("s", 5e-6), job("l", 5e-3), rounds=3, device="cuda")
+    short, long = clock(job("s", 4e-6), job("l", 5e-3), rounds=3, device="cuda")
     # to warm up, to count, and three rounds of as many as fill a millisecond by what one call with its wait took
-    assert said.count("s") == 2 + 3 * 40 and said.count("l") == 2 + 3
-    assert short == pytest.approx([5.5e-6] * 3) and long == pytest.approx([5.02e-3] * 3)  # not 25 µs
+    assert said.count("s") == 2 + 3 * 42 and said.count("l") == 2 + 3
+    assert short == pytest.approx([4e-6 + 20e-6 / 42] * 3) and long == pytest.approx([5.02e-3] * 3)  # not 24 µs
     said.clear()
     clock(job("s", 5e-6), rounds=3, device="cpu")
     assert len(said) == 4

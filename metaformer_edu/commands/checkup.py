@@ -268,16 +268,14 @@ def _try_data(device, folder):
     return 'shapes are drawn, and a worker reads JPEG files'
 
 def _try_training(device, folder):
-    from metaformer_edu.core.files import read_log
-    from metaformer_edu.train import run
     from metaformer_edu.training.settings import Settings
-    from metaformer_edu.widgets.sources import load_run
-    run(Settings('digits', model='tiny_poolformerv2', img_size=16, epochs=1, batch_size=64, device=str(device),
-                 output=str(folder), experiment='digits', snapshots=0))
-    loss = read_log(folder / 'digits')[0]['train_loss']
+    from metaformer_edu.training.setup import build
+    from metaformer_edu.training.trainer import fit
+    settings = Settings('digits', model='tiny_poolformerv2', img_size=16, batch_size=64, device=str(device))
+    model, loaders, optimizer, _ = build(settings)
+    loss = fit(model, loaders, optimizer, epochs=1)[0]['train_loss']
     assert math.isfinite(loss), f'the training loss is {loss}'
-    load_run(folder / 'digits')
-    return f'an epoch on digits (loss {loss:.2f}), and its weights load'
+    return f'an epoch on digits, with a training loss of {loss:.2f}'
 
 # %% ../../nbs/commands/checkup.ipynb #cd3ad950
 _TWO = """

@@ -135,7 +135,7 @@ def _check_fast(device, small:bool):
 def _check_bench(device, small:bool):
     "The command `metaformer-bench`, as people type it."
     from metaformer_edu.commands.benchmark import main, read_bench
-    flags = '--img-size 32 -b 1 --rounds 2 --what inference' if small else '--rounds 5 -b 32'
+    flags = '--img-size 32 -b 1 --rounds 2 --what inference --dtype float32' if small else '--rounds 5 -b 32'
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / 'bench.json'
         try: main(['poolformerv2_s12', *flags.split(), '--device', str(device), '--output', str(path)])
