@@ -70,8 +70,9 @@ def open_all(args)->tuple: # (model, loader, DataInfo)
     from metaformer_edu.models.registry import get_row
     from metaformer_edu.data.datasets import load_val
     from metaformer_edu.data.loaders import make_loaders
-    from metaformer_edu.training.processes import EvalSampler, init_distributed, open_device
+    from metaformer_edu.training.processes import EvalSampler, fast_arithmetic, init_distributed, open_device
     device = open_device(args.device)
+    fast_arithmetic(device)
     init_distributed(device)
     options = {} if args.crop_pct is None else dict(crop_pct=args.crop_pct)
     if args.skip_unreadable: options['unreadable'] = 'skip'
@@ -104,11 +105,12 @@ def main(argv=None): # None: what was typed
     "The command `metaformer-validate`."
     args = parse(argv)
     import torch
-    from metaformer_edu.training.processes import open_device, process_group, rank
+    from metaformer_edu.training.processes import open_device, rank
+    from metaformer_edu.training.setup import machine_as_found
     from metaformer_edu.training.evaluate import precision, predict
-    if args.threads: torch.set_num_threads(args.threads)
     own = args.device in (None, 'cuda') # each process has a device of its own, and says if it is not there
-    with process_group():
+    with machine_as_found():
+        if args.threads: torch.set_num_threads(args.threads)
         with cli_errors('metaformer-validate', once=not own): open_device(args.device)
         with cli_errors('metaformer-validate', once=True): model, loader, info = open_all(args)
         with cli_errors('metaformer-validate', (DataError,)):

@@ -10,11 +10,11 @@ from torch import nn
 from metaformer_edu import train, validate
 from metaformer_edu.core.errors import DataError
 from metaformer_edu.data.loaders import EpochSampler
-from metaformer_edu.training import processes
+from metaformer_edu.training import processes, setup
 from metaformer_edu.training.processes import (
     EvalSampler, TrainSampler, all_gather_objects, any_rank, gather, init_distributed, launch, no_sync, open_device,
     wrap_ddp)
-from metaformer_edu.training.settings import Settings, cpu_cores
+from metaformer_edu.training.settings import Settings, cpu_cores, parse
 
 
 def parts_of(n, batch, accum, parts, epoch=3, start=0):
@@ -156,6 +156,35 @@ def test_a_process_says_that_its_own_device_is_not_there(device, said, main, mon
         main(["digits", "--device", device, "--threads", "1"])
     err = capsys.readouterr().err
     assert said in err and bool(said) == bool(err)  # a name that is wrong for all is said by the first
+
+
+@pytest.mark.parametrize("build", [lambda: setup.build(parse(["digits", "--device", "cpu"])),
+                                   lambda: validate.open_all(validate.parse(["digits", "--device", "cpu"]))],
+                         ids=["train", "validate"])
+def test_both_commands_compute_alike_on_a_gpu(build, monkeypatch):
+    "TF32 and cuDNN's choice of algorithms: before anything is computed."
+    class Enough(Exception):
+        pass
+
+    def stop(device):
+        raise Enough
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    opened = torch.device("cuda", 0)
+    for module in (setup, processes):
+        monkeypatch.setattr(module, "open_device", lambda name: opened)
+        monkeypatch.setattr(module, "init_distributed", stop)
+    try:
+        with pytest.raises(Enough):
+            build()
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark) == ("high", True)
+        torch.set_float32_matmul_precision("highest")
+        opened = torch.device("cpu")
+        with pytest.raises(Enough):
+            build()
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 @pytest.mark.parametrize("device, backend, minutes", [("cuda:1", "cpu:gloo,cuda:nccl", 10), ("cpu", "gloo", None)])

@@ -409,7 +409,7 @@ def test_a_full_disk_leaves_the_old_results(weights, tmp_path, capsys):
 # --- several processes ---
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["metaformer_edu.train"])
+FORK.set_forkserver_preload(["metaformer_edu.validate", "metaformer_edu.training.setup"])
 
 
 def part(rank, size, port, args, errors):

@@ -27,7 +27,7 @@ class Callback:
     def before_batch(self, trainer): "`trainer.images` and `trainer.labels` are on the device."
     def after_backward(self, trainer): "The gradients are there, and `trainer.loss`, `norm` and `bad`."
     def after_update(self, trainer): "The weights have moved, unless the update was bad; `trainer.step` has counted it."
-    def before_evaluate(self, trainer): "All updates of this epoch are done; `trainer.measured` are the models to evaluate, by name."
+    def before_evaluate(self, trainer): "All updates of this epoch are done; `trainer.measured` holds what is measured."
     def after_evaluate(self, trainer): "`trainer.metrics` of the held-out images are there."
     def after_epoch(self, trainer): "The epoch has its row, `trainer.log[-1]`. To stop here, set `trainer.stop`."
     def after_fit(self, trainer): "All epochs are done."

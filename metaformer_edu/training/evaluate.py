@@ -36,7 +36,8 @@ def predict(model:nn.Module, # a classifier
     return _predict_each(dict(it=model), loader, amp, progress)['it']
 
 @torch.no_grad()
-def _predict_each(models:dict, loader, amp:torch.dtype=None, progress:bool=False)->dict: # name -> model; -> as `predict`
+def _predict_each(models:dict, # name -> model
+                  loader, amp:torch.dtype=None, progress:bool=False)->dict: # name -> as `predict`
     "What `predict` finds for each of several models, in one pass: every image is read once."
     if isinstance(getattr(loader, 'sampler', None), RandomSampler) or getattr(loader, 'drop_last', False):
         raise ValueError('Every image counts, in a fixed order: '

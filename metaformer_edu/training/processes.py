@@ -49,6 +49,13 @@ def open_device(name:str=None)->torch.device: # None: a GPU if there is one
     except (RuntimeError, AssertionError, ImportError, AttributeError): pass # depends on how PyTorch was built
     raise ValueError(f'There is no device {name!r} on this machine: try --device {hint}.')
 
+# %% ../../nbs/training/processes.ipynb #d01152fb
+def fast_arithmetic(device:torch.device):
+    "On a GPU: products of float32 in TF32, and convolutions by the algorithm that is fastest for their shapes."
+    if device.type != 'cuda': return
+    torch.set_float32_matmul_precision('high') # TF32
+    torch.backends.cudnn.benchmark = True
+
 # %% ../../nbs/training/processes.ipynb #763f1ac1
 def init_distributed(device:torch.device):
     "Join the group of processes that torchrun started, on this process's device; nothing happens without torchrun."

@@ -21,8 +21,9 @@ from ..models.registry import create_model
 from ..data.datasets import SOURCES, load_data
 from ..data.transforms import DataInfo
 from ..data.loaders import make_loaders
-from .processes import (
-    EvalSampler, TrainSampler, ignore_signals, init_distributed, open_device, process_group, rank, world_size)
+from metaformer_edu.training.processes import (
+    EvalSampler, TrainSampler, fast_arithmetic, ignore_signals, init_distributed, open_device, process_group, rank,
+    world_size)
 from .evaluate import precision
 from .callbacks import Signals, TensorBoard
 from .trainer import Trainer, make_optimizer, make_schedule
@@ -46,6 +47,7 @@ def build(settings)->tuple: # (model, loaders, optimizer, DataInfo)
     "All that a trainer needs; ValueError or WeightsError if something is wrong."
     s = settings
     device = open_device(s.device)
+    fast_arithmetic(device)
     init_distributed(device)
     train, val, info = _open_data(s)
     known, held_out = len(info.class_names), s.validation_batch_size or s.batch_size # images at once
@@ -58,9 +60,6 @@ def build(settings)->tuple: # (model, loaders, optimizer, DataInfo)
                          img_size=info.img_size, drop_path=s.drop_path, head_dropout=s.head_dropout).to(device)
     if s.channels_last: model = model.to(memory_format=torch.channels_last)
     model.set_grad_checkpointing(s.grad_checkpointing)
-    if device.type == 'cuda':
-        torch.set_float32_matmul_precision('high') # TF32
-        torch.backends.cudnn.benchmark = True
     optimizer = make_optimizer(model, s.opt, s.lr, s.weight_decay, s.momentum, s.opt_eps, s.opt_betas)
     return model, loaders, optimizer, info
 
