@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from ..core.cli import error_sentence
 from ..core.files import human
+from ..training.settings import _job_cores
 
 # %% ../../nbs/commands/checkup.ipynb #384630aa
 class Skipped(Exception):
@@ -74,13 +75,6 @@ def _versions(device=None)->dict:
     return finding('versions', 'broken' if lacking else 'works', said, todo, versions=here)
 
 # %% ../../nbs/commands/checkup.ipynb #bb1b0151
-def _usable_cores()->int:
-    "Cores that this process may use: what the scheduler allows, and what the container's quota leaves."
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
-    except (OSError, ValueError): return allowed
-    return allowed if quota == 'max' else max(1, min(allowed, math.ceil(int(quota) / int(period))))
-
 def _ranks_here()->int: # processes that a training on this machine has
     import torch
     return int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or max(1, torch.cuda.device_count())
@@ -89,7 +83,7 @@ def _cores(device=None)->dict:
     "The processor, and what of it each process of a training gets."
     import torch
     from metaformer_edu.speed.benchmark import machine_info
-    cores, ranks, name = _usable_cores(), _ranks_here(), machine_info(torch.device('cpu'))['cpu']
+    cores, ranks, name = _job_cores(), _ranks_here(), machine_info(torch.device('cpu'))['cpu']
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else 0 # on Windows
     said = f'{name}: {cores} of {os.cpu_count()} cores, {cores / ranks:.3g} for each process of a training ({ranks})'
     said += f', {human(memory)}B of memory' if memory else ''
@@ -183,7 +177,7 @@ def _jpeg_speed(device=None, seconds:float=0.3)->dict:
     while time.perf_counter() - start < seconds:
         Image.open(io.BytesIO(file.getvalue())).convert('RGB').load()
         done += 1
-    speed, cores = done / (time.perf_counter() - start), _usable_cores()
+    speed, cores = done / (time.perf_counter() - start), _job_cores()
     said = f'{speed:.0f} files/s a core decoded (500×375), so at most {human(speed * cores)} on {cores}'
     return finding('JPEG', 'noted', said, per_core=speed, cores=cores)
 

@@ -6,14 +6,15 @@
 __all__ = []
 
 # %% ../../nbs/commands/gpu_checks.ipynb #665a3f7b
-import copy, importlib, itertools, math, os, pkgutil, re, signal, tempfile, time, warnings
+import copy, itertools, math, os, re, signal, tempfile, time, warnings
 from contextlib import suppress
 from pathlib import Path
 import torch, torch.distributed as dist, torch.nn.functional as F
-import metaformer_edu.models
 from .checkup import attempt, finding, verdict, _version_of
 from ..core.basics import seed_everything
-from ..models.kernels import _layer, star_depthwise, star_formula, star_linear, star_relu
+from ..models import triton_star
+from ..models.kernels import (
+    _layer, star_depthwise, star_formula, star_linear, star_relu, use_kernels)
 from ..models.registry import FAMILIES, create_model
 from ..speed.fast import distance
 from ..training.callbacks import Callback, Interrupted
@@ -111,18 +112,11 @@ _KERNELS = [('star_relu', star_relu, star_formula, _star_inputs),
             ('star_linear', star_linear, _twin_linear, _linear_inputs),
             ('star_depthwise', _star_depthwise, _twin_depthwise, _depthwise_inputs)]
 
-def _kernels(device)->tuple: # ([(name, kernel, twin, inputs)], sentences about what is left out)
-    "The fused operations, and what modules with Triton kernels add in their `PROOF`."
-    found, lacking = list(_KERNELS), []
-    for module in pkgutil.iter_modules(metaformer_edu.models.__path__):
-        if not module.name.startswith('triton_'): continue
-        if device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
-            lacking.append(f'{module.name} needs a CUDA device, or TRITON_INTERPRET=1')
-            continue
-        try: found += importlib.import_module(f'metaformer_edu.models.{module.name}').PROOF
-        except ImportError as error: lacking.append(f'{module.name} needs what is not here: {error}')
-        except AttributeError: lacking.append(f'{module.name} has no list PROOF')
-    return found, lacking
+def _choices(device)->dict: # words for a name → what `use_kernels` takes
+    "PyTorch's kernels inside the fused operations, and Triton's where they can compute."
+    found = {'': {}}
+    if triton_star.takes(torch.empty(0, device=device)): found[' with Triton'] = {'star_relu': 'triton'}
+    return found
 
 # %% ../../nbs/commands/gpu_checks.ipynb #2ad8664e
 def _with_gradients(f, inputs, g)->list: # output and gradients, on the CPU
@@ -150,16 +144,18 @@ def _judge_kernel(what:str, kernel, twin, inputs, device, dtype)->dict:
 def _check_kernels(device, small:bool):
     "Fused operations and Triton kernels against their twins."
     _no_tf32()
-    kernels, lacking = _kernels(device)
-    for said in lacking: yield finding('Triton', 'skipped', said)
-    for (name, kernel, twin, inputs), dtype in itertools.product(kernels, _KERNEL_SLACK):
+    choices = _choices(device)
+    if len(choices) == 1: yield finding('Triton', 'skipped', 'its kernels need a CUDA device, and Triton')
+    for words, (name, kernel, twin, inputs), dtype in itertools.product(choices, _KERNELS, _KERNEL_SLACK):
+        use_kernels(choices[words])
         seed_everything(0)
         plain = inputs(3, 5, 7, 24)
         turned = (plain[0].transpose(1, 2).contiguous().transpose(1, 2), *plain[1:]) # the same, not contiguous
         cases = {'odd shapes': plain, 'not contiguous': turned, 'an empty batch': inputs(0, 5, 7, 24)}
         for case, tensors in cases.items():
-            what = f'{name}, {str(dtype)[6:]}, {case}'
+            what = f'{name}{words}, {str(dtype)[6:]}, {case}'
             yield attempt(what, _judge_kernel, what, kernel, twin, tensors, device, dtype)
+    use_kernels({})
 
 # %% ../../nbs/commands/gpu_checks.ipynb #16fa7ca9
 def _whole_errors(found:dict, exact:dict)->tuple: # of the logits, of all gradients as one vector

@@ -10,16 +10,19 @@ import itertools, json, os, tempfile, traceback
 from functools import partial
 from pathlib import Path
 import torch
-from .checkup import Skipped, attempt, finding, look_around, _usable_cores, verdict
+from .checkup import Skipped, attempt, finding, look_around, verdict
 from .gpu_checks import (
     _check_explanations, _check_kernels, _check_parity, _check_precision, _check_processes, _check_resume,
-    _check_training, _filled, _is_card, _kernels, _one_of_several)
+    _check_training, _choices, _filled, _is_card, _KERNELS, _one_of_several)
 from ..core.basics import seed_everything
 from ..core.cli import Parser, error_sentence
+from ..models.kernels import use_kernels
+from ..models.layers import LayerNormGeneral, set_norm_without_copy
 from ..models.registry import create_model
 from ..speed.fast import distance
 from ..speed.roofline import _synchronize, clock, spread
 from ..training.processes import open_device
+from ..training.settings import _job_cores
 
 # %% ../../nbs/commands/gpu_proof.ipynb #78fbae91
 def _measured(what:str, against:str, numbers:dict, more:str='', **facts)->dict: # numbers: ratio, low, high
@@ -80,16 +83,33 @@ def _time_kernel(what:str, kernel, twin, tensors, device)->dict:
     return _measured(what, 'as fast as its twin', _ratio(clock(*runs, rounds=9, device=device)),
                      shape=list(tensors[0].shape))
 
+def _time_norm(what:str, norm, tokens, device)->dict:
+    def run(without_copy:bool):
+        set_norm_without_copy(without_copy)
+        _with_backward(norm, [tokens])
+    times = clock(partial(run, False), partial(run, True), rounds=9, device=device)
+    set_norm_without_copy(None)
+    return _measured(what, 'as fast as group_norm, which copies', _ratio(times), shape=list(tokens.shape))
+
 def _check_stages(device, small:bool):
-    "Forward and backward of each kernel beside its twin, at the four stages of S18."
-    dtype = torch.bfloat16 if _is_card(device) else torch.float32
-    for name, kernel, twin, inputs in _kernels(device)[0]:
-        for stage, (side, channels) in enumerate(zip((56, 28, 14, 7), (64, 128, 320, 512)), 1):
+    "Forward and backward of each kernel beside its twin, and of the norm both ways, at the four stages of S18."
+    dtype, batch = torch.bfloat16 if _is_card(device) else torch.float32, 1 if small else 64
+    shapes = [(side, side, channels) for side, channels in zip((56, 28, 14, 7), (64, 128, 320, 512))]
+    if small: shapes = [(max(side // 4, 2), max(side // 4, 2), channels // 4) for side, _, channels in shapes]
+    choices = _choices(device)
+    for words, (name, kernel, twin, inputs) in itertools.product(choices, _KERNELS):
+        use_kernels(choices[words])
+        for stage, (height, width, channels) in enumerate(shapes, 1):
             wide = channels * (2 if 'depthwise' in name else 4)
-            if small: side, wide = max(side // 4, 2), wide // 4
-            tensors = [t.to(device, dtype).requires_grad_() for t in inputs(1 if small else 64, side, side, wide)]
-            what = f'{name}, stage {stage}'
+            tensors = [t.to(device, dtype).requires_grad_() for t in inputs(batch, height, width, wide)]
+            what = f'{name}{words}, stage {stage}'
             yield attempt(what, _time_kernel, what, kernel, twin, tensors, device)
+    use_kernels({})
+    for stage, shape in enumerate(shapes, 1):
+        norm = LayerNormGeneral(shape[-1]).to(device, dtype)
+        tokens = torch.randn(batch, *shape, device=device, dtype=dtype, requires_grad=True)
+        what = f'norm over an image without a copy, stage {stage}'
+        yield attempt(what, _time_norm, what, norm, tokens, device)
 
 # %% ../../nbs/commands/gpu_proof.ipynb #511977a8
 def _check_loader(device, small:bool):
@@ -99,7 +119,7 @@ def _check_loader(device, small:bool):
     from metaformer_edu.speed.benchmark import _write_photos
     from metaformer_edu.training.evaluate import to_device
     from metaformer_edu.training.processes import ignore_signals
-    images, batch, size, workers = (16, 4, 64, 2) if small else (1024, 64, 224, min(16, _usable_cores()))
+    images, batch, size, workers = (16, 4, 64, 2) if small else (1024, 64, 224, min(16, _job_cores()))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
         _write_photos(root, images)
         train, val, _ = load_folder(root, size)

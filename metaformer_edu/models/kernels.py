@@ -170,7 +170,7 @@ def _layer(y, weight, bias:Optional[Tensor], padding:Optional[List[int]]): # (B,
 def _layer_grads(g, y, weight, padding, needs): # of y, weight and bias, those that are needed
     if padding is None and not _as_convolution(g, weight):
         rows = g.reshape(-1, len(weight))
-        dw = rows.T @ y.reshape(len(rows), -1) if needs[1] else None
+        dw = rows.T @ y.reshape(len(rows), y.shape[-1]) if needs[1] else None
         return g @ weight if needs[0] else None, dw, rows.sum(0) if needs[2] else None
     kernel, groups = (weight[:, :, None, None], 1) if padding is None else (weight, len(weight))
     dy, dw, dbias = torch.ops.aten.convolution_backward(

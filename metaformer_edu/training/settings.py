@@ -228,10 +228,16 @@ def add_flags(parser, section:str, # 'data', 'model', 'optimizer', 'schedule', '
         else: group.add_argument(*flags, **options)
 
 # %% ../../nbs/training/settings.ipynb #73a10f42
+def _job_cores()->int:
+    "CPU cores that this job may use: those that the scheduler allows, and that a container's quota leaves."
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1 # only on Linux
+    try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
+    except (OSError, ValueError): return allowed
+    return allowed if quota == 'max' else max(1, min(allowed, math.ceil(int(quota) / int(period))))
+
 def cpu_cores()->int:
     "CPU cores for each process of this machine: those that this job may use, shared by the processes that are here."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1 # only on Linux
-    return max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+    return max(1, _job_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 def _reference_rate(s:dict, small:bool)->tuple: # (rate, images in an update for which it is meant)
     "The published rate for this model and optimizer, else the paper's for AdamW."
