@@ -63,6 +63,12 @@ def kill(*numbers):
         os.kill(os.getpid(), number)
 
 
+def kill_slowly(*numbers):
+    for number in numbers:
+        kill(number)
+        time.sleep(1.1)
+
+
 def keep_killing(number):
     "Another process sends the signal at once, and again every 5 ms until this one has gone."
     me = os.getpid()
@@ -405,8 +411,13 @@ def test_a_signal_while_the_state_of_an_epoch_is_written_does_not_wait_for_the_e
     assert status == 143 and last_state(only_run(tmp_path))["updates"] == 12, err
 
 
-def test_asked_twice_it_stops_at_once(args, whole, tmp_path):
+def test_ctrl_c_that_the_terminal_and_torchrun_send_is_one(args, tmp_path):
     status, _, err = train(tmp_path, *args, changes=[At(UPDATE, 8, kill, signal.SIGINT, signal.SIGINT)])
+    assert status == 130 and err.count("\n") == 1 and last_state(only_run(tmp_path))["updates"] == 8, err
+
+
+def test_asked_twice_it_stops_at_once(args, whole, tmp_path):
+    status, _, err = train(tmp_path, *args, changes=[At(UPDATE, 8, kill_slowly, signal.SIGINT, signal.SIGINT)])
     run = only_run(tmp_path)
     assert status == 130 and err.count("\n") == 1 and last_state(run)["updates"] == 5, err
     ok(tmp_path, *args, "--resume", "auto")

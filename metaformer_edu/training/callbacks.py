@@ -256,7 +256,7 @@ class Signals(Callback):
     "On SIGTERM or SIGINT (Ctrl-C) stops between two updates, in all processes, and raises Interrupted."
     order = 85
 
-    def __init__(self): self.seen, self.raised, self.updating, self.before = [], None, False, {}
+    def __init__(self): self.seen, self.raised, self.updating, self.before, self.asked = [], None, False, {}, 0.
 
     def before_fit(self, trainer):
         self.seen, self.raised = [], None
@@ -264,8 +264,10 @@ class Signals(Callback):
         self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(self, number, frame):
-        "Note a signal; raise at once if there is nothing new to save, or at the second SIGINT."
-        first, again = not self.seen, number in self.seen
+        "Note a signal; raise at once if there is nothing new to save, or if SIGINT comes again a second later."
+        first = not self.seen
+        if first: self.asked = time.monotonic()
+        again = number in self.seen and time.monotonic() - self.asked > 1
         self.seen.append(number)
         if number == signal.SIGTERM: signal.signal(number, signal.SIG_IGN) # the next one says the same
         if (first and not self.updating) or (again and number == signal.SIGINT): self.stop()
