@@ -12,12 +12,12 @@ import torch, torch.nn.functional as F
 from timm.layers import DropPath
 from timm.utils import unwrap_model
 from torch import nn
+from ..models import layers
 from ..models.kernels import DepthwiseConv, Linear, star_relu
 from ..models.layers import (
-    LayerNormGeneral, LayerNormWithoutBias, Mlp, MlpHead, Scale, StarReLU, _UncastLinear, _norm_of_images)
+    LayerNormGeneral, LayerNormWithoutBias, Mlp, MlpHead, Scale, StarReLU, _UncastLinear)
 from ..models.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
 from ..models.block import Downsampling, MetaFormerBlock
-torch.fx.wrap('_norm_of_images')
 
 # %% ../../nbs/speed/folding.ipynb #3a2e8070
 _LINEARS, _CONVS = (nn.Linear, Linear, _UncastLinear), (nn.Conv2d, DepthwiseConv)
@@ -83,7 +83,7 @@ class _BareNorm(nn.Module):
 
     def forward(self, x):
         if self.dims == 1: return F.layer_norm(x, self.ones.shape, self.ones, None, self.eps) # ones: it is quicker
-        return _norm_of_images(x, self.ones, self.eps)
+        return layers._norm_of_images(x, self.ones, self.eps) # in its module, where torch.fx knows it as one step
 
 _NORMS = {LayerNormWithoutBias: 1, LayerNormGeneral: 3, nn.LayerNorm: 1} # type -> the axes that it normalises over
 
