@@ -50,8 +50,8 @@ def told(script):
     return command.split()
 
 
-def after(words, flag, default=None):
-    return words[words.index(flag) + 1] if flag in words else default
+def after(words, flag):
+    return words[words.index(flag) + 1]
 
 
 def complaints(script):
@@ -79,8 +79,8 @@ def test_slurm_is_asked_for_what_torchrun_starts(script):
 def test_the_agent_kills_nobody_before_slurm_does(script):
     "Slurm's signal comes some seconds before the end; in these torchrun's agent lets the processes save."
     name, seconds = re.fullmatch(r"(\w+)@(\d+)", asked(script)["signal"]).groups()
-    patience = int(after(told(script), "--shutdown-timeout", 30))  # 30 is the agent's default
-    assert name == "TERM" and patience < int(seconds)
+    patience = int(re.search(r"^export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)$", script, re.M)[1])
+    assert name == "TERM" and 30 < patience < int(seconds)  # 30 is the agent's default
 
 
 def test_the_command_in_it_is_one_that_the_parser_takes(script):

@@ -411,7 +411,7 @@ def test_a_signal_while_the_state_of_an_epoch_is_written_does_not_wait_for_the_e
     assert status == 143 and last_state(only_run(tmp_path))["updates"] == 12, err
 
 
-def test_ctrl_c_that_the_terminal_and_torchrun_send_is_one(args, tmp_path):
+def test_ctrl_c_that_a_launcher_passes_on_is_one(args, tmp_path):
     status, _, err = train(tmp_path, *args, changes=[At(UPDATE, 8, kill, signal.SIGINT, signal.SIGINT)])
     assert status == 130 and err.count("\n") == 1 and last_state(only_run(tmp_path))["updates"] == 8, err
 
