@@ -60,7 +60,8 @@ def _main(argv=None):
 def _end_at_once(number, frame):
     "A signal before the training has begun, or after it: there is nothing to save."
     said = f'metaformer-train: Stopped by {signal.Signals(number).name}.'
-    if os.environ.get('RANK', '0') == '0': print(said, file=sys.stderr, flush=True)
+    signal.signal(number, signal.SIG_IGN)
+    if os.environ.get('RANK', '0') == '0': os.write(2, f'{said}\n'.encode()) # print may be in the middle of something
     os._exit(128 + number)
 
 def _say_stopped(job, number:int): # of the signal

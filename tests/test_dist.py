@@ -1,6 +1,8 @@
 """Who gets which images, and starting processes: what several do together is what one does alone."""
 import os
+import subprocess
 import sys
+import time
 from datetime import timedelta
 
 import pytest
@@ -138,6 +140,45 @@ def test_a_gpu_is_the_current_one_before_anything_is_put_there(monkeypatch):
     did.clear()
     launched(monkeypatch)
     assert open_device("cuda") == torch.device("cuda:1") and did == ["set cuda:1", "zeros cuda:1"]  # its own
+
+
+@pytest.mark.parametrize("before", [None, 0])
+def test_the_current_gpu_is_as_before_if_there_was_one(before, monkeypatch):
+    did = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: before is not None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: before)
+    monkeypatch.setattr(torch.cuda, "set_device", did.append)
+    with setup.machine_as_found():
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert did == ([] if before is None else [before])
+
+
+def test_a_command_that_fails_in_a_group_ends_at_once_also_if_nobody_reads(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("""import os, sys, torch.distributed as dist
+from metaformer_edu.training.processes import process_group
+dist.destroy_process_group = lambda: os._exit(9)
+with process_group():
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    sys.stdout.write('lost')
+    os.close(1)
+    sys.exit('text')
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_launch_that_is_given_up_ends(tmp_path, monkeypatch):
+    script = tmp_path / "sleeps.py"
+    script.write_text("import time\nprint('up', flush=True)\ntime.sleep(60)")
+
+    def give_up(*args, **kwargs):
+        raise TimeoutError
+    monkeypatch.setattr("builtins.print", give_up)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError):
+        processes.launch(script, processes=1)
+    assert time.monotonic() - start < 20
 
 
 def test_one_gpu_for_several_processes_is_refused(monkeypatch):

@@ -2,6 +2,7 @@
 import json
 import re
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -221,6 +222,18 @@ def test_a_late_process_goes_with_its_children():
         pytest.fail("its child is still there")
 
 
+def test_sigterm_ends_the_step_too(tmp_path):
+    command = [sys.executable, "-m", "metaformer_edu.commands.doctor", "--gpu", "--device", "cpu", "--small"]
+    process = subprocess.Popen([*command, "--only", "parity", "--out", tmp_path / "a"], stdout=subprocess.PIPE,
+                               text=True)
+    assert process.stdout.readline().startswith("parity")
+    time.sleep(1)
+    process.terminate()
+    assert process.wait(20) == 143
+    assert not process.stdout.read().count("broken")
+    assert read(tmp_path / "a")["steps"]["parity"]["state"] == "stopped"
+
+
 def test_how_a_process_ended():
     assert _run_process(python("import sys; print('why', file=sys.stderr); sys.exit(3)"), 20, print) == (3, "why\n")
     status, _ = _run_process(python("import os; os.kill(os.getpid(), 9)"), 20, print)
@@ -436,7 +449,11 @@ def test_hidden_waits_are_counted(monkeypatch, opt, waits, state):
     modes = []
     monkeypatch.setattr(gpu_checks, "_is_card", lambda device: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def debug(mode):
+        modes.append(mode)
+        warnings.warn("Synchronization debug mode is a prototype feature")  # as PyTorch says once
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", debug)
     from metaformer_edu.training.trainer import Trainer
     real = Trainer.update
 
@@ -527,6 +544,16 @@ def test_processes_of_torchrun(monkeypatch, me, findings):
     monkeypatch.setenv("RANK", str(me))
     monkeypatch.setattr(gpu_checks, "_one_of_several", lambda device, gloo: (1e-7, 4, me))
     assert len(list(gpu_checks._check_processes(CPU, True))) == findings
+
+
+def test_gloo_lets_several_processes_share_one_card(monkeypatch):
+    did = []
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(torch.cuda, "set_device", did.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", did.append)
+    monkeypatch.setattr(gpu_checks, "_gap_to_alone", lambda place: 0.)
+    assert gpu_checks._one_of_several("cuda:0", gloo=True)[0] == 0 and did == [torch.device("cuda:0"), "gloo"]
 
 
 def test_gradients_of_several_processes():

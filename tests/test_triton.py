@@ -119,6 +119,15 @@ cleanup()
     assert launch(script, processes=2, show=False).split() == ["triton", "triton"]
 
 
+def test_kernels_that_cannot_be_compared_are_not_taken(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("out of memory")
+    monkeypatch.setattr(tune, "compare_kernels", fail)
+    use_kernels({"star_relu": "triton"})
+    with pytest.warns(UserWarning, match="could not be compared, so PyTorch computes: out of memory"):
+        assert tune.tune(device="cpu") == {"star_relu": "pytorch"}
+
+
 def test_one_row_that_is_wrong_is_enough():
     right = dict(ms=1, y=1e-3, dx=1e-3, ds=0, db=0)
     rows = [dict(right, kernel="pytorch", ms=9), dict(right, kernel="triton")] * 2

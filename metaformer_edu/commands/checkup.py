@@ -142,7 +142,8 @@ def _precision(device)->dict:
     said = f"{device}: float32{', bfloat16' if able else ''}"
     if device.type == 'cuda':
         said += f", float16{', TF32' if torch.cuda.get_device_capability(device) >= (8, 0) else ''}"
-    if device.type == 'cpu' and able and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    onednn = device.type == 'cpu' and torch.backends.mkldnn.is_available()
+    if onednn and able and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         said += ' (without units for it: slowly)'
     return finding('precision', 'noted', said, '' if able else 'leave out --amp, or say --amp-dtype float16')
 

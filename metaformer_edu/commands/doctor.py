@@ -80,16 +80,22 @@ def _examine(device)->int: # the exit status
 def _stop(process, patience:float=10.): # seconds
     "End a process and all its children: asked first, then not."
     if os.name == 'nt': return process.kill() # Windows has no groups of processes
-    with suppress(OSError): os.killpg(process.pid, signal.SIGTERM) # an error: they have gone
-    with suppress(subprocess.TimeoutExpired): process.wait(patience)
-    with suppress(OSError): os.killpg(process.pid, signal.SIGKILL)
+    until = time.monotonic() + patience
+    with suppress(OSError): # they have gone
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < until:
+            process.poll() # it may go before its children, such as torchrun, which has its own to end
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
 
 def _run_process(command, limit:float, # seconds
                  take, # is called with each line
                 )->tuple: # (exit status, or None if it was late; the last of what it said besides)
     "Run a process whose lines are taken as they come."
     late = threading.Event()
-    env = {**os.environ, 'TQDM_DISABLE': '1', 'PYTHONUNBUFFERED': '1'}
+    env = {**os.environ, 'TQDM_DISABLE': '1', 'PYTHONUNBUFFERED': '1',
+           'TORCH_ELASTIC_SHUTDOWN_TIMEOUT': '5'} # torchrun's processes end before it is killed itself
     with tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as said:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, encoding='utf-8', env=env,
                                    start_new_session=True)
@@ -212,6 +218,8 @@ def _prove(args, report:dict)->int: # the exit status
     return 1 if broken else 0
 
 # %% ../../nbs/commands/doctor.ipynb #79c2ec78
+def _end(number, frame): sys.exit(128 + number)
+
 def main(argv=None): # None: what was typed
     """The command `metaformer-doctor`. Exit status: 0 if all works, 1 if something is broken, 2 for bad input, 130 for
     Ctrl-C. What is skipped, since a package or a card is missing, is not broken."""
@@ -219,9 +227,12 @@ def main(argv=None): # None: what was typed
     command = ['metaformer-doctor', *(sys.argv[1:] if argv is None else argv)]
     with cli_errors('metaformer-doctor', once=True):
         report, device = (_open_report(args, command), None) if args.gpu else (None, _open(args.device))
+    before = signal.signal(signal.SIGTERM, _end) # so that a step goes, too
     def left(): return f"{args.out / 'report.json'} holds what was found." if args.gpu else ''
-    with cli_errors('metaformer-doctor', bad_input=(), left=left, once=True):
-        sys.exit(_prove(args, report) if args.gpu else _examine(device))
+    try:
+        with cli_errors('metaformer-doctor', bad_input=(), left=left, once=True):
+            sys.exit(_prove(args, report) if args.gpu else _examine(device))
+    finally: signal.signal(signal.SIGTERM, before)
 
 # %% ../../nbs/commands/doctor.ipynb #374725bf
 if __name__ == '__main__' and '__file__' in globals(): main() # a notebook has no file

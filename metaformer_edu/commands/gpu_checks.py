@@ -234,7 +234,7 @@ def _waits(call)->list: # a place in the code each
         torch.cuda.set_sync_debug_mode('warn')
         try: call()
         finally: torch.cuda.set_sync_debug_mode('default')
-    return [f'{Path(w.filename).name}:{w.lineno}' for w in said if 'synchroniz' in str(w.message)]
+    return [f'{Path(w.filename).name}:{w.lineno}' for w in said if 'called a synchronizing' in str(w.message)]
 
 def _count_waits(opt:str, device, updates:int=5, **settings)->dict:
     "How often an update waits for the device: a verdict for AdamW, a fact for other optimizers."
@@ -261,7 +261,7 @@ class _StopAfter(Callback):
     def __init__(self, updates:int): self.updates = updates
 
     def after_update(self, trainer):
-        if trainer.updates == self.updates: os.kill(os.getpid(), signal.SIGTERM)
+        if trainer.updates == self.updates: signal.raise_signal(signal.SIGTERM)
 
 def _fit(folder, device, small, callbacks=(), resume=None): # the run
     from metaformer_edu.train import _open
@@ -312,7 +312,7 @@ def _gap_to_alone(device)->float: # the largest gap of a gradient, relative; NaN
 
 def _one_of_several(device:str, gloo:bool)->tuple: # (gap, how many processes there are, rank)
     "What each process does that torchrun started. gloo: all of them on one device."
-    place = open_device(device)
+    place = torch.device(device) if gloo else open_device(device) # a training refuses one card for several processes
     if not gloo: init_distributed(place)
     else:
         if _is_card(place): torch.cuda.set_device(place)

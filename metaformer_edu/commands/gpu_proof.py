@@ -119,7 +119,8 @@ def _check_loader(device, small:bool):
     from metaformer_edu.speed.benchmark import _write_photos
     from metaformer_edu.training.evaluate import to_device
     from metaformer_edu.training.processes import ignore_signals
-    images, batch, size, workers = (16, 4, 64, 2) if small else (1024, 64, 224, min(16, _job_cores()))
+    workers = 2 if small else min(16, _job_cores())
+    images, batch, size = (16, 4, 64) if small else (64 * max(2, workers), 64, 224)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
         _write_photos(root, images)
         train, val, _ = load_folder(root, size)

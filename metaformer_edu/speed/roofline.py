@@ -25,8 +25,9 @@ from ..models.layers import LayerNormWithoutBias, Scale, StarReLU
 # %% ../../nbs/speed/roofline.ipynb #cea7b00c
 def _synchronize(device):
     "Let everything that a GPU was asked to do be done; a CPU is never behind."
-    kind = torch.device(device).type
-    if kind in ('cuda', 'mps'): getattr(torch, kind).synchronize()
+    device = torch.device(device)
+    if device.type == 'cuda': torch.cuda.synchronize(device)
+    elif device.type == 'mps': torch.mps.synchronize()
 
 def clock(*functions, # called without arguments
           rounds:int=7, # how often each is timed

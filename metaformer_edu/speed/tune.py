@@ -6,12 +6,13 @@
 __all__ = ['compare_kernels', 'tune']
 
 # %% ../../nbs/speed/tune.ipynb #5709b4d5
+import warnings
 from statistics import median
 import torch
 from ..core.files import Table
 from ..models import triton_star
 from ..models.kernels import kernel_choice, star_formula, star_relu, use_kernels
-from ..training.processes import broadcast_object, rank
+from ..training.processes import broadcast_object, init_distributed, open_device, rank
 from .roofline import clock
 
 # %% ../../nbs/speed/tune.ipynb #5ea06621
@@ -75,8 +76,13 @@ def tune(batch_size:int=64, # images at once, in each process
          device='cuda', # where it computes
          stages=_STAGES, # (H, W, C) of the tensors
         )->dict: # what `kernel_choice` gives from now on
-    "Compare and time the kernels on this GPU and use the best from now on: rank 0's, in all processes."
-    choice, shapes = None, [(batch_size, *stage) for stage in stages]
-    if rank() == 0: choice = {'star_relu': _best(compare_kernels(shapes, dtype, device))}
+    """Compare and time the kernels on this GPU and use the best from now on: rank 0's, in all processes, whose group is
+    joined here. PyTorch's kernels with a warning if the comparison fails."""
+    device, choice, shapes = open_device(device), {}, [(batch_size, *stage) for stage in stages]
+    init_distributed(device)
+    if rank() == 0:
+        try: choice = {'star_relu': _best(compare_kernels(shapes, dtype, device))}
+        except Exception as error: # of any kind: the others wait for an answer
+            warnings.warn(f'The kernels could not be compared, so PyTorch computes: {error}')
     use_kernels(broadcast_object(choice))
     return kernel_choice()

@@ -81,9 +81,10 @@ def process_group():
 
 def _end_process(status:int):
     "End without a word to the others, and without the destructors of what is shared with them."
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        for stream in (sys.stdout, sys.stderr): stream.flush()
+    except (OSError, ValueError): pass # nobody reads any more
+    finally: os._exit(status if isinstance(status, int) else int(status is not None)) # as sys.exit has it
 
 # %% ../../nbs/training/processes.ipynb #cbcbb014
 def _fresh_store()->dict: # arguments of `init_process_group`
@@ -203,8 +204,12 @@ def launch(*command:str, # a script, or '-m' and a module, and its arguments
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     lines = []
     with process:
-        for line in process.stdout:
-            lines.append(line)
-            if show: print(line, end='')
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if show: print(line, end='')
+        except BaseException: # such as a time limit
+            process.terminate() # torchrun lets its processes go
+            raise
     if process.returncode: raise RuntimeError(f"It ended with status {process.returncode}: {''.join(lines[-40:])}")
     return ''.join(lines)

@@ -14,6 +14,7 @@ import numpy as np, torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import nn
+from ..core.cli import error_sentence
 from ..core.files import Table
 from ..core.basics import count_params, seed_everything
 from ..models.kernels import kernel_choice, use_kernels
@@ -21,11 +22,10 @@ from ..models.registry import create_model
 from ..data.datasets import SOURCES, load_data
 from ..data.transforms import DataInfo
 from ..data.loaders import make_loaders
-from metaformer_edu.training.processes import (
-    EvalSampler, TrainSampler, fast_arithmetic, ignore_signals, init_distributed, open_device, process_group, rank,
-    world_size)
+from .processes import EvalSampler, TrainSampler, ignore_signals, rank, world_size
+from .processes import fast_arithmetic, init_distributed, open_device, process_group
 from .evaluate import precision
-from .callbacks import Signals, TensorBoard
+from .callbacks import Interrupted, Signals, TensorBoard
 from .trainer import Trainer, make_optimizer, make_schedule
 from .run_folder import (
     PrintLog, PrintResult, RunFolder, SaveEpoch, SavePictures, SaveStates, open_folder)
@@ -121,7 +121,9 @@ class Run:
         try:
             self.announce()
             self.trainer.fit()
-        except Exception:
+        except Exception as error:
+            lost = error_sentence(error).startswith('Lost another process') # which heard the signal earlier
+            if lost and signals.seen and not signals.raised: signals.raised = Interrupted(signals.seen[0])
             if not signals.raised: raise
         finally: self.trainer.close()
         if signals.raised: raise signals.raised # whatever became of it on its way
@@ -161,7 +163,7 @@ def machine_as_found():
     threads = torch.get_num_threads()
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
     gpu, kernels = (torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark), kernel_choice()
-    current = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    current = torch.cuda.current_device() if torch.cuda.is_initialized() else None
     try:
         with process_group(): yield
     finally:
@@ -172,4 +174,4 @@ def machine_as_found():
         torch.set_float32_matmul_precision(gpu[0])
         torch.backends.cudnn.benchmark = gpu[1]
         use_kernels(kernels)
-        if torch.cuda.is_initialized(): torch.cuda.set_device(current)
+        if current is not None: torch.cuda.set_device(current) # else it would open a GPU that nobody uses
