@@ -124,7 +124,7 @@ def use_kernels(choice:dict): # as from `kernel_choice`; an operation that is no
     _choice.update(choice)
 
 def _triton(x): # the module of Triton kernels, if they are chosen and can compute on x
-    if kernel_choice()['star_relu'] != 'triton': return None
+    if _choice.get('star_relu') != 'triton': return None
     from metaformer_edu.models import triton_star
     return triton_star if triton_star.takes(x) else None
 

@@ -46,15 +46,15 @@ def _predict_each(models:dict, # name -> model
     for model in models.values(): model.eval()
     try:
         for images, labels in tqdm(loader, unit='batch', leave=False, disable=hide_progress(progress)):
-            for name, model in models.items(): rows[name].append(_answer_batch(model, images, labels, amp))
+            for name, model in models.items():
+                images, labels = to_device(next(model.parameters()).device, images, labels) # once, if they share one
+                rows[name].append(_answer_batch(model, images, labels, amp))
     finally:
         for name, model in models.items(): model.train(modes[name])
     return {name: _in_order(found, loader) for name, found in rows.items()}
 
-def _answer_batch(model:nn.Module, images, labels, amp)->dict: # on the model's device
-    device = next(model.parameters()).device
-    images, labels = to_device(device, images, labels)
-    with torch.autocast(device.type, amp, enabled=amp is not None): logits = model(images).float()
+def _answer_batch(model:nn.Module, images, labels, amp)->dict: # all on one device
+    with torch.autocast(images.device.type, amp, enabled=amp is not None): logits = model(images).float()
     return answers(logits, labels)
 
 def _in_order(rows:list, loader)->dict: # of one model, one a batch of this process
