@@ -255,8 +255,9 @@ def open_folder(settings:dict, name:str, # of the folder, unless an earlier run 
     "The folder to write to: a new one, or that of the run which goes on (--resume, or torchrun has started it again)."
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0 # by torchrun, after a process died
     path, file, state = _find_folder(settings, name, restarted) if rank() == 0 else (None, None, None)
-    path, file, digest = broadcast_object((path, file, _digest(file) if file and world_size() > 1 else ''))
-    if file: state = _shared_state(state, file, digest)
+    if world_size() > 1:
+        path, file, digest = broadcast_object((path, file, file and _digest(file)))
+        if file: state = _shared_state(state, file, digest)
     if rank() == 0:
         for left in path.rglob('*.unfinished'): left.unlink() # by a process that was killed while it wrote
     folder = RunFolder(path, settings, settings['eval_metric'])
@@ -275,7 +276,6 @@ def _digest(path:Path)->str: # empty if it cannot be read
 
 def _shared_state(state:dict, file:Path, digest:str)->dict: # what the first process has, read and found
     "The same state in all processes: each reads the file, or the first one sends it if any sees another file or none."
-    if world_size() == 1: return state
     if any_rank(_digest(file) != digest): return broadcast_object(state)
     return state or _read_state(file)
 
