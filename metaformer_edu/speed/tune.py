@@ -6,7 +6,6 @@
 __all__ = ['compare_kernels', 'tune']
 
 # %% ../../nbs/speed/tune.ipynb #5709b4d5
-import warnings
 from statistics import median
 import torch
 from ..core.files import Table
@@ -77,12 +76,14 @@ def tune(batch_size:int=64, # images at once, in each process
          stages=_STAGES, # (H, W, C) of the tensors
         )->dict: # what `kernel_choice` gives from now on
     """Compare and time the kernels on this GPU and use the best from now on: rank 0's, in all processes, whose group is
-    joined here. PyTorch's kernels with a warning if the comparison fails."""
-    device, choice, shapes = open_device(device), {}, [(batch_size, *stage) for stage in stages]
+    joined here. RuntimeError in all of them if the comparison fails; the choice is then left as it is."""
+    device, choice, failure = open_device(device), None, None
+    shapes = [(batch_size, *stage) for stage in stages]
     init_distributed(device)
     if rank() == 0:
         try: choice = {'star_relu': _best(compare_kernels(shapes, dtype, device))}
-        except Exception as error: # of any kind: the others wait for an answer
-            warnings.warn(f'The kernels could not be compared, so PyTorch computes: {error}')
-    use_kernels(broadcast_object(choice))
+        except Exception as error: failure = f'{type(error).__name__}: {error}' # the others wait for an answer
+    choice, failure = broadcast_object((choice, failure))
+    if failure: raise RuntimeError(f'The kernels could not be compared: {failure}')
+    use_kernels(choice)
     return kernel_choice()
