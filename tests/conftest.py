@@ -7,11 +7,10 @@ import pytest
 import torch
 
 
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):  # before xdist reads the marks
     "The tests of a file stay in one process, where they share what is made once; notebooks share nothing."
-    for item in items:
-        if item.path.name != "test_notebooks.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    if item.path.name != "test_notebooks.py":
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture

@@ -263,12 +263,15 @@ def _try_data(device, folder):
     return 'shapes are drawn, and a worker reads JPEG files'
 
 def _try_training(device, folder):
+    import torch
     from metaformer_edu.training.settings import Settings
-    from metaformer_edu.training.setup import build
+    from metaformer_edu.training.setup import build, machine_as_found
     from metaformer_edu.training.trainer import fit
     settings = Settings('digits', model='tiny_poolformerv2', img_size=16, batch_size=64, device=str(device))
-    model, loaders, optimizer, _ = build(settings)
-    loss = fit(model, loaders, optimizer, epochs=1)[0]['train_loss']
+    with machine_as_found():
+        torch.set_num_threads(settings.threads) # two would wait for each other on images as small as these
+        model, loaders, optimizer, _ = build(settings)
+        loss = fit(model, loaders, optimizer, epochs=1)[0]['train_loss']
     assert math.isfinite(loss), f'the training loss is {loss}'
     return f'an epoch on digits, with a training loss of {loss:.2f}'
 
