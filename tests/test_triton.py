@@ -59,7 +59,7 @@ def test_pytorch_computes_until_another_kernel_is_chosen_and_where_that_cannot()
     y = star_relu(x, s, b)
     use_kernels({"star_relu": "triton"})
     assert kernel_choice() == {"star_relu": "triton"}
-    assert kernels._triton(x) is None and torch.equal(star_relu(x, s, b), y)  # not on a CPU
+    assert kernels._triton("star_relu", x) is None and torch.equal(star_relu(x, s, b), y)  # not on a CPU
     kept = kernel_choice()
     use_kernels({})
     assert kernel_choice() == {"star_relu": "pytorch"}
@@ -108,7 +108,7 @@ def test_all_processes_take_the_choice_of_rank_0(tmp_path):
 from metaformer_edu.speed import tune
 from metaformer_edu.training.processes import cleanup, init_distributed, rank
 init_distributed(torch.device('cpu'))
-def compare(shapes, dtype, device):
+def compare(operation, shapes, dtype, device):
     assert rank() == 0, 'the others have a clock of their own'
     row = dict(y=0, dx=0, ds=0, db=0)
     return [dict(kernel='pytorch', ms=2, **row), dict(kernel='triton', ms=1, **row)]

@@ -178,7 +178,7 @@ def test_a_block_trains_alike(dtype, share):
 
 
 def test_tune_compares_both_and_leaves_what_was_chosen(monkeypatch):
-    rows = tune.compare_kernels([(2, 3, 4, 5), (0, 3)], torch.float16, "cpu", rounds=1)
+    rows = tune.compare_kernels("star_relu", [(2, 3, 4, 5), (0, 3)], torch.float16, "cpu", rounds=1)
     assert [r["kernel"] for r in rows] == ["pytorch", "triton"] * 2 and kernel_choice() == {"star_relu": "pytorch"}
     assert all(0 < r["ms"] and max(r["y"], r["dx"]) < 1e-3 and max(r["ds"], r["db"]) < 1e-6 for r in rows)
     assert not all(r["y"] for r in rows) and any(r["y"] for r in rows)  # of no numbers none is wrong
@@ -210,4 +210,4 @@ def test_a_failed_comparison_leaves_what_was_chosen(monkeypatch):
 
 
 def test_alone_nothing_is_broadcast():
-    assert processes.world_size() == 1 and kernels._triton(torch.randn(3)) is None
+    assert processes.world_size() == 1 and kernels._triton("star_relu", torch.randn(3)) is None

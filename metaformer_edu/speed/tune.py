@@ -6,82 +6,104 @@
 __all__ = ['compare_kernels', 'tune']
 
 # %% ../../nbs/speed/tune.ipynb #5709b4d5
+from dataclasses import dataclass
+from functools import partial
 from statistics import median
 import torch
 from ..core.files import Table
-from ..models import triton_star
-from ..models.kernels import kernel_choice, star_formula, star_relu, use_kernels
+from ..models.kernels import kernel_choice, star_formula, star_relu, usable_kernels, use_kernels
 from ..training.processes import broadcast_object, init_distributed, open_device, rank
 from .roofline import clock
 
 # %% ../../nbs/speed/tune.ipynb #5ea06621
-def _passes(x, s, b, g): # values and the three gradients
-    y = star_relu(x, s, b)
-    return y.detach(), *torch.autograd.grad(y, (x, s, b), g)
+@dataclass
+class _Operation:
+    inputs:object # called with (shape, dtype, device): what it computes on, all with gradients
+    run:object # as a model calls it
+    formula:object # the same as one would write it
+    results:tuple # the names of its values and of its gradients
+    width:int # channels of its tensors, in units of the stage's
 
-def _inputs(shape, dtype, device):
-    random = torch.Generator(device).manual_seed(0)
-    x, g = (torch.randn(shape, generator=random, device=device).to(dtype) for _ in range(2))
-    s, b = torch.tensor([0.9], device=device), torch.tensor([-0.4], device=device)
-    return x.requires_grad_(), s.requires_grad_(), b.requires_grad_(), g
+def _random(shape, dtype, device):
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(0), device=device).to(dtype)
 
-def _errors(x, s, b, g)->list: # of the values and the gradients of x, s and b, as shares
-    wide = [t.detach().double().requires_grad_() for t in (x, s, b)]
-    y = star_formula(*wide)
-    truth = (y.detach(), *torch.autograd.grad(y, wide, g.double()))
-    found = _passes(x, s, b, g)
-    size, r = g.double().abs(), wide[0].detach().relu()
-    sizes = [truth[0].norm(), truth[1].norm(), (size * r * r).sum(), size.sum()]
-    return [((f.double() - t).norm() / of.clamp(min=1e-30)).item() for f, t, of in zip(found, truth, sizes)]
+def _star_inputs(shape, dtype, device): # x, s, b
+    return _random(shape, dtype, device), torch.tensor([0.9], device=device), torch.tensor([-0.4], device=device)
+
+_OPERATIONS = {'star_relu': _Operation(_star_inputs, star_relu, star_formula, ('y', 'dx', 'ds', 'db'), 4)}
+
+def _values(f, inputs): # always a tuple
+    values = f(*inputs)
+    return values if isinstance(values, tuple) else (values,)
+
+def _given(operation, shape, dtype, device): # inputs, and the gradients of the values
+    "The gradients have no minus, so that sums do not cancel, are small, and are the same numbers in every dtype."
+    inputs = operation.inputs(shape, dtype, device)
+    values = _values(operation.run, inputs)
+    return inputs, [(1 + _random(v.shape, v.dtype, device).abs()).div(128).bfloat16().to(v.dtype) for v in values]
+
+def _passes(f, inputs, gradients)->list: # values and the gradients of all inputs
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    values = _values(f, inputs)
+    return [*(v.detach() for v in values), *torch.autograd.grad(values, inputs, gradients)]
+
+def _errors(operation, *given)->dict: # of each result, as a share
+    found = _passes(operation.run, *given)
+    truth = _passes(operation.formula, *([t.double() for t in tensors] for tensors in given))
+    shares = [((f.double() - t).norm() / t.norm().clamp(min=1e-30)).item() for f, t in zip(found, truth)]
+    return dict(zip(operation.results, shares))
 
 # %% ../../nbs/speed/tune.ipynb #cb691d4e
-_STAGES = ((56, 56, 256), (28, 28, 512), (14, 14, 1280), (7, 7, 2048)) # hidden tensors of the MLPs of an S18, an image
+_STAGES = ((56, 56, 64), (28, 28, 128), (14, 14, 320), (7, 7, 512)) # H, W and C of an S18
 
-def _with_kernel(kernel, f, *args):
-    use_kernels({'star_relu': kernel})
+def _with_kernel(name, kernel, f, *args):
+    use_kernels({name: kernel})
     return f(*args)
 
-def compare_kernels(shapes, # of tensors
+def compare_kernels(operation:str, # one that `kernel_choice` names
+                    shapes, # of tensors
                     dtype:torch.dtype=torch.bfloat16, # or float16, float32
                     device='cuda', # where they compute
                     rounds:int=15, # how often each is timed
                    )->Table: # a row a shape and kernel
-    "Milliseconds of StarReLU's two passes and how far their results are from float64; the choice is left as it is."
-    rows, before = Table(), kernel_choice()
+    "Milliseconds of its two passes and how far their results are from float64; the choice is left as it is."
+    rows, before, tried = Table(), kernel_choice(), _OPERATIONS[operation]
     try:
         for shape in shapes:
-            inputs = _inputs(shape, dtype, device)
-            kernels = ('pytorch', 'triton') if triton_star.takes(inputs[0]) else ('pytorch',)
-            errors = [_with_kernel(kernel, _errors, *inputs) for kernel in kernels]
-            runs = [lambda kernel=kernel: _with_kernel(kernel, _passes, *inputs) for kernel in kernels]
+            given = _given(tried, shape, dtype, device)
+            kernels = usable_kernels(operation, given[0][0])
+            errors = [_with_kernel(operation, kernel, _errors, tried, *given) for kernel in kernels]
+            runs = [partial(_with_kernel, operation, kernel, _passes, tried.run, *given) for kernel in kernels]
             for kernel, error, times in zip(kernels, errors, clock(*runs, rounds=rounds, device=device)):
-                rows.append(dict(kernel=kernel, shape=tuple(shape), ms=1000 * median(times),
-                                 **dict(zip(('y', 'dx', 'ds', 'db'), error))))
+                rows.append(dict(kernel=kernel, shape=tuple(shape), ms=1000 * median(times), **error))
     finally: use_kernels(before)
     return rows
 
 # %% ../../nbs/speed/tune.ipynb #127244ed
 def _is_right(row, reference)->bool:
-    return all(row[k] <= max(2 * reference[k], 1e-6) for k in ('y', 'dx', 'ds', 'db'))
+    return all(row[k] <= max(2 * reference[k], 1e-6) for k in row if k not in ('kernel', 'shape', 'ms'))
 
 def _best(rows)->str: # the kernel
-    pytorch, triton = ([r for r in rows if r['kernel'] == kernel] for kernel in ('pytorch', 'triton'))
-    right = all(_is_right(t, p) for t, p in zip(triton, pytorch))
-    quicker = sum(r['ms'] for r in triton) < sum(r['ms'] for r in pytorch)
-    return 'triton' if triton and right and quicker else 'pytorch'
+    by_kernel = {}
+    for row in rows: by_kernel.setdefault(row['kernel'], []).append(row)
+    reference = by_kernel['pytorch']
+    right = [k for k, found in by_kernel.items() if found is reference or all(map(_is_right, found, reference))]
+    return min(right, key=lambda kernel: sum(row['ms'] for row in by_kernel[kernel]))
 
 def tune(batch_size:int=64, # images at once, in each process
          dtype:torch.dtype=torch.bfloat16, # of the training
          device='cuda', # where it computes
-         stages=_STAGES, # (H, W, C) of the tensors
+         stages=_STAGES, # (H, W, C) of the model
         )->dict: # what `kernel_choice` gives from now on
     """Compare and time the kernels on this GPU and use the best from now on: rank 0's, in all processes, whose group is
     joined here. RuntimeError in all of them if the comparison fails; the choice is then left as it is."""
-    device, choice, failure = open_device(device), None, None
-    shapes = [(batch_size, *stage) for stage in stages]
+    device, choice, failure = open_device(device), {}, None
     init_distributed(device)
     if rank() == 0:
-        try: choice = {'star_relu': _best(compare_kernels(shapes, dtype, device))}
+        try:
+            for name, operation in _OPERATIONS.items():
+                shapes = [(batch_size, h, w, operation.width * c) for h, w, c in stages]
+                choice[name] = _best(compare_kernels(name, shapes, dtype, device))
         except Exception as error: failure = f'{type(error).__name__}: {error}' # the others wait for an answer
     choice, failure = broadcast_object((choice, failure))
     if failure: raise RuntimeError(f'The kernels could not be compared: {failure}')
