@@ -1,5 +1,7 @@
 """fast and export: equal answers, honest reports, and a sentence for what cannot be."""
 import copy
+import threading
+import types
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from metaformer_edu.models.mixers import Attention
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.speed import fast as module
 from metaformer_edu.speed.fast import (
-    Candidate, ExportError, Fast, ProductAttention, STEPS, as_products, compiled, distance, export, fast, halved)
+    STEPS, Candidate, ExportError, Fast, ProductAttention, as_products, compiled, distance, export, fast, halved,
+    in_tf32)
 
 EAGER = ["compiled", "folded and compiled"]
 
@@ -66,6 +69,48 @@ def test_bfloat16_moves_the_answers_and_says_so(always_quicker):
     exact = fast(model, images, tolerance=1e-4, without=EAGER)
     row = next(s for s in exact.steps if s["step"] == "bfloat16")
     assert not row["taken"] and row["why"] == "the answers move by more than 0.0001"
+
+
+class Precision(nn.Module):
+    "Answers with its input and notes how products of float32 are computed."
+    def forward(self, x):
+        self.seen = torch.get_float32_matmul_precision()
+        return x
+
+
+def test_products_are_in_tf32_only_while_the_model_runs():
+    net, x = Precision(), torch.randn(2, 3)
+    Candidate(net, torch.float32, precision="high")(x)
+    assert net.seen == "high" and torch.get_float32_matmul_precision() == "highest"
+    Candidate(net, torch.float32)(x)
+    assert net.seen == "highest"
+
+
+def test_tf32_needs_a_gpu_that_has_it(monkeypatch):
+    start, gpu = Candidate(Precision(), torch.float32), types.SimpleNamespace(is_cuda=True, device="cuda")
+    for capability in [(8, 0), (9, 0)]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        assert in_tf32(start, gpu).precision == "high"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    for example in (gpu, torch.randn(2, 3)):
+        with pytest.raises(ValueError, match="no units"):
+            in_tf32(start, example)
+    with pytest.raises(ValueError, match="bfloat16"):
+        in_tf32(Candidate(Precision(), torch.bfloat16), gpu)
+
+
+def test_a_model_with_cuda_graphs_runs_uncompiled_in_another_thread(recwarn):
+    def graph(x):
+        assert threading.get_ident() == here, "a CUDA graph belongs to the thread that recorded it"
+        return x
+
+    here, x, answers = threading.get_ident(), torch.randn(3, 2), []
+    candidate = Candidate(nn.Identity(), torch.float32, 2, compiled=graph, thread=here)
+    assert torch.equal(candidate(x), x) and not recwarn
+    other = threading.Thread(target=lambda: answers.append(candidate(x)))
+    other.start()
+    other.join()
+    assert torch.equal(answers[0], x) and "compiled in another thread" in str(recwarn[0].message)
 
 
 def test_what_is_not_quicker_is_not_taken(monkeypatch):

@@ -6,7 +6,7 @@
 __all__ = ['Fast', 'fast', 'ExportError', 'export']
 
 # %% ../../nbs/speed/fast.ipynb #a48ceb5f
-import copy, logging, tempfile, warnings
+import copy, logging, tempfile, threading, warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -40,6 +40,13 @@ def as_products(model:nn.Module)->nn.Module:
     return model
 
 # %% ../../nbs/speed/fast.ipynb #25f4afe8
+@contextmanager
+def _products(precision): # of float32, while it lasts; None: as they are
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision or before)
+    try: yield
+    finally: torch.set_float32_matmul_precision(before)
+
 @dataclass
 class Candidate:
     "A way to compute a model: the module, the dtype of its numbers, and how many images at a time (None: all)."
@@ -47,17 +54,27 @@ class Candidate:
     dtype:torch.dtype
     piece:int=None
     compiled:object=None # what torch.compile made of `net`
+    thread:int=None # the only one in which it runs: CUDA graphs belong to a thread; None: it runs in all
+    precision:str=None # 'high': products of float32 in TF32
 
     def __call__(self, x):
         "Images of any number → what the model answers, in the dtype of the images."
-        run, size = self.net if self.compiled is None else self.compiled, self.piece or max(len(x), 1)
-        with torch.inference_mode(False), torch.no_grad(): # in inference mode a compiled model would be compiled anew
+        run, size = self._module(), self.piece or max(len(x), 1)
+        inference = torch.inference_mode(False) # in inference mode a compiled model would be compiled anew
+        with _products(self.precision), inference, torch.no_grad():
             if x.is_inference(): x = x.clone()
             answers = [self._one(run, p, size) for p in x.to(self.dtype).split(size)]
             return torch.cat(answers).to(x.dtype) if len(answers) > 1 else answers[0].to(x.dtype)
 
+    def _module(self):
+        if self.compiled is None: return self.net
+        if self.thread in (None, threading.get_ident()): return self.compiled
+        warnings.warn('This model was compiled in another thread, and runs without the compiler here: '
+                      'call fast in the thread that will use it.')
+        return self.net
+
     def _one(self, run, x, size):
-        missing = 0 if self.compiled is None else size - len(x)
+        missing = 0 if run is self.net else size - len(x)
         if not missing: return run(x).clone() if x.is_cuda else run(x) # a CUDA graph writes over its last answer
         return run(torch.cat([x, x.new_zeros(missing, *x.shape[1:])]))[:len(x)].clone()
 
@@ -81,12 +98,20 @@ def compiled(candidate:Candidate, example)->Candidate:
     device = example.device.type
     net = torch.compile(candidate.net, dynamic=False, mode='reduce-overhead' if device == 'cuda' else None)
     try:
-        with _compiler(device): net(example[:piece].to(candidate.dtype))
+        with _compiler(device), _products(candidate.precision): net(example[:piece].to(candidate.dtype))
     except Exception as error: # the compiler's own kinds of errors differ from version to version
         raise ValueError(f'it cannot be compiled here: {_first_line(error)}') from None
-    return replace(candidate, piece=piece, compiled=net)
+    thread = threading.get_ident() if device == 'cuda' else None
+    return replace(candidate, piece=piece, compiled=net, thread=thread)
 
 # %% ../../nbs/speed/fast.ipynb #83d08be4
+def in_tf32(candidate:Candidate, example)->Candidate:
+    "Products of float32 in TF32, which has the digits of float16: a GPU's units for it are several times faster."
+    if candidate.dtype != torch.float32: raise ValueError(f'it computes in {str(candidate.dtype)[6:]}')
+    if not example.is_cuda or torch.cuda.get_device_capability(example.device) < (8, 0):
+        raise ValueError('the device has no units for it')
+    return replace(candidate, precision='high')
+
 def in_bfloat16(candidate:Candidate, example)->Candidate:
     "Weights and images in bfloat16."
     if candidate.dtype != torch.float32: raise ValueError(f'it computes in {str(candidate.dtype)[6:]}')
@@ -117,7 +142,7 @@ def folded_and_compiled(candidate:Candidate, example)->Candidate:
     return compiled(folded(replace(candidate, compiled=None), example), example)
 
 # %% ../../nbs/speed/fast.ipynb #2d4901dc
-STEPS = {'folded': folded, 'bfloat16': in_bfloat16,
+STEPS = {'folded': folded, 'TF32': in_tf32, 'bfloat16': in_bfloat16,
          'attention as products': lambda c, example: replace(c, net=as_products(c.net)),
          'channels last': lambda c, example: replace(c, net=copy.deepcopy(c.net).to(memory_format=torch.channels_last)),
          'half the batch at a time': halved, 'a quarter at a time': halved,
