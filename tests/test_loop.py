@@ -1,18 +1,23 @@
 """The loop: an update by hand, sums, averages, limits, numbers that are none, schedules, and going on from any
 update."""
 import copy
+import itertools
 import math
 import sys
+from contextlib import nullcontext
+from fnmatch import fnmatch
+from functools import partial
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from timm.layers import DropPath
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -27,9 +32,10 @@ from metaformer_edu.training.callbacks import (
     AverageWeights, BadSteps, Callback, ClipGradients, EarlyStopping, MixUp, ProgressBar, Recorder, ScheduleLR, Timer,
     TensorBoard, TrainingStopped)
 from metaformer_edu.training.evaluate import evaluate
+from metaformer_edu.training.optimizers import Lamb
 from metaformer_edu.training.processes import EvalSampler, TrainSampler
 from metaformer_edu.training.setup import machine_as_found
-from metaformer_edu.training.trainer import Trainer, draw_curves, find_lr, fit, make_schedule
+from metaformer_edu.training.trainer import Trainer, draw_curves, find_lr, fit, make_optimizer, make_schedule
 
 OLD = Path(__file__).parent / "reference/state-0.1.0.pt"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,6 +90,7 @@ OPTIMIZERS = {
     "fused adamw": lambda m: create_optimizer_v2(m, "adamw", lr=0.01, weight_decay=0.1, fused=True),
     "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9),
     "lamb": lambda m: create_optimizer_v2(m, "lamb", lr=0.01, weight_decay=0.1),
+    "our lamb": lambda m: Lamb(create_optimizer_v2(m, "lamb", lr=0.01, weight_decay=0.1).param_groups, 0.01),
 }
 each_optimizer = pytest.mark.parametrize("opt", OPTIMIZERS)
 
@@ -526,6 +533,165 @@ def test_a_compiled_run_is_the_same_run(few, backend):
 def test_forgetting_inside_stages_changes_nothing(few):
     model, _ = real(few, lambda m: m.set_grad_checkpointing(True))
     assert close(model, real(few)[0], 1e-6)
+
+
+# --- no question to the device ---
+
+ASK_IN_THEIR_STEP = ["*adamp", "*sgdp", "kron*", "novograd*"]  # of timm's optimizers; the scaler asks for most others
+NOT_HERE = ["bnb*", "fused*", "adahessian"]  # from packages for CUDA; of second order, which draws random numbers
+
+
+def matches(name, patterns):
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def asked(function):
+    "Whether it asks tensors on the device 'meta', which have no numbers, for one."
+    try:
+        function()
+    except RuntimeError as error:
+        assert "cannot be called on meta tensors" in str(error)
+        return True
+    return False
+
+
+def two_steps(make, step=lambda optimizer: optimizer.step()):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 5)).to("meta")
+    optimizer = make(model)
+    for _ in range(2):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        step(optimizer)
+
+
+def scaled_step(optimizer):
+    "As in an update of the trainer."
+    scaler = torch.amp.GradScaler("meta", init_scale=1.)
+    scaler.scale(torch.zeros((), device="meta"))
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update(1.)
+
+
+@pytest.fixture
+def fused_on_meta(monkeypatch):
+    "The kernel of fused Adam accepts the device; only a check before it does not."
+    monkeypatch.setattr(sys.modules[torch.optim.Adam.__module__], "_device_dtype_check_for_fused", lambda p: None)
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+def test_which_optimizers_ask_the_device_in_their_step():
+    names = [name for name in list_optimizers() if not matches(name, NOT_HERE)]
+    with torch.compiler.set_stance("force_eager"):  # Kron would compile
+        ask = [name for name in names if asked(lambda: two_steps(lambda model: make_optimizer(model, name)))]
+    assert ask == [name for name in names if matches(name, ASK_IN_THEIR_STEP)] and len(names) > 80
+
+
+def test_with_the_scaler_only_ours_and_fused_ones_do_not_ask(fused_on_meta):
+    made = {name: partial(make_optimizer, name=name) for name in ("lamb", "lambc", "sgd")}
+    fused = {name: partial(create_optimizer_v2, opt=name, fused=True) for name in ("adam", "adamw")}
+    ask = [name for name, make in (made | fused).items() if asked(lambda: two_steps(make, scaled_step))]
+    assert ask == ["lambc", "sgd"]
+
+
+def on_meta(opt, **kwargs):
+    "A trainer with all that happens in an update, where nothing has a number."
+    model = create_model("tiny_caformer", img_size=32, num_classes=4)
+    average = ModelEmaV3(model, 0.9)
+    average.module.to("meta")
+    optimizer = OPTIMIZERS[opt](model.to("meta"))
+    run = Trainer(model, shards(accum=2), optimizer, make_schedule(optimizer, 3, 3, 1), 3, accum=2, mixup=blend(),
+                  clip_grad=1., ema=average, progress=False, **kwargs)
+    run.scaler = torch.amp.GradScaler("meta", init_scale=1.)
+    return run
+
+
+@pytest.mark.parametrize("opt, amp", [("fused adamw", None), ("our lamb", torch.float16), ("lamb", None)])
+def test_an_update_asks_the_device_for_nothing(opt, amp, fused_on_meta, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # which does not know the device
+    run = on_meta(opt, amp=amp)
+    batches = iter([(torch.zeros(4, 3, 32, 32), torch.arange(4))] * 4)
+
+    def updates():
+        for _ in range(2):
+            run.call("before_update")
+            run.update(itertools.islice(batches, 2))
+            run.step += 1
+            run.call("after_update")
+    assert asked(updates) == (opt == "lamb")
+    if opt != "lamb":  # the count of bad updates is read at an interval, and only then
+        run.step = run.log_interval
+        assert asked(lambda: run.call("after_update"))
+
+
+# --- LAMB that leaves a bad update out by itself ---
+
+def matrix_and_vectors():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+
+
+def lamb_run(kinds, bad=(), scale=1., unscale=True, state=None, frozen=False):
+    "An update with each of these optimizers in turn, which hand on the state; some updates are bad."
+    model, noise = matrix_and_vectors(), torch.Generator().manual_seed(1)
+    model[0].requires_grad_(not frozen)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    made = {kind: OPTIMIZERS[kind](model) for kind in dict.fromkeys(kinds)}
+    for n, kind in enumerate(kinds):
+        if n and kinds[n - 1] != kind:
+            made[kind].load_state_dict(copy.deepcopy(made[kinds[n - 1]].state_dict()))
+        optimizer, scaler = made[kind], torch.amp.GradScaler("cpu", init_scale=scale)
+        for p in weights:
+            p.grad = scale * torch.randn(p.shape, generator=noise)
+        if n in bad:
+            weights[-1].grad[0] = math.nan if n % 2 else math.inf
+        scaler.scale(torch.zeros(()))
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        optimizer.zero_grad()
+    return model.state_dict(), optimizer.state_dict()
+
+
+@pytest.mark.parametrize("bad", [[], [3], [0, 1, 5], [6, 7]], ids=str)
+@pytest.mark.parametrize("options", [{}, dict(frozen=True), dict(scale=1024.), dict(scale=1024., unscale=False)],
+                         ids=str)
+def test_lamb_is_timms_to_the_last_bit(bad, options):
+    timms, ours = (lamb_run([kind] * 8, bad, **options) for kind in ("lamb", "our lamb"))
+    assert same(ours, timms) and not same(ours[0], matrix_and_vectors().state_dict())
+    assert [group["step"].item() for group in ours[1]["param_groups"]] == [8 - len(bad)] * 2
+
+
+def test_lamb_goes_on_from_timms_state_and_back():
+    turns = ["lamb"] * 3 + ["our lamb"] * 3 + ["lamb"] * 2
+    assert same(lamb_run(turns, [2, 4]), lamb_run(["lamb"] * 8, [2, 4]))
+
+
+def test_lamb_moves_a_weight_of_zeros():
+    "Its trust ratio is 1, as where there is no gradient."
+    found = {}
+    for kind in ("lamb", "our lamb"):
+        model = matrix_and_vectors()
+        nn.init.zeros_(model[0].weight)
+        optimizer = OPTIMIZERS[kind](model)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        model[2].weight.grad.zero_()
+        optimizer.step()
+        found[kind] = model.state_dict()
+    assert same(found["our lamb"], found["lamb"]) and found["lamb"]["0.weight"].abs().min() > 0
+
+
+def test_make_optimizer_takes_what_asks_a_gpu_nothing(monkeypatch):
+    settings = dict(lr=0.02, weight_decay=0.3, eps=1e-5, betas=(0.8, 0.9))
+    here, there = make_optimizer(net(), "lamb", **settings), make_optimizer(net().to("meta"), "LAMB", **settings)
+    assert type(here) is timm.optim.Lamb and type(there) is Lamb  # on a CPU no bit changes
+    plain = [{key: value for key, value in group.items() if key != "params"} for group in here.param_groups]
+    assert same(plain, [{key: group[key] for key in plain[0]} for group in there.param_groups])
+    assert make_optimizer(net(), "adamw").defaults["fused"] and "fused" not in make_optimizer(net(), "lion").defaults
+    monkeypatch.setattr("metaformer_edu.training.trainer.create_optimizer_v2", lambda *args, **kwargs: kwargs)
+    gpu = types.SimpleNamespace(parameters=lambda: iter([types.SimpleNamespace(device=torch.device("cuda:1"))]))
+    assert make_optimizer(gpu, "AdamW")["fused"] and "fused" not in make_optimizer(gpu, "sgd")
 
 
 # --- going on ---

@@ -25,6 +25,7 @@ from ..models.kernels import keep_memory, kernel_choice, use_kernels
 from ..data.transforms import seeded_rng
 from .processes import all_gather_objects, any_rank, no_sync, rank, world_size, wrap_ddp
 from .evaluate import _evaluate_each, to_device
+from .optimizers import Lamb
 from .callbacks import (
     AverageWeights, BadSteps, ClipGradients, MixUp, ProgressBar, Recorder, ScheduleLR, Timer)
 
@@ -36,11 +37,13 @@ def make_optimizer(model:nn.Module, name:str='adamw', # one of timm's
                    momentum:float=0.9, # of those that have one
                    eps:float=None, betas=None, # None: the optimizer's own
                   ):
-    "timm's optimizer of that name over the model's parameters, in one kernel where that can be had."
-    device = next(model.parameters()).device
-    options = dict(eps=eps, betas=betas, fused=name.lower() in _FUSED and device.type in ('cpu', 'cuda') or None)
-    return create_optimizer_v2(model, name, lr=lr, weight_decay=weight_decay, momentum=momentum,
-                               **{key: value for key, value in options.items() if value is not None})
+    "timm's optimizer of that name over the model's parameters; Adam, AdamW and LAMB in a form that asks a GPU nothing."
+    kind = next(model.parameters()).device.type
+    fused = name.lower() in _FUSED and kind in ('cpu', 'cuda') or None
+    options = {key: value for key, value in dict(eps=eps, betas=betas, fused=fused).items() if value is not None}
+    optimizer = create_optimizer_v2(model, name, lr=lr, weight_decay=weight_decay, momentum=momentum, **options)
+    own = name.lower() == 'lamb' and kind in ('cuda', 'meta') # 'meta' shows what a GPU would be asked
+    return Lamb(optimizer.param_groups, lr) if own else optimizer
 
 # %% ../../nbs/training/trainer.ipynb #df04c56d
 def make_schedule(optimizer, epochs:int, # of rising and falling rate
