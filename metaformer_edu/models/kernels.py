@@ -110,8 +110,9 @@ def _ordinary(*tensors): # tensors with memory, of whose operations no graph is 
 
 # %% ../../nbs/models/kernels.ipynb #83d4bbdf
 _KERNELS = { # operation → what can compute it on a GPU, first what does by itself
-    'star_relu': ('pytorch', 'triton')}
-_TRITON = {'star_relu': 'triton_star'} # operation → the module of its Triton kernels
+    'star_relu': ('pytorch', 'triton'),
+    'depthwise': ('pytorch', 'channels_first', 'triton')}
+_TRITON = {'star_relu': 'triton_star', 'depthwise': 'triton_depthwise'} # operation → the module of its Triton kernels
 _choice = {}
 
 def kernel_choice()->dict: # operation → kernel
@@ -180,23 +181,50 @@ def _layer(y, weight, bias:Optional[Tensor], padding:Optional[List[int]]): # (B,
     if padding is None: return _linear(y, weight, bias)
     return F.conv2d(y.permute(0, 3, 1, 2), weight, bias, padding=padding, groups=len(weight)).permute(0, 2, 3, 1)
 
+def _convolution_grads(g, y, weight, padding, needs): # g and y (B, C, H, W), stride 1
+    groups = y.shape[1] // weight.shape[1]
+    return torch.ops.aten.convolution_backward(g, y, weight, [len(weight)] if needs[2] else None, [1, 1], padding,
+                                               [1, 1], False, [0, 0], groups, needs)
+
 def _layer_grads(g, y, weight, padding, needs): # of y, weight and bias, those that are needed
     if padding is None and not _as_convolution(g, weight):
         rows = g.reshape(-1, len(weight))
         dw = rows.T @ y.reshape(len(rows), y.shape[-1]) if needs[1] else None
         return g @ weight if needs[0] else None, dw, rows.sum(0) if needs[2] else None
-    kernel, groups = (weight[:, :, None, None], 1) if padding is None else (weight, len(weight))
-    dy, dw, dbias = torch.ops.aten.convolution_backward(
-        g.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2), kernel, [len(weight)] if needs[2] else None,
-        [1, 1], padding or [0, 0], [1, 1], False, [0, 0], groups, needs)
+    if padding is not None and not torch.is_grad_enabled(): # else a second derivative is wanted
+        if kernels := _depthwise_kernels(g, weight, padding): return kernels.depthwise_backward(g, y, weight, needs)
+        if _choice.get('depthwise') == 'channels_first': return _channels_first_grads(g, y, weight, padding, needs)
+    kernel = weight[:, :, None, None] if padding is None else weight
+    dy, dw, dbias = _convolution_grads(g.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2), kernel, padding or [0, 0], needs)
     if dy is not None: dy = dy.permute(0, 2, 3, 1)
     if dw is not None: dw = dw.reshape(-1).view(weight.shape) # with its strides, which DistributedDataParallel wants
     return dy, dw, dbias
 
+# %% ../../nbs/models/kernels.ipynb #b4abfcc0
+def _depthwise_kernels(y, weight, padding): # the module of Triton kernels, if they compute this layer
+    side = weight.shape[-1]
+    fits = side % 2 == 1 and weight.shape[-2] == side and list(padding) == [side // 2] * 2
+    return _triton('depthwise', y) if fits else None
+
+def _layer_values(y, weight, bias, padding): # of `_layer`, outside of any graph
+    kernels = None if padding is None else _depthwise_kernels(y, weight, padding)
+    if not kernels: return _layer(y, weight, bias, padding)
+    device, dtype = y.device.type, y.dtype
+    if torch.is_autocast_enabled(device): dtype = torch.get_autocast_dtype(device) # as autocast does for convolutions
+    return kernels.depthwise_forward(y.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+def _channels_first_grads(g, y, weight, padding, needs): # of a depthwise layer, as `_layer_grads`
+    dy = dw = dbias = None
+    g, y = g.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
+    if needs[0] or needs[2]: dy, _, dbias = _convolution_grads(g, y, weight, padding, (needs[0], False, needs[2]))
+    if needs[1]: dw = _convolution_grads(g.contiguous(), y.contiguous(), weight, padding, (False, True, False))[1]
+    if dw is not None: dw = dw.reshape(-1).view(weight.shape) # with its strides, as above
+    return None if dy is None else dy.permute(0, 2, 3, 1), dw, dbias
+
 # %% ../../nbs/models/kernels.ipynb #f4fa3a98
 class _StarLayer(torch.autograd.Function):
     @staticmethod
-    def forward(x, s, b, weight, bias, padding): return _layer(_star(x, s, b), weight, bias, padding)
+    def forward(x, s, b, weight, bias, padding): return _layer_values(_star(x, s, b), weight, bias, padding)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
