@@ -110,8 +110,8 @@ def _ordinary(*tensors): # tensors with memory, of whose operations no graph is 
 
 # %% ../../nbs/models/kernels.ipynb #83d4bbdf
 _KERNELS = { # operation → what can compute it on a GPU, first what does by itself
-    'star_relu': ('pytorch', 'triton')}
-_TRITON = {'star_relu': 'triton_star'} # operation → the module of its Triton kernels
+    'star_relu': ('pytorch', 'triton'), 'norm': ('pytorch', 'triton')}
+_TRITON = {'star_relu': 'triton_star', 'norm': 'triton_norm'} # operation → the module of its Triton kernels
 _choice = {}
 
 def kernel_choice()->dict: # operation → kernel
