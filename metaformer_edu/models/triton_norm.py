@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['takes', 'norm_forward', 'norm_backward', 'residual_norm']
 
-# %% ../../nbs/models/triton_norm.ipynb #a63c398a
+# %% ../../nbs/models/triton_norm.ipynb #69d51644
 import re, subprocess, tempfile
 from functools import reduce
 from pathlib import Path
@@ -21,13 +21,13 @@ try:
 except ImportError: # then PyTorch's kernels compute
     triton, tl = None, SimpleNamespace(constexpr=int)
 
-# %% ../../nbs/models/triton_norm.ipynb #0fd12332
+# %% ../../nbs/models/triton_norm.ipynb #56ad0dec
 def norm_formula(x, y, r, s, w, eps:float):
     "The residual z = r · x + s · y and its norm over C; r and s may be None. The twin of `residual_norm`."
     z = (x if r is None else x * r) + (y if s is None else y * s)
     return z, F.layer_norm(z, w.shape, w, None, eps)
 
-# %% ../../nbs/models/triton_norm.ipynb #19b0febf
+# %% ../../nbs/models/triton_norm.ipynb #bd8fce5e
 _jit = (lambda f: f) if triton is None else triton.jit
 
 @_jit
@@ -54,7 +54,7 @@ def _norm_forward(x_ptr, y_ptr, r_ptr, s_ptr, w_ptr, z_ptr, n_ptr, rows, eps, # 
     h, _ = _normalised(z.to(tl.float32), inside, eps, C)
     tl.store(n_ptr + i, (h * _wide(w_ptr, c, c < C)).to(n_ptr.dtype.element_ty), mask=inside)
 
-# %% ../../nbs/models/triton_norm.ipynb #aeb4fa05
+# %% ../../nbs/models/triton_norm.ipynb #fb1d6863
 @_jit
 def _norm_backward(dz_ptr, dn_ptr, z_ptr, x_ptr, y_ptr, r_ptr, s_ptr, w_ptr, # inputs: x_ptr … s_ptr may be None
                    dx_ptr, dy_ptr, dr_ptr, ds_ptr, dw_ptr, # None: not wanted
@@ -86,7 +86,7 @@ def _norm_backward(dz_ptr, dn_ptr, z_ptr, x_ptr, y_ptr, r_ptr, s_ptr, w_ptr, # i
     if ds_ptr is not None: tl.store(ds_ptr + mine, tl.sum(ds, 0)[None, :], mask=c < C)
     if dw_ptr is not None: tl.store(dw_ptr + mine, tl.sum(dw, 0)[None, :], mask=c < C)
 
-# %% ../../nbs/models/triton_norm.ipynb #b57e234d
+# %% ../../nbs/models/triton_norm.ipynb #ebb897de
 _TILE, _WARPS, _PROGRAMS, _WIDEST = 1024, 4, 512, 1024 # numbers in a tile; groups of 32 threads; at most; largest C
 
 def takes(x)->bool: # (…, C)
@@ -135,7 +135,7 @@ def norm_backward(dz:Tensor, dn:Tensor, z:Tensor, # (…, C): the gradients of b
     totals = (None if part is None else part.sum(0).to(t.dtype) for part, t in zip(sums, (r, s, w)))
     return dx, dx if one else dy, *totals
 
-# %% ../../nbs/models/triton_norm.ipynb #712e3189
+# %% ../../nbs/models/triton_norm.ipynb #b619c87d
 def _rows_normalised(z, eps): # over C, and 1 / σ, in float32 at least
     wide = z.to(torch.promote_types(z.dtype, torch.float32))
     var, mean = torch.var_mean(wide, -1, correction=0, keepdim=True)
@@ -184,7 +184,7 @@ class _ResidualNorm(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, *args): return torch.func.vmap(norm_formula, in_dims[:6])(*args[:6]), (0, 0)
 
-# %% ../../nbs/models/triton_norm.ipynb #019dd536
+# %% ../../nbs/models/triton_norm.ipynb #a79a98a6
 def _dtypes(device, *summed)->tuple: # of z and n, as the twin gives them
     z = reduce(torch.promote_types, [t.dtype for t in summed])
     return z, torch.float32 if device.type == 'cuda' and torch.is_autocast_enabled('cuda') else z
@@ -200,7 +200,7 @@ def residual_norm(x:Tensor, y:Tensor, # (…, C)
     if not ours or x.shape != y.shape or not all(takes(t) for t in tensors): return norm_formula(x, y, r, s, w, eps)
     return _ResidualNorm.apply(x, y, r, s, w, eps, _dtypes(x.device, *tensors[:-1]))
 
-# %% ../../nbs/models/triton_norm.ipynb #7573b6b9
+# %% ../../nbs/models/triton_norm.ipynb #091f82c1
 def _signatures(C, x, y, scaled)->dict: # kernel → what it is given: pointers' types, numbers' types, and constants
     x, y, wide = f'*{x}', f'*{y}', '*fp32'
     common = dict(r_ptr=wide if scaled else None, s_ptr=None, w_ptr=wide)
