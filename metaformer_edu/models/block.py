@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from timm.layers import DropPath
-from .kernels import _ordinary, _triton, use_fused_star
+from .kernels import _choice, _ordinary, _triton, use_fused_star
 from .layers import _is_exactly, LayerNormWithoutBias, Mlp, Scale
 from .mixers import Identity
 
@@ -43,7 +43,8 @@ class MetaFormerBlock(nn.Module):
 
 # %% ../../nbs/models/block.ipynb #5f2d7c10
 def _norm_kernels(block, x): # what may compute the first residual and the norm behind it as one, or None
-    if not use_fused_star() or nn.modules.module._has_any_global_hook() or not _ordinary(x): return None
+    if not use_fused_star() or _choice.get('norm') != 'triton': return None # nearly always, so first
+    if nn.modules.module._has_any_global_hook() or not _ordinary(x): return None
     scales = (block.res_scale1, block.layer_scale1)
     ours = _is_exactly(block.norm2, LayerNormWithoutBias) and all(_is_exactly(s, Scale, nn.Identity) for s in scales)
     return _triton('norm', x) if ours else None
