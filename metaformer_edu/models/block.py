@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from timm.layers import DropPath
-from .layers import LayerNormWithoutBias, Mlp, Scale
+from .kernels import _choice, _ordinary, _triton, use_fused_star
+from .layers import _is_exactly, LayerNormWithoutBias, Mlp, Scale
 from .mixers import Identity
 
 # %% ../../nbs/models/block.ipynb #9d1693a5
@@ -34,8 +35,25 @@ class MetaFormerBlock(nn.Module):
         self.layer_scale2, self.res_scale2 = scale(layer_scale_init_value), scale(res_scale_init_value)
 
     def forward(self, x):
+        if not torch.jit.is_scripting():
+            kernels = _norm_kernels(self, x)
+            if kernels is not None: return _joined(self, x, kernels)
         x = self.res_scale1(x) + self.layer_scale1(self.drop_path1(self.token_mixer(self.norm1(x))))
         return self.res_scale2(x) + self.layer_scale2(self.drop_path2(self.mlp(self.norm2(x))))
+
+# %% ../../nbs/models/block.ipynb #5f2d7c10
+def _norm_kernels(block, x): # what may compute the first residual and the norm behind it as one, or None
+    if not use_fused_star() or _choice.get('norm') != 'triton': return None # nearly always, so first
+    if nn.modules.module._has_any_global_hook() or not _ordinary(x): return None
+    scales = (block.res_scale1, block.layer_scale1)
+    ours = _is_exactly(block.norm2, LayerNormWithoutBias) and all(_is_exactly(s, Scale, nn.Identity) for s in scales)
+    return _triton('norm', x) if ours else None
+
+def _joined(block, x, kernels):
+    r, s = (getattr(part, 'scale', None) for part in (block.res_scale1, block.layer_scale1))
+    y = block.drop_path1(block.token_mixer(block.norm1(x)))
+    x, normed = kernels.residual_norm(x, y, block.norm2.weight, block.norm2.eps, r, s)
+    return block.res_scale2(x) + block.layer_scale2(block.drop_path2(block.mlp(normed)))
 
 # %% ../../nbs/models/block.ipynb #c9d39837
 class Downsampling(nn.Module):

@@ -111,8 +111,10 @@ def _ordinary(*tensors): # tensors with memory, of whose operations no graph is 
 # %% ../../nbs/models/kernels.ipynb #83d4bbdf
 _KERNELS = { # operation → what can compute it on a GPU, first what does by itself
     'star_relu': ('pytorch', 'triton'),
-    'depthwise': ('pytorch', 'channels_first', 'triton')}
-_TRITON = {'star_relu': 'triton_star', 'depthwise': 'triton_depthwise'} # operation → the module of its Triton kernels
+    'depthwise': ('pytorch', 'channels_first', 'triton'),
+    'norm': ('pytorch', 'triton')}
+_TRITON = { # operation → the module of its Triton kernels
+    'star_relu': 'triton_star', 'depthwise': 'triton_depthwise', 'norm': 'triton_norm'}
 _choice = {}
 
 def kernel_choice()->dict: # operation → kernel
