@@ -16,7 +16,7 @@ from metaformer_edu.commands.checkup import CHECKS, Skipped, finding, try_part
 from metaformer_edu.commands.doctor import _run_process, main, parse
 from metaformer_edu.commands.gpu_proof import STEPS, prove
 from metaformer_edu.core.files import kept_file
-from metaformer_edu.models.kernels import star_formula, star_relu
+from metaformer_edu.models.kernels import kernel_choice, star_formula, star_relu
 from metaformer_edu.speed import gpu_report
 from metaformer_edu.speed.gpu_report import draw_report, kept_reports, report_page
 
@@ -434,13 +434,13 @@ def test_triton_kernels_take_part(monkeypatch):
     found = list(prove("kernels", CPU, True))
     assert len(found) == 24 and {f["state"] for f in found} == {"works"} and "Triton" not in found[0]["what"]
     assert all("with Triton" in f["what"] for f in found[12:])
-    assert chosen == [{}] * 4 + [{"star_relu": "triton"}] * 4 + [{}]
+    assert chosen == [{}] * 4 + [dict.fromkeys(kernel_choice(), "triton")] * 4 + [{}]
 
 
 def test_kernels_of_every_machine():
     found = list(prove("kernels", CPU, True))
     assert not [f for f in found if f["state"] == "broken"]
-    assert len(found) == 37 and found[0] == dict(found[0], what="Triton", state="skipped")
+    assert len(found) == 49 and found[0] == dict(found[0], what="Triton", state="skipped")
 
 
 @pytest.mark.parametrize("opt, waits, state", [("adamw", 0, "works"), ("adamw", 2, "broken"), ("lamb", 2, "noted")])

@@ -14,7 +14,8 @@ from .checkup import attempt, finding, verdict, _version_of
 from ..core.basics import seed_everything
 from ..models import triton_star
 from ..models.kernels import (
-    _layer, star_depthwise, star_formula, star_linear, star_relu, use_kernels)
+    _layer, kernel_choice, star_depthwise, star_formula, star_linear, star_relu, use_kernels)
+from ..models.triton_norm import norm_formula, residual_norm
 from ..models.registry import FAMILIES, create_model
 from ..speed.fast import distance
 from ..training.callbacks import Callback, Interrupted
@@ -108,15 +109,22 @@ def _star_depthwise(x, s, b, weight): return star_depthwise(x, s, b, weight, Non
 
 def _twin_depthwise(x, s, b, weight): return _layer(star_formula(x, s, b), weight, None, [3, 3])
 
+def _norm_inputs(*shape): return torch.randn(shape), torch.randn(shape), *torch.rand(2, shape[-1])
+
+def _norm(x, y, r, w): return torch.cat(residual_norm(x, y, w, 1e-6, r))
+
+def _twin_norm(x, y, r, w): return torch.cat(norm_formula(x, y, r, None, w, 1e-6))
+
 _KERNELS = [('star_relu', star_relu, star_formula, _star_inputs),
             ('star_linear', star_linear, _twin_linear, _linear_inputs),
-            ('star_depthwise', _star_depthwise, _twin_depthwise, _depthwise_inputs)]
+            ('star_depthwise', _star_depthwise, _twin_depthwise, _depthwise_inputs),
+            ('residual_norm', _norm, _twin_norm, _norm_inputs)]
 
 def _choices(device)->dict: # words for a name → what `use_kernels` takes
     "PyTorch's kernels inside the fused operations, and Triton's where they can compute."
-    found = {'': {}}
-    if triton_star.takes(torch.empty(0, device=device)): found[' with Triton'] = {'star_relu': 'triton'}
-    return found
+    pytorch, triton = {}, dict.fromkeys(kernel_choice(), 'triton')
+    able = triton_star.takes(torch.empty(0, device=device))
+    return {'': pytorch, ' with Triton': triton} if able else {'': pytorch}
 
 # %% ../../nbs/commands/gpu_checks.ipynb #2ad8664e
 def _with_gradients(f, inputs, g)->list: # output and gradients, on the CPU

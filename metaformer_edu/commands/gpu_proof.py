@@ -100,7 +100,7 @@ def _check_stages(device, small:bool):
     for words, (name, kernel, twin, inputs) in itertools.product(choices, _KERNELS):
         use_kernels(choices[words])
         for stage, (height, width, channels) in enumerate(shapes, 1):
-            wide = channels * (2 if 'depthwise' in name else 4)
+            wide = channels * {'star_depthwise': 2, 'residual_norm': 1}.get(name, 4)
             tensors = [t.to(device, dtype).requires_grad_() for t in inputs(batch, height, width, wide)]
             what = f'{name}{words}, stage {stage}'
             yield attempt(what, _time_kernel, what, kernel, twin, tensors, device)

@@ -9,9 +9,11 @@ __all__ = ['compare_kernels', 'tune']
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-import torch
+import torch, torch.nn.functional as F
 from ..core.files import Table
-from ..models.kernels import kernel_choice, star_formula, star_relu, usable_kernels, use_kernels
+from ..models.kernels import (
+    kernel_choice, star_depthwise, star_formula, star_relu, usable_kernels, use_kernels)
+from ..models.triton_norm import norm_formula, residual_norm
 from ..training.processes import broadcast_object, init_distributed, open_device, rank
 from .roofline import clock
 
@@ -24,13 +26,35 @@ class _Operation:
     results:tuple # the names of its values and of its gradients
     width:int # channels of its tensors, in units of the stage's
 
-def _random(shape, dtype, device):
-    return torch.randn(shape, generator=torch.Generator(device).manual_seed(0), device=device).to(dtype)
+def _random(shape, dtype, device, seed=0):
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device).to(dtype)
 
 def _star_inputs(shape, dtype, device): # x, s, b
     return _random(shape, dtype, device), torch.tensor([0.9], device=device), torch.tensor([-0.4], device=device)
 
-_OPERATIONS = {'star_relu': _Operation(_star_inputs, star_relu, star_formula, ('y', 'dx', 'ds', 'db'), 4)}
+_STAR = _Operation(_star_inputs, star_relu, star_formula, ('y', 'dx', 'ds', 'db'), 4)
+
+def _depthwise_inputs(shape, dtype, device): # and the weight
+    return *_star_inputs(shape, dtype, device), _random((shape[-1], 1, 7, 7), dtype, device, seed=1) / 7
+
+def _depthwise(x, s, b, weight): return star_depthwise(x, s, b, weight, None, [3, 3])
+
+def _depthwise_formula(x, s, b, weight):
+    y = star_formula(x, s, b).permute(0, 3, 1, 2)
+    return F.conv2d(y, weight, padding=3, groups=len(weight)).permute(0, 2, 3, 1)
+
+def _norm_inputs(shape, dtype, device): # x, y, r, w: in mixed precision the residual and the weights are float32
+    numbers = [_random(size, torch.float32, device, seed) for seed, size in enumerate((shape, shape, shape[-1:]), 1)]
+    return numbers[0], numbers[1].to(dtype), 1 + 0.1 * numbers[2], 1 - 0.1 * numbers[2]
+
+def _norm(x, y, r, w): return residual_norm(x, y, w, 1e-6, r)
+
+def _norm_twin(x, y, r, w): return norm_formula(x, y, r, None, w, 1e-6)
+
+_OPERATIONS = {
+    'star_relu': _STAR,
+    'depthwise': _Operation(_depthwise_inputs, _depthwise, _depthwise_formula, ('y', 'dx', 'ds', 'db', 'dw'), 2),
+    'norm': _Operation(_norm_inputs, _norm, _norm_twin, ('z', 'n', 'dx', 'dy', 'dr', 'dw'), 1)}
 
 def _values(f, inputs): # always a tuple
     values = f(*inputs)

@@ -248,7 +248,7 @@ def state(self:Trainer)->dict: # all processes must ask, since each has its own 
                  scaler=self.scaler.state_dict(), state_dict=self.model.state_dict(),
                  optimizer=self.optimizer.state_dict(), kind=type(self.optimizer).__name__)
     if self.stop: state['stop'] = True
-    if 'triton' in (kernels := kernel_choice()).values(): state['kernels'] = kernels
+    if {*(kernels := kernel_choice()).values()} != {'pytorch'}: state['kernels'] = kernels
     for callback in self.callbacks:
         if callback.top_level: state.update(callback.state_dict())
     others = {name: kept for name, callback in self._named() if (kept := callback.state_dict())}
