@@ -14,13 +14,9 @@ def run(settings, # as from `parse`, or anything with these attributes
        ): # a `Run`: folder, log, model, predictions, trainer
     "Train as `metaformer-train` does, in a notebook or anywhere; the machine is then as before."
     from metaformer_edu.training.setup import machine_as_found
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with machine_as_found():
-            job = _open(settings, callbacks)
-            job.fit()
-    finally: # the command leaves it ignored
-        if signal.getsignal(signal.SIGTERM) is not before: signal.signal(signal.SIGTERM, before)
+    with machine_as_found():
+        job = _open(settings, callbacks)
+        job.fit()
     return job
 
 def _open(settings, callbacks=(), command=('metaformer-train',)): # a `Run` with the callbacks of `interpret`
@@ -54,7 +50,7 @@ def _main(argv=None):
         with cli_errors('metaformer-train', once=not own): open_device(settings.device)
         with cli_errors('metaformer-train', once=True): job = _open(settings, command=command)
         with cli_errors('metaformer-train', (DataError,), left=job.folder.contents):
-            try: job.fit()
+            try: job.fit(leaves=True)
             except Interrupted as stop: _say_stopped(job, stop.args[0])
 
 def _end_at_once(number, frame):

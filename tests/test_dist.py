@@ -1,5 +1,6 @@
 """Who gets which images, and starting processes: what several do together is what one does alone."""
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from metaformer_edu import train, validate
+from metaformer_edu.core.cli import error_sentence
 from metaformer_edu.core.errors import DataError
 from metaformer_edu.data.loaders import EpochSampler
 from metaformer_edu.training import processes, setup
@@ -236,6 +238,27 @@ def test_gpus_wait_ten_minutes_for_a_process_that_is_lost(device, backend, minut
     monkeypatch.setattr(processes.dist, "init_process_group", lambda **how: seen.update(how))
     init_distributed(torch.device(device))
     assert seen == dict(backend=backend, **(dict(timeout=timedelta(minutes=minutes)) if minutes else {}))
+
+
+def test_processes_that_do_not_meet_say_where(monkeypatch, capfd):
+    launched(monkeypatch)
+    monkeypatch.setenv("MASTER_ADDR", "first-machine")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    said = "has not met the others at first-machine:29500. If machines have several network cards, name .*IFNAME"
+
+    def refuse():
+        raise torch.distributed.DistNetworkError("Connection refused (gloo)")
+    monkeypatch.setattr(processes, "_fresh_store", refuse)
+    with pytest.raises(RuntimeError, match=said) as stop:
+        init_distributed(torch.device("cpu"))
+    assert re.search(said, error_sentence(stop.value)) and not capfd.readouterr().err
+    monkeypatch.setattr(processes, "_PATIENCE", 0.05)
+    for seconds, lines in ((0.5, 1), (0, 0)):
+        monkeypatch.setattr(processes, "_fresh_store", lambda: time.sleep(seconds) or {})
+        monkeypatch.setattr(processes.dist, "init_process_group", lambda **how: None)
+        init_distributed(torch.device("cpu"))
+        time.sleep(0.1)
+        assert len(re.findall(said, err := capfd.readouterr().err)) == err.count("\n") == lines
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone tells a process its cores")

@@ -30,7 +30,7 @@ from metaformer_edu.training.callbacks import Callback, EarlyStopping, Interrupt
 from metaformer_edu.training.evaluate import evaluate
 from metaformer_edu.training.run_folder import _SPEED_COLUMNS, new_folder
 from metaformer_edu.training.settings import parse
-from metaformer_edu.training.setup import build
+from metaformer_edu.training.setup import build, machine_as_found, open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ["identityformer", "randformer", "poolformerv2", "convformer", "caformer"]
@@ -769,6 +769,19 @@ def test_a_notebook_that_is_interrupted(number, tmp_path, stripes):
     assert machine() == before and [p.name for p in only_run(tmp_path).glob("state-*.pt")] == ["state-00000004.pt"]
     found = run(parse([str(stripes), *GO, "--output", str(tmp_path), "--resume", "auto"]))
     assert len(found.log) == 2 and found.path == only_run(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on Linux and macOS")
+def test_a_run_that_is_fitted_by_hand_leaves_the_signals_as_they_were(tmp_path, stripes):
+    class Stop(Callback):
+        def after_update(self, trainer):
+            os.kill(os.getpid(), signal.SIGTERM)
+    before = machine()
+    with machine_as_found():
+        job = open_run(parse([str(stripes), *GO, "--output", str(tmp_path)]), callbacks=[Stop()])
+        with pytest.raises(Interrupted):
+            job.fit()
+    assert machine() == before
 
 
 class Lost(Callback):

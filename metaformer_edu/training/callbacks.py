@@ -256,7 +256,9 @@ class Signals(Callback):
     "On SIGTERM or SIGINT (Ctrl-C) stops between two updates, in all processes, and raises Interrupted."
     order = 85
 
-    def __init__(self): self.seen, self.raised, self.updating, self.before, self.asked = [], None, False, {}, 0.
+    def __init__(self):
+        self.seen, self.raised, self.updating, self.before, self.asked = [], None, False, {}, 0.
+        self.leaves = False # does the process go when it has been asked to stop? Then it hears no more SIGTERM
 
     def before_fit(self, trainer):
         self.seen, self.raised = [], None
@@ -288,9 +290,10 @@ class Signals(Callback):
     def after_epoch(self, trainer): # if it was raised, and lost
         if self.seen: self.stop()
 
-    def cleanup(self, trainer): # SIGTERM stays ignored once it has come, since the process is to go
+    def cleanup(self, trainer):
         for number, handler in self.before.items():
-            if number == signal.SIGINT or number not in self.seen: signal.signal(number, handler)
+            ignored = self.leaves and number == signal.SIGTERM and number in self.seen
+            if not ignored: signal.signal(number, handler)
         self.before, self.updating = {}, False
 
 # %% ../../nbs/training/callbacks.ipynb #305db34a

@@ -8,7 +8,7 @@ __all__ = ['rank', 'world_size', 'open_device', 'init_distributed', 'cleanup', '
            'launch']
 
 # %% ../../nbs/training/processes.ipynb #f9d1119e
-import os, signal, subprocess, sys, time, uuid
+import os, signal, subprocess, sys, threading, time, uuid
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 import torch, torch.distributed as dist
@@ -58,15 +58,32 @@ def fast_arithmetic(device:torch.device):
 
 # %% ../../nbs/training/processes.ipynb #763f1ac1
 def init_distributed(device:torch.device):
-    "Join the group of processes that torchrun started, on this process's device; nothing happens without torchrun."
+    """Join the group of processes that torchrun started, on this process's device; nothing happens without torchrun.
+    RuntimeError says where they were to meet if they do not."""
     if not _launched() or dist.is_initialized(): return
     how = dict(backend='gloo')
     if device.type == 'cuda': how = dict(backend='cpu:gloo,cuda:nccl', timeout=timedelta(minutes=10))
-    dist.init_process_group(**how, **_fresh_store())
+    with _meeting(): dist.init_process_group(**how, **_fresh_store())
 
 def cleanup():
     "Leave the group of processes, once nothing that is wrapped is needed any more."
     if dist.is_initialized(): dist.destroy_process_group()
+
+# %% ../../nbs/training/processes.ipynb #f4d96992
+_PATIENCE = 60 # seconds
+
+@contextmanager
+def _meeting():
+    "While the processes look for each other: says where, if it fails or takes long."
+    who, place = (os.environ.get(name) for name in ('RANK', 'MASTER_ADDR'))
+    said = f"Process {who} has not met the others at {place}:{os.environ.get('MASTER_PORT')}. If machines have several " \
+        'network cards, name the one through which they see each other, for instance GLOO_SOCKET_IFNAME=eth0.'
+    notice = threading.Timer(_PATIENCE, lambda: print(said, file=sys.stderr))
+    notice.daemon = True # it does not keep the process alive
+    notice.start()
+    try: yield
+    except RuntimeError as error: raise RuntimeError(said) from error
+    finally: notice.cancel()
 
 # %% ../../nbs/training/processes.ipynb #150f4dcd
 @contextmanager

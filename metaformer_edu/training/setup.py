@@ -115,9 +115,10 @@ class Run:
         "The answers to the held-out images, see `predict`; None before the end of the training."
         return self.trainer.predictions
 
-    def fit(self):
+    def fit(self, leaves:bool=False): # does the process go after a signal? Then it ignores SIGTERM from there on
         "Say what is going to happen, and train; then the loaders' workers go. Interrupted if a signal asked to stop."
         signals = next(callback for callback in self.trainer.callbacks if isinstance(callback, Signals))
+        signals.leaves = leaves
         try:
             self.announce()
             self.trainer.fit()
