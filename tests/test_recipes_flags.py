@@ -449,7 +449,8 @@ def test_a_flag_does_something(dest, stripes, tmp_path, monkeypatch, capsys):
     assert isinstance(found[0], dict), found[0]
     assert found[0] != found[1], f"{flags} does nothing"
     if isinstance(found[1], str):
-        assert dest in {"recipe", "initial_checkpoint", "pretrained", "resume", "device", "tensorboard", "data_dir"}, found[1]
+        refused = {"recipe", "initial_checkpoint", "pretrained", "resume", "device", "tensorboard", "data_dir"}
+        assert dest in refused, found[1]
 
 
 def test_the_fingerprint_is_the_same_for_the_same_flags(stripes, tmp_path, monkeypatch):

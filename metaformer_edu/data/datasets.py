@@ -9,6 +9,7 @@ __all__ = ['SOURCES', 'load_digits', 'load_shapes', 'transform_options', 'load_p
 # %% ../../nbs/data/datasets.ipynb #a8487da3
 import inspect, os
 from functools import partial
+from types import SimpleNamespace
 import torch
 from timm.data import create_transform
 from torch.utils.data import TensorDataset
@@ -51,15 +52,13 @@ def load_shapes(task:str='shape', img_size:int=64, # a key of `TASKS`; height an
     return ImageDataset(train, shift if augment else plain, seed), ImageDataset(val, plain), info
 
 # %% ../../nbs/data/datasets.ipynb #a17b0002
-_TIMM_WORDS = dict(aa='auto_augment', reprob='re_prob', remode='re_mode', recount='re_count')
-_SAME_WORDS = ['scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'train_interpolation']
-
-def transform_options(settings:dict)->dict:
-    "The options of `imagenet_transforms` among the settings of a training."
-    options = {word: settings[word] for word in _SAME_WORDS if word in settings}
-    options |= {word: settings[flag] for flag, word in _TIMM_WORDS.items() if flag in settings}
-    if str(options.get('auto_augment', '')).lower() == 'none': options['auto_augment'] = None
-    return options
+def transform_options(settings)->dict: # with the settings of a training as attributes
+    "The options of `imagenet_transforms` that the settings ask for."
+    s = settings
+    policy = None if str(s.aa).lower() in ('none', '') else s.aa
+    return dict(scale=s.scale, ratio=s.ratio, hflip=s.hflip, vflip=s.vflip, color_jitter=s.color_jitter,
+                auto_augment=policy, re_prob=s.reprob, re_mode=s.remode, re_count=s.recount,
+                train_interpolation=s.train_interpolation)
 
 def _public_info(name, images, img_size, mean, std)->DataInfo:
     spec = PUBLIC[name]
@@ -76,8 +75,8 @@ def load_public(name:str, # a key of `PUBLIC`
     "A public data set with its own transforms. DataError if it can be neither found nor loaded."
     train, val = (PublicImages(name, split, data_dir) for split in ('train', 'val'))
     info = _public_info(name, val, img_size, mean, std)
-    changes = {**transform_options(PUBLIC[name].settings), **changes, 'mean': info.mean, 'std': info.std}
-    learn, test = imagenet_transforms(info.img_size, **changes)
+    own = transform_options(SimpleNamespace(**PUBLIC[name].settings))
+    learn, test = imagenet_transforms(info.img_size, mean=info.mean, std=info.std, **{**own, **changes})
     return ImageDataset(train, learn, seed), ImageDataset(val, test), info
 
 def load_public_split(name:str, split:str=None, # the part; None: the held-out one

@@ -261,7 +261,8 @@ def _reference_rate(s:dict, small:bool)->tuple: # (rate, images in an update for
 
 def _usual_settings(given:dict)->dict: # of a public data set; {} for a folder
     if given.get('data') not in PUBLIC: return {}
-    skip = {'lr', 'img_size'} if {'pretrained', 'initial_checkpoint'} & given.keys() else {'lr'} # weights know their size
+    weights = 'pretrained' in given or 'initial_checkpoint' in given # which know their resolution
+    skip = {'lr', 'img_size'} if weights else {'lr'}
     return {k: v for k, v in PUBLIC[given['data']].settings.items() if k not in skip}
 
 def _fill_in(given:dict, world:int)->dict: # world: processes

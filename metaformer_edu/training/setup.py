@@ -37,7 +37,7 @@ def _open_data(settings)->tuple: # (training images, held-out images, DataInfo)
     "The data with the transforms that the settings ask for."
     s = settings
     if s.data in SOURCES: return load_data(s.data, s.img_size, s.seed, augment=not s.no_aug)
-    changes = dict(transform_options(vars(s)), no_aug=s.no_aug, crop_pct=s.crop_pct or 1., **_normalisation(s))
+    changes = dict(transform_options(s), no_aug=s.no_aug, crop_pct=s.crop_pct or 1., **_normalisation(s))
     if s.data in PUBLIC: changes['data_dir'] = s.data_dir
     else: changes['unreadable'] = 'skip' if s.skip_unreadable else 'stop'
     return load_data(s.data, s.img_size, s.seed, **changes)
