@@ -14,15 +14,26 @@ from .core.cli import GONE, SOURCE_NAMES, Parser, cli_errors, number
 from .training.settings import add_flags, cpu_cores
 
 # %% ../nbs/commands/validate.ipynb #3caa5f36
+def weights_normalisation(args)->dict: # mean and std
+    "How the images were normalised that the weights have learned from: those of the data need not be the same."
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from metaformer_edu.models.weights import read_normalisation
+    return dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD) | read_normalisation(weights_source(args))
+
+def weights_source(args)->str:
+    "The file or URL of the weights; WeightsError if there are none."
+    from metaformer_edu.models.registry import get_row
+    source = args.checkpoint or get_row(args.model).url
+    if not source: raise WeightsError(f'{args.model} has no published weights: pass --checkpoint PATH.')
+    return source
+
 def open_weights(args, val, info):
     "The model with its weights, fit for the classes of the data; labels of ImageNet folders become those of the 1,000."
     from timm.data import ImageNetInfo
     from metaformer_edu.models.registry import get_row
     from metaformer_edu.models.weights import imagenet_labels, load_weights, read_weights
     from metaformer_edu.training.evaluate import classes_of
-    row, known = get_row(args.model), len(info.class_names)
-    source = args.checkpoint or row.url
-    if not source: raise WeightsError(f'{row.name} has no published weights: pass --checkpoint PATH.')
+    row, known, source = get_row(args.model), len(info.class_names), weights_source(args)
     state = read_weights(source)
     classes, ids = classes_of(state, source), imagenet_labels(info.class_names)
     if ids and classes in (1000, 21841):
@@ -41,7 +52,10 @@ def parse(argv=None)->argparse.Namespace:
         'in any number of processes (torchrun --nproc-per-node 8 -m metaformer_edu.validate …).')
     add = parser.add_argument
     add('data', metavar='DATA',
-        help="'digits', 'shapes', or a folder with val/ or validation/ and in it one folder a class")
+        help="'digits', 'shapes', a public data set such as fashion-mnist, or a folder with val/ or validation/ and in "
+        "it one folder a class")
+    add('--data-dir', metavar='DIR', help='where public data sets are kept, or downloaded to '
+        '(default: METAFORMER_DATA, or ~/.cache/metaformer_edu/data)')
     add('--model', '-m', metavar='NAME', default='tiny_convformer', help='a model of the zoo (default %(default)s)')
     add('--checkpoint', metavar='PATH', help="weights: a file or URL (default: the published ones)")
     add('--pretrained', action='store_true', help='use the published weights; the default without --checkpoint')
@@ -76,6 +90,8 @@ def open_all(args)->tuple: # (model, loader, DataInfo)
     init_distributed(device)
     options = {} if args.crop_pct is None else dict(crop_pct=args.crop_pct)
     if args.skip_unreadable: options['unreadable'] = 'skip'
+    if args.data_dir: options['data_dir'] = args.data_dir
+    if args.data not in SOURCE_NAMES: options |= weights_normalisation(args)
     val, info = load_val(args.data, args.img_size or get_row(args.model).resolution, args.split, **options)
     model = open_weights(args, val, info).to(device)
     if args.channels_last: model = model.to(memory_format=torch.channels_last)

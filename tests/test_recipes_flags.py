@@ -387,6 +387,7 @@ EFFECTS = {  # dest: (flags, flags without which they could do nothing)
     "model": ("--model tiny_caformer", ""), "pretrained": ("--pretrained", ""),
     "initial_checkpoint": ("--initial-checkpoint {gone}", ""),
     "resume": ("--resume {gone}", ""), "num_classes": ("--num-classes 7", ""), "img_size": ("--img-size 48", ""),
+    "data_dir": ("--data-dir {gone}", ""), "mean": ("--mean 0.1 0.2 0.3", ""), "std": ("--std 0.1 0.2 0.3", ""),
     "crop_pct": ("--crop-pct 0.5", ""), "drop_path": ("--drop-path 0.3", ""),
            "head_dropout": ("--head-dropout 0.3", ""),
     "grad_checkpointing": ("--grad-checkpointing", ""), "torchcompile": ("--torchcompile eager", ""),
@@ -448,7 +449,8 @@ def test_a_flag_does_something(dest, stripes, tmp_path, monkeypatch, capsys):
     assert isinstance(found[0], dict), found[0]
     assert found[0] != found[1], f"{flags} does nothing"
     if isinstance(found[1], str):
-        assert dest in {"recipe", "initial_checkpoint", "pretrained", "resume", "device", "tensorboard"}, found[1]
+        refused = {"recipe", "initial_checkpoint", "pretrained", "resume", "device", "tensorboard", "data_dir"}
+        assert dest in refused, found[1]
 
 
 def test_the_fingerprint_is_the_same_for_the_same_flags(stripes, tmp_path, monkeypatch):

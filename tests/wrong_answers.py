@@ -222,6 +222,13 @@ class Noise:
             "def class_counts(images): return {y: images.targets.count(y) for y in images.targets}":
                 "names of the classes"},
     },
+    "data/public": {
+        1: {"answer = 73": "divide by 255", "answer = 0.31": "too far off"},
+        2: {"answer = 'Shoe'": "no class", "answer = 'Bag'": "another class differs more"},
+        3: {"def few(labels, n): return list(range(n))": "1 and 1 pictures",
+            "def few(labels, n): return [4, 5, 3, 6]": "does not ascend",
+            "def few(labels, n): return [3, 4, 5, 6]": "not the first ones"},
+    },
     "data/datasets": {
         1: {"answer = 64": "it has 2×2, too", "answer = 24": "the last grid has 1×1 tokens",
             "answer = 128": "has 4×4 tokens"},

@@ -10,6 +10,7 @@ import os, sys
 from pathlib import Path
 import torch
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 from ..core.errors import DataError, did_you_mean
@@ -119,24 +120,28 @@ def load_folder(root, # a folder with train/ and val/, each with one folder a cl
                 img_size:int=224, # height and width in pixels
                 seed:int=0, # of the augmentation
                 unreadable:str='stop', # or 'skip': do without images that cannot be read
+                mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, # a number a channel, from 0 to 1
                 **changes, # to the transforms, see `imagenet_transforms`
                )->tuple: # (training `ImageDataset`, validation `ImageDataset`, DataInfo)
     "A folder of images in ImageNet's layout. DataError says what is wrong with it."
     train, val = _find_folders(root)
-    learn, test = imagenet_transforms(img_size, **changes)
+    learn, test = imagenet_transforms(img_size, mean=mean, std=std, **changes)
     return (ImageDataset(_skip_unreadable(train, unreadable, 'next'), learn, seed),
-            ImageDataset(_skip_unreadable(val, unreadable, 'drop'), test), _folder_info(root, val, img_size))
+            ImageDataset(_skip_unreadable(val, unreadable, 'drop'), test), _folder_info(root, val, img_size, mean, std))
 
 def load_split(root, split:str=None, # the folder of the part; None: val, validation, or `root` itself
                img_size:int=224, # height and width in pixels
                unreadable:str='stop', # or 'skip': do without images that cannot be read
                crop_pct:float=1., # the side that is kept, as a part of the resized shorter side
                interpolation:str='bicubic', # how pixels are resampled
+               mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, # a number a channel, from 0 to 1
               )->tuple: # (`ImageDataset`, DataInfo)
     "One part of a folder of images, as it is shown in a test. DataError says what is wrong with it."
     images = _ClassFolders(_split_folder(root, split))
-    _, test = imagenet_transforms(img_size, crop_pct, interpolation)
-    return ImageDataset(_skip_unreadable(images, unreadable, 'drop'), test), _folder_info(root, images, img_size)
+    _, test = imagenet_transforms(img_size, crop_pct, interpolation, mean=mean, std=std)
+    info = _folder_info(root, images, img_size, mean, std)
+    return ImageDataset(_skip_unreadable(images, unreadable, 'drop'), test), info
 
-def _folder_info(root, images, img_size):
-    return DataInfo(Path(os.path.expanduser(root)).resolve().name, images.classes, img_size)
+def _folder_info(root, images, img_size, mean, std):
+    name = Path(os.path.expanduser(root)).resolve().name
+    return DataInfo(name, images.classes, img_size, mean=tuple(mean), std=tuple(std))

@@ -92,10 +92,12 @@ def imagenet_transforms(img_size:int=224, # height and width in pixels
                         crop_pct:float=1., # for tests: the side that is kept, as a part of the resized shorter side
                         interpolation:str='bicubic', # for tests: how pixels are resampled
                         train_interpolation:str='random', # and for training
+                        mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, # a number a channel, from 0 to 1
                         **changes, # other values for the training transform, as in timm's `create_transform`
                        )->tuple: # (for training, for tests)
     "The paper's transforms (section 4.1, after DeiT), from a PIL image to a normalised tensor (3, img_size, img_size)."
+    spread = dict(mean=tuple(mean), std=tuple(std))
     recipe = dict(scale=(0.08, 1), hflip=0.5, auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None,
                   interpolation=train_interpolation, re_prob=0.25, re_mode='pixel')
-    return (create_transform(img_size, is_training=True, **{**recipe, **changes}),
-            create_transform(img_size, interpolation=interpolation, crop_pct=crop_pct))
+    return (create_transform(img_size, is_training=True, **spread, **{**recipe, **changes}),
+            create_transform(img_size, interpolation=interpolation, crop_pct=crop_pct, **spread))

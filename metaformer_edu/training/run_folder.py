@@ -56,8 +56,8 @@ def _newest_state(folder:Path)->dict: # None if there is none
 
 # %% ../../nbs/training/run_folder.ipynb #21fab03a
 # settings that may differ between two parts of one run
-_SAME_RESULT = {'output', 'experiment', 'resume', 'device', 'workers', 'threads', 'log_interval', 'recovery_interval',
-                'snapshots', 'tensorboard', 'batch_size', 'grad_accum_steps', 'validation_batch_size',
+_SAME_RESULT = {'output', 'data_dir', 'experiment', 'resume', 'device', 'workers', 'threads', 'log_interval',
+                'recovery_interval', 'snapshots', 'tensorboard', 'batch_size', 'grad_accum_steps', 'validation_batch_size',
                 'grad_checkpointing', 'torchcompile', 'warning', 'usual_lr'}
 
 def differences(a:dict, b:dict)->list: # as 'lr 0.002 → 0.004'
@@ -244,6 +244,7 @@ def _validate_command(folder:RunFolder, info, model)->str: # measures the best w
     settings, more = folder.settings, []
     if info.img_size != get_row(settings['model']).resolution: more += ['--img-size', info.img_size]
     if model.num_classes != len(info.class_names): more += ['--num-classes', model.num_classes]
+    if settings.get('data_dir'): more += ['--data-dir', settings['data_dir']]
     if settings.get('crop_pct'): more += ['--crop-pct', settings['crop_pct']]
     return shlex.join(map(str, ['metaformer-validate', settings['data'], '--model', settings['model'],
                                 '--checkpoint', folder.path / 'best.safetensors', *more]))

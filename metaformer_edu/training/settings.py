@@ -17,6 +17,7 @@ import metaformer_edu
 from ..core.errors import did_you_mean
 from ..core.files import Table
 from ..core.cli import GONE, SCHEDULE_NAMES, SOURCE_NAMES, Parser, number
+from ..data.public import PUBLIC
 
 # %% ../../nbs/training/settings.ipynb #74a5feed
 _RECIPES = Path(metaformer_edu.__file__).parent / 'recipes'
@@ -59,8 +60,8 @@ class Settings:
     __slots__ = ('given', '__dict__', '__weakref__')
     # what is trained, and on what
     data: str = setting('data', 'digits',
-        "'digits', 'shapes' (or shapes-same, …), or a folder with train/ and val/, each with one "
-        "folder of images a class (default digits)",
+        "'digits', 'shapes' (or shapes-same, …), a public data set such as fashion-mnist or cifar10, or a folder with "
+        "train/ and val/, each with one folder of images a class (default digits)",
         metavar='DATA')
     model: str = setting('model', 'tiny_convformer',
         'a model of the zoo, such as tiny_caformer or convformer_s18', metavar='NAME')
@@ -82,6 +83,15 @@ class Settings:
         'less memory: forget what happens inside stages, and do it again')
     torchcompile: str | None = setting('model', None,
         'compile the model (backend: inductor)', nargs='?', const='inductor', metavar='BACKEND')
+    data_dir: str | None = setting('data', None,
+        'where public data sets are kept, or downloaded to (default: METAFORMER_DATA, or ~/.cache/metaformer_edu/data)',
+        metavar='DIR')
+    mean: list[float] | None = setting('data', None,
+        'mean of each colour, from 0 to 1, to be subtracted (default: that of the data set; with published weights, '
+        "ImageNet's)", low=0, high=1, metavar='M', nargs=3)
+    std: list[float] | None = setting('data', None,
+        'standard deviation of each colour, to be divided by (default: as for --mean)', low=1e-6, high=1, metavar='S',
+        nargs=3)
     crop_pct: float | None = setting('data', None,
         'share of the side kept of a held-out image (default 1)', low=0.01, high=1, metavar='P')
     # how it learns
@@ -240,19 +250,28 @@ def cpu_cores()->int:
     return max(1, _job_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 def _reference_rate(s:dict, small:bool)->tuple: # (rate, images in an update for which it is meant)
-    "The published rate for this model and optimizer, else the paper's for AdamW."
+    "The published rate for this model and optimizer, else the data set's, else the paper's for AdamW."
     if small: return (2e-3 if s['data'] == 'digits' else 1e-3), 32
+    usual = PUBLIC[s['data']].settings if s['data'] in PUBLIC and not s['recipe'] else {}
+    if usual: return usual['lr'], usual['batch_size']
     published = map(read_recipe, [s['recipe']] if s['recipe'] else list_recipes(s['model'] + '_*'))
     found = [r for r in published if s['recipe'] or (r['model'], r['opt']) == (s['model'], s['opt'])]
     recipe = found[0] if found else {}
     return recipe.get('lr', 4e-3), recipe.get('global_batch', 4096)
+
+def _usual_settings(given:dict)->dict: # of a public data set; {} for a folder
+    if given.get('data') not in PUBLIC: return {}
+    weights = 'pretrained' in given or 'initial_checkpoint' in given # which know their resolution
+    skip = {'lr', 'img_size'} if weights else {'lr'}
+    return {k: v for k, v in PUBLIC[given['data']].settings.items() if k not in skip}
 
 def _fill_in(given:dict, world:int)->dict: # world: processes
     "Every setting, in the order of args.yaml: what was given, and from what and how much the others follow."
     small = given.get('data', 'digits') in SOURCE_NAMES
     recipe = read_recipe(given['recipe']) if 'recipe' in given else {}
     if given.get('pretrained'): recipe.pop('initial_checkpoint', None)
-    s = {**DEFAULTS, **(SMALL if small else {}), **{k: v for k, v in recipe.items() if k != 'lr'}, **given}
+    usual = SMALL if small else _usual_settings(given)
+    s = {**DEFAULTS, **usual, **{k: v for k, v in recipe.items() if k != 'lr'}, **given}
     if 'global_batch' in recipe and 'grad_accum_steps' not in given:
         s['grad_accum_steps'] = max(1, round(recipe['global_batch'] / (s['batch_size'] * world)))
     s['global_batch'] = s['batch_size'] * s['grad_accum_steps'] * world
@@ -271,7 +290,7 @@ def _fill_in(given:dict, world:int)->dict: # world: processes
 
 # %% ../../nbs/training/settings.ipynb #d5a434b4
 _FOR_FOLDERS = ['scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'aa', 'reprob', 'remode', 'recount',
-                'train_interpolation', 'crop_pct', 'skip_unreadable']
+                'train_interpolation', 'crop_pct', 'skip_unreadable', 'data_dir', 'mean', 'std']
 
 _COMMON_OPTIMIZERS = ['adamw', 'lamb', 'sgd', 'adam']
 
@@ -298,6 +317,9 @@ def _check_together(s:Settings):
         raise ValueError('--tensorboard needs a package that is not here: pip install tensorboard.')
     useless = [name.replace('_', '-') for name in _FOR_FOLDERS if name in given and small]
     if useless: raise ValueError(f'--{useless[0]} changes nothing for {s.data}, whose transforms are its own.')
+    if 'data_dir' in given and s.data not in PUBLIC:
+        raise ValueError(f'--data-dir is for public data sets, such as fashion-mnist; {s.data} is a folder.')
+    if s.skip_unreadable and s.data in PUBLIC: raise ValueError('--skip-unreadable is for folders of images.')
     if s.lr > 10 * s.usual_lr:
         s.warning = (f'The rate {s.lr:g} is {s.lr / s.usual_lr:.0f} times the usual one, which is {s.usual_lr:.2g} '
                      f'for {s.global_batch:,} images an update; it may not learn.')

@@ -11,15 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
-from timm.data import Mixup
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from timm.utils import ModelEmaV3
 from torch import nn
 from ..core.cli import error_sentence
 from ..core.files import Table
 from ..core.basics import count_params, seed_everything
 from ..models.kernels import kernel_choice, use_kernels
-from ..models.registry import create_model
-from ..data.datasets import SOURCES, load_data
+from ..models.registry import create_model, get_row
+from ..models.weights import read_normalisation
+from ..data.datasets import SOURCES, load_data, transform_options
+from ..data.public import PUBLIC
 from ..data.transforms import DataInfo
 from ..data.loaders import make_loaders
 from .processes import EvalSampler, TrainSampler, ignore_signals, rank, world_size
@@ -35,12 +37,17 @@ def _open_data(settings)->tuple: # (training images, held-out images, DataInfo)
     "The data with the transforms that the settings ask for."
     s = settings
     if s.data in SOURCES: return load_data(s.data, s.img_size, s.seed, augment=not s.no_aug)
-    policy = None if str(s.aa).lower() in ('none', '') else s.aa
-    changes = dict(scale=s.scale, ratio=s.ratio, hflip=s.hflip, vflip=s.vflip, color_jitter=s.color_jitter,
-                   auto_augment=policy, re_prob=s.reprob, re_mode=s.remode, re_count=s.recount,
-                   train_interpolation=s.train_interpolation)
-    return load_data(s.data, s.img_size, s.seed, no_aug=s.no_aug, crop_pct=s.crop_pct or 1.,
-                     unreadable='skip' if s.skip_unreadable else 'stop', **changes)
+    changes = dict(transform_options(s), no_aug=s.no_aug, crop_pct=s.crop_pct or 1., **_normalisation(s))
+    if s.data in PUBLIC: changes['data_dir'] = s.data_dir
+    else: changes['unreadable'] = 'skip' if s.skip_unreadable else 'stop'
+    return load_data(s.data, s.img_size, s.seed, **changes)
+
+def _normalisation(settings)->dict: # mean and std: what was asked for, else that of the weights, else the data's
+    s = settings
+    weights = s.initial_checkpoint or (s.pretrained and get_row(s.model).url) or None
+    usual = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+    of_weights = {**usual, **read_normalisation(weights)} if weights else {}
+    return {**of_weights, **{key: getattr(s, key) for key in usual if getattr(s, key)}}
 
 # %% ../../nbs/training/setup.ipynb #15f6fcc1
 def build(settings)->tuple: # (model, loaders, optimizer, DataInfo)
@@ -58,6 +65,7 @@ def build(settings)->tuple: # (model, loaders, optimizer, DataInfo)
     seed_everything(s.seed)
     model = create_model(s.model, s.pretrained, s.initial_checkpoint, num_classes=s.num_classes or known,
                          img_size=info.img_size, drop_path=s.drop_path, head_dropout=s.head_dropout).to(device)
+    model.pretrained_cfg = {**model.pretrained_cfg, 'mean': info.mean, 'std': info.std} # what saves it keeps them
     if s.channels_last: model = model.to(memory_format=torch.channels_last)
     model.set_grad_checkpointing(s.grad_checkpointing)
     optimizer = make_optimizer(model, s.opt, s.lr, s.weight_decay, s.momentum, s.opt_eps, s.opt_betas)
@@ -151,7 +159,8 @@ def open_run(settings, callbacks=(), # more callbacks for the trainer
     trainer.add(*callbacks) # before the run goes on: they may have a state
     flat = {key: value for key, value in vars(settings).items() if key != 'warning'}
     folder = open_folder(flat, settings.experiment or f'{settings.model}-{info.name}-seed{settings.seed}', trainer)
-    if rank() == 0: folder.write_args(command, img_size=info.img_size, class_names=list(info.class_names))
+    if rank() == 0: folder.write_args(command, img_size=info.img_size, class_names=list(info.class_names),
+                                      mean=list(info.mean), std=list(info.std))
     trainer.add(SaveEpoch(folder), Signals(), SaveStates(folder, settings.recovery_interval), PrintLog(),
                 SavePictures(folder, info), PrintResult(folder, info))
     if settings.tensorboard: trainer.add(TensorBoard(folder.path))
