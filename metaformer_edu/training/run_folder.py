@@ -57,8 +57,8 @@ def _newest_state(folder:Path)->dict: # None if there is none
 # %% ../../nbs/training/run_folder.ipynb #21fab03a
 # settings that may differ between two parts of one run
 _SAME_RESULT = {'output', 'data_dir', 'experiment', 'resume', 'device', 'workers', 'threads', 'log_interval',
-                'recovery_interval', 'snapshots', 'tensorboard', 'batch_size', 'grad_accum_steps', 'validation_batch_size',
-                'grad_checkpointing', 'torchcompile', 'warning', 'usual_lr'}
+                'recovery_interval', 'snapshots', 'tensorboard', 'batch_size', 'grad_accum_steps',
+                'validation_batch_size', 'grad_checkpointing', 'torchcompile', 'warning', 'usual_lr'}
 
 def differences(a:dict, b:dict)->list: # as 'lr 0.002 → 0.004'
     "Which settings that matter for the result differ."
