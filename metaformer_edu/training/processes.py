@@ -58,7 +58,7 @@ def fast_arithmetic(device:torch.device):
 
 # %% ../../nbs/training/processes.ipynb #763f1ac1
 def init_distributed(device:torch.device):
-    """Join the group of processes that torchrun started, on this process's device; nothing happens without torchrun.
+    """Join the group that torchrun started, on this process's device; nothing happens without torchrun.
     RuntimeError says where they were to meet if they do not."""
     if not _launched() or dist.is_initialized(): return
     how = dict(backend='gloo')
@@ -76,8 +76,8 @@ _PATIENCE = 60 # seconds
 def _meeting():
     "While the processes look for each other: says where, if it fails or takes long."
     who, place = (os.environ.get(name) for name in ('RANK', 'MASTER_ADDR'))
-    said = f"Process {who} has not met the others at {place}:{os.environ.get('MASTER_PORT')}. If machines have several " \
-        'network cards, name the one through which they see each other, for instance GLOO_SOCKET_IFNAME=eth0.'
+    said = f"Process {who} has not met the others at {place}:{os.environ.get('MASTER_PORT')}. If machines have " \
+        'several network cards, name the one through which they see each other, for instance GLOO_SOCKET_IFNAME=eth0.'
     notice = threading.Timer(_PATIENCE, lambda: print(said, file=sys.stderr))
     notice.daemon = True # it does not keep the process alive
     notice.start()
