@@ -58,7 +58,7 @@ def fast_arithmetic(device:torch.device):
 
 # %% ../../nbs/training/processes.ipynb #763f1ac1
 def init_distributed(device:torch.device):
-    """Join the group of processes that torchrun started, on this process's device; nothing happens without torchrun.
+    """Join the group that torchrun started, on this process's device; nothing happens without torchrun.
     RuntimeError says where they were to meet if they do not."""
     if not _launched() or dist.is_initialized(): return
     how = dict(backend='gloo')
