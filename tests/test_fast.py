@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from metaformer_edu.models.kernels import kernel_choice
 from metaformer_edu.models.mixers import Attention
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.speed import fast as module
 from metaformer_edu.speed.fast import (
     STEPS, Candidate, ExportError, Fast, ProductAttention, as_products, compiled, distance, export, fast, halved,
-    in_tf32)
+    in_tf32, with_triton)
 
 EAGER = ["compiled", "folded and compiled"]
 
@@ -97,6 +98,17 @@ def test_tf32_needs_a_gpu_that_has_it(monkeypatch):
             in_tf32(start, example)
     with pytest.raises(ValueError, match="bfloat16"):
         in_tf32(Candidate(Precision(), torch.bfloat16), gpu)
+
+
+def test_triton_kernels_are_chosen_only_while_the_model_runs(monkeypatch):
+    start, x, seen = Candidate(nn.Identity(), torch.float32), torch.randn(2, 3), []
+    with pytest.raises(ValueError, match="Triton computes on a GPU"):
+        with_triton(start, x)
+    monkeypatch.setattr(module, "usable_kernels", lambda name, x: ("pytorch", "triton"))
+    start.net.register_forward_hook(lambda *_: seen.append(kernel_choice()))
+    before = kernel_choice()
+    assert torch.equal(with_triton(start, x)(x), x) and torch.equal(start(x), x)
+    assert {*seen[0].values()} == {"triton"} and seen[1] == before == kernel_choice()
 
 
 def test_a_model_with_cuda_graphs_runs_uncompiled_in_another_thread(recwarn):

@@ -692,3 +692,21 @@ def test_the_norm_as_on_a_gpu_can_be_traced_and_scripted(norm, as_on_a_gpu):
     graph = torch.fx.symbolic_trace(part)
     assert torch.equal(graph(x), part(x))
     torch.testing.assert_close(torch.jit.script(graph)(x), part(x))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_depthwise_weights_have_their_strides(layout):
+    "Also that of their one channel, which no address depends on: DistributedDataParallel compares all."
+    model = create_model("tiny_convformer", img_size=32).to(memory_format=layout)
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[1] == 1]
+    grads = torch.autograd.grad(model(torch.randn(2, 3, 32, 32)).sum(), weights)
+    assert weights and [g.stride() for g in grads] == [w.stride() for w in weights]
+
+
+def test_a_jacobian_goes_through_the_weights_gradient():
+    weight = torch.randn(3, 1, 3, 3, dtype=torch.float64).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 4, 3, dtype=torch.float64)
+    scale, bias = (torch.full((1,), value, dtype=torch.float64) for value in (0.9, -0.4))
+    found = torch.func.jacrev(lambda w: star_depthwise(x, scale, bias, w, None, [1, 1]))(weight)
+    twin = torch.func.jacrev(lambda w: kernels._layer(kernels.star_formula(x, scale, bias), w, None, [1, 1]))(weight)
+    torch.testing.assert_close(found, twin)

@@ -195,6 +195,7 @@ def _check_precision(device, small:bool):
             yield attempt(what, _beside_timm, what, models, *inputs, truths, device, dtype)
 
 # %% ../../nbs/commands/gpu_checks.ipynb #a2bba516
+_SILENT = ('adamw', 'lamb') # optimizers whose updates must not wait
 _AMP = {'float32': [], 'bfloat16': ['--amp'], 'float16': ['--amp', '--amp-dtype', 'float16']}
 
 def _train(folder, device, *flags)->list: # the log
@@ -229,7 +230,7 @@ def _check_training(device, small:bool):
     if scores and not small:
         gap = max(scores) - min(scores)
         yield verdict('precisions agree', gap < 5, f'top-1 differs by {gap:.1f} points at most', gap=gap)
-    for opt in ('adamw', 'lamb'): yield attempt(f'hidden waits, {opt}', _count_waits, opt, device)
+    for opt in _SILENT: yield attempt(f'hidden waits, {opt}', _count_waits, opt, device)
 
 # %% ../../nbs/commands/gpu_checks.ipynb #38c1f3a2
 def _is_card(device)->bool: return device.type == 'cuda'
@@ -245,7 +246,7 @@ def _waits(call)->list: # a place in the code each
     return [f'{Path(w.filename).name}:{w.lineno}' for w in said if 'called a synchronizing' in str(w.message)]
 
 def _count_waits(opt:str, device, updates:int=5, **settings)->dict:
-    "How often an update waits for the device: a verdict for AdamW, a fact for other optimizers."
+    "How often an update waits for the device: a verdict for those of `_SILENT`, a fact for other optimizers."
     from metaformer_edu.training.settings import Settings
     from metaformer_edu.training.setup import build, make_trainer
     what = f'hidden waits, {opt}'
@@ -260,7 +261,7 @@ def _count_waits(opt:str, device, updates:int=5, **settings)->dict:
     waits = _waits(lambda: [trainer.update([batch]) for batch in batches[3:]])
     said = f'{len(waits) / updates:.2g} waits an update'
     if waits: said += f" ({', '.join(sorted({*waits}))})"
-    if opt == 'adamw': return verdict(what, not waits, said, waits=len(waits) / updates)
+    if opt in _SILENT: return verdict(what, not waits, said, waits=len(waits) / updates)
     return finding(what, 'noted', said, waits=len(waits) / updates)
 
 # %% ../../nbs/commands/gpu_checks.ipynb #0eac0be7

@@ -188,19 +188,24 @@ def _convolution_grads(g, y, weight, padding, needs): # g and y (B, C, H, W), st
     return torch.ops.aten.convolution_backward(g, y, weight, [len(weight)] if needs[2] else None, [1, 1], padding,
                                                [1, 1], False, [0, 0], groups, needs)
 
+def _strided_like(weight, dw): # with its strides, also that of a single channel: DistributedDataParallel compares all
+    if dw is None or not weight.is_contiguous(): return dw
+    return dw.reshape(-1).as_strided(weight.shape, weight.stride())
+
 def _layer_grads(g, y, weight, padding, needs): # of y, weight and bias, those that are needed
     if padding is None and not _as_convolution(g, weight):
         rows = g.reshape(-1, len(weight))
         dw = rows.T @ y.reshape(len(rows), y.shape[-1]) if needs[1] else None
         return g @ weight if needs[0] else None, dw, rows.sum(0) if needs[2] else None
     if padding is not None and not torch.is_grad_enabled(): # else a second derivative is wanted
-        if kernels := _depthwise_kernels(g, weight, padding): return kernels.depthwise_backward(g, y, weight, needs)
+        if kernels := _depthwise_kernels(g, weight, padding):
+            dy, dw, dbias = kernels.depthwise_backward(g, y, weight, needs)
+            return dy, _strided_like(weight, dw), dbias
         if _choice.get('depthwise') == 'channels_first': return _channels_first_grads(g, y, weight, padding, needs)
     kernel = weight[:, :, None, None] if padding is None else weight
     dy, dw, dbias = _convolution_grads(g.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2), kernel, padding or [0, 0], needs)
     if dy is not None: dy = dy.permute(0, 2, 3, 1)
-    if dw is not None: dw = dw.reshape(-1).view(weight.shape) # with its strides, which DistributedDataParallel wants
-    return dy, dw, dbias
+    return dy, _strided_like(weight, dw), dbias
 
 # %% ../../nbs/models/kernels.ipynb #b4abfcc0
 def _depthwise_kernels(y, weight, padding): # the module of Triton kernels, if they compute this layer
@@ -220,8 +225,7 @@ def _channels_first_grads(g, y, weight, padding, needs): # of a depthwise layer,
     g, y = g.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
     if needs[0] or needs[2]: dy, _, dbias = _convolution_grads(g, y, weight, padding, (needs[0], False, needs[2]))
     if needs[1]: dw = _convolution_grads(g.contiguous(), y.contiguous(), weight, padding, (False, True, False))[1]
-    if dw is not None: dw = dw.reshape(-1).view(weight.shape) # with its strides, as above
-    return None if dy is None else dy.permute(0, 2, 3, 1), dw, dbias
+    return None if dy is None else dy.permute(0, 2, 3, 1), _strided_like(weight, dw), dbias
 
 # %% ../../nbs/models/kernels.ipynb #f4fa3a98
 class _StarLayer(torch.autograd.Function):

@@ -16,6 +16,7 @@ from torch import nn
 from timm.utils import unwrap_model
 from ..core.files import Table, write_atomically
 from ..core.errors import did_you_mean
+from ..models.kernels import kernel_choice, usable_kernels, use_kernels
 from ..models.mixers import Attention
 from ..models.metaformer import as_pair
 from .roofline import clock
@@ -47,6 +48,13 @@ def _products(precision): # of float32, while it lasts; None: as they are
     try: yield
     finally: torch.set_float32_matmul_precision(before)
 
+@contextmanager
+def _kernels(choice): # for the operations of lesson models/kernels, while it lasts; None: as they are
+    before = kernel_choice()
+    use_kernels(before if choice is None else choice)
+    try: yield
+    finally: use_kernels(before)
+
 @dataclass
 class Candidate:
     "A way to compute a model: the module, the dtype of its numbers, and how many images at a time (None: all)."
@@ -56,12 +64,13 @@ class Candidate:
     compiled:object=None # what torch.compile made of `net`
     thread:int=None # the only one in which it runs: CUDA graphs belong to a thread; None: it runs in all
     precision:str=None # 'high': products of float32 in TF32
+    kernels:dict=None # as for `use_kernels`
 
     def __call__(self, x):
         "Images of any number → what the model answers, in the dtype of the images."
         run, size = self._module(), self.piece or max(len(x), 1)
         inference = torch.inference_mode(False) # in inference mode a compiled model would be compiled anew
-        with _products(self.precision), inference, torch.no_grad():
+        with _products(self.precision), _kernels(self.kernels), inference, torch.no_grad():
             if x.is_inference(): x = x.clone()
             answers = [self._one(run, p, size) for p in x.to(self.dtype).split(size)]
             return torch.cat(answers).to(x.dtype) if len(answers) > 1 else answers[0].to(x.dtype)
@@ -112,6 +121,13 @@ def in_tf32(candidate:Candidate, example)->Candidate:
         raise ValueError('the device has no units for it')
     return replace(candidate, precision='high')
 
+def with_triton(candidate:Candidate, example)->Candidate:
+    "The fused operations by the house's Triton kernels."
+    x = example.new_empty(1, dtype=candidate.dtype)
+    able = [name for name in kernel_choice() if 'triton' in usable_kernels(name, x)]
+    if not able: raise ValueError('Triton computes on a GPU, in 32 or 16 bits')
+    return replace(candidate, kernels=dict.fromkeys(able, 'triton'))
+
 def in_bfloat16(candidate:Candidate, example)->Candidate:
     "Weights and images in bfloat16."
     if candidate.dtype != torch.float32: raise ValueError(f'it computes in {str(candidate.dtype)[6:]}')
@@ -142,7 +158,7 @@ def folded_and_compiled(candidate:Candidate, example)->Candidate:
     return compiled(folded(replace(candidate, compiled=None), example), example)
 
 # %% ../../nbs/speed/fast.ipynb #2d4901dc
-STEPS = {'folded': folded, 'TF32': in_tf32, 'bfloat16': in_bfloat16,
+STEPS = {'folded': folded, 'TF32': in_tf32, 'bfloat16': in_bfloat16, 'Triton kernels': with_triton,
          'attention as products': lambda c, example: replace(c, net=as_products(c.net)),
          'channels last': lambda c, example: replace(c, net=copy.deepcopy(c.net).to(memory_format=torch.channels_last)),
          'half the batch at a time': halved, 'a quarter at a time': halved,
