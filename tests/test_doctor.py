@@ -443,7 +443,8 @@ def test_kernels_of_every_machine():
     assert len(found) == 49 and found[0] == dict(found[0], what="Triton", state="skipped")
 
 
-@pytest.mark.parametrize("opt, waits, state", [("adamw", 0, "works"), ("adamw", 2, "broken"), ("lamb", 2, "broken"), ("sgd", 2, "noted")])
+@pytest.mark.parametrize("opt, waits, state", [("adamw", 0, "works"), ("adamw", 2, "broken"), ("lamb", 2, "broken"),
+                                               ("sgd", 2, "noted")])
 def test_hidden_waits_are_counted(monkeypatch, opt, waits, state):
     "On a CPU that passes for a card: PyTorch warns of each wait."
     modes = []
