@@ -88,8 +88,8 @@ def _normalisation_text(model)->dict:
 
 def read_normalisation(source)->dict: # as for `read_weights` → {'mean': …, 'std': …}, numbers a channel; {}: ImageNet's
     "How the images were normalised that the weights have learned from, if their file says so."
-    path = fetch(source)
-    if path.suffix != '.safetensors': return {}
+    path = fetch(source) if url_of(source) else Path(source).expanduser()
+    if path.suffix != '.safetensors' or not path.is_file(): return {}
     try:
         with safetensors.safe_open(path, 'pt') as file: about = file.metadata() or {}
         return {key: tuple(map(float, about[key].split())) for key in ('mean', 'std') if key in about}
