@@ -333,7 +333,7 @@ def test_a_real_step_as_a_process_and_its_picture(tmp_path, capsys):
     assert ended(["--gpu", "--device", "cpu", "--small", "--only", "stages", "--out", tmp_path / "a"]) == 0
     report = read(tmp_path / "a")
     step = report["steps"]["stages"]
-    assert len([f for f in step["findings"] if "ratio" in f]) == 16 and "stderr" not in step
+    assert len([f for f in step["findings"] if "ratio" in f]) == 20 and "stderr" not in step
     fig = draw_report(report)
     labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
     assert labels == [f["what"] for f in step["findings"] if "ratio" in f] and fig.axes[0].get_title("left") == "stages"

@@ -29,8 +29,8 @@ from metaformer_edu.data.transforms import ImageDataset, seeded_rng
 from metaformer_edu.models.kernels import kernel_choice, use_kernels
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.training.callbacks import (
-    AverageWeights, BadSteps, Callback, ClipGradients, EarlyStopping, MixUp, ProgressBar, Recorder, ScheduleLR, Timer,
-    TensorBoard, TrainingStopped)
+    AverageWeights, BadSteps, Callback, ClipGradients, EarlyStopping, Interrupted, MixUp, ProgressBar, Recorder,
+    ScheduleLR, Signals, Timer, TensorBoard, TrainingStopped)
 from metaformer_edu.training.evaluate import evaluate
 from metaformer_edu.training.optimizers import Lamb
 from metaformer_edu.training.processes import EvalSampler, TrainSampler
@@ -1149,3 +1149,18 @@ def test_curves_show_the_average_too():
     right = draw_curves({"mine": log}).axes[1]
     assert [list(line.get_ydata()) for line in right.lines] == [[91, 92, 93], [81, 82, 83]]
     assert "mine average 83.00 %" in [t.get_text() for t in right.get_legend().get_texts()]
+
+
+def test_a_signal_that_cannot_be_raised_makes_no_noise():
+    "As within a fork: Python would print 'Exception ignored in'. It has been noted all the same."
+    heard, before = [], sys.unraisablehook
+    sys.unraisablehook = heard.append
+    try:
+        signals = Signals()
+        signals.before_fit(None)
+        for error in (Interrupted(15), ValueError("other")):
+            sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+        signals.cleanup(None)
+        assert [str(lost.exc_value) for lost in heard] == ["other"] and sys.unraisablehook == heard.append  # as before
+    finally:
+        sys.unraisablehook = before

@@ -83,7 +83,8 @@ def read_weights(source, # a path, a URL, or the name of a published model
 def _normalisation_text(model)->dict:
     "Mean and standard deviation of the images the model has learned from, as text, where they are not ImageNet's."
     usual = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
-    own = {key: tuple(model.pretrained_cfg.get(key, usual[key])) for key in usual}
+    known = getattr(model, 'pretrained_cfg', {})
+    own = {key: tuple(known.get(key, usual[key])) for key in usual}
     return {} if own == usual else {key: ' '.join(map(str, values)) for key, values in own.items()}
 
 def read_normalisation(source)->dict: # as for `read_weights` → {'mean': …, 'std': …}, numbers a channel; {}: ImageNet's

@@ -258,12 +258,14 @@ class Signals(Callback):
 
     def __init__(self):
         self.seen, self.raised, self.updating, self.before, self.asked = [], None, False, {}, 0.
+        self.hook = None # Python's, for what cannot be raised
         self.leaves = False # does the process go when it has been asked to stop? Then it hears no more SIGTERM
 
     def before_fit(self, trainer):
         self.seen, self.raised = [], None
         if threading.current_thread() is not threading.main_thread(): return # others may not
         self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.hook, sys.unraisablehook = sys.unraisablehook, self.unraisable
 
     def note(self, number, frame):
         "Note a signal; raise at once if there is nothing new to save, or if SIGINT comes again a second later."
@@ -273,6 +275,10 @@ class Signals(Callback):
         self.seen.append(number)
         if number == signal.SIGTERM: signal.signal(number, signal.SIG_IGN) # the next one says the same
         if (first and not self.updating) or (again and number == signal.SIGINT): self.stop()
+
+    def unraisable(self, lost):
+        "Raised where Python can raise nothing, such as in a fork: it has been noted, and comes again."
+        if not isinstance(lost.exc_value, Interrupted): self.hook(lost)
 
     def stop(self):
         "Raise the first signal."
@@ -294,6 +300,7 @@ class Signals(Callback):
         for number, handler in self.before.items():
             ignored = self.leaves and number == signal.SIGTERM and number in self.seen
             if not ignored: signal.signal(number, handler)
+        if self.before: sys.unraisablehook = self.hook
         self.before, self.updating = {}, False
 
 # %% ../../nbs/training/callbacks.ipynb #305db34a
