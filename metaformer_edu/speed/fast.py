@@ -42,18 +42,14 @@ def as_products(model:nn.Module)->nn.Module:
 
 # %% ../../nbs/speed/fast.ipynb #25f4afe8
 @contextmanager
-def _products(precision): # of float32, while it lasts; None: as they are
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision or before)
+def _computed_by(precision, kernels): # while it lasts: products of float32, fused operations; None: as they are
+    before = torch.get_float32_matmul_precision(), kernel_choice()
+    if precision: torch.set_float32_matmul_precision(precision)
+    if kernels: use_kernels(kernels)
     try: yield
-    finally: torch.set_float32_matmul_precision(before)
-
-@contextmanager
-def _kernels(choice): # for the operations of lesson models/kernels, while it lasts; None: as they are
-    before = kernel_choice()
-    use_kernels(before if choice is None else choice)
-    try: yield
-    finally: use_kernels(before)
+    finally:
+        if precision: torch.set_float32_matmul_precision(before[0])
+        if kernels: use_kernels(before[1])
 
 @dataclass
 class Candidate:
@@ -70,7 +66,7 @@ class Candidate:
         "Images of any number → what the model answers, in the dtype of the images."
         run, size = self._module(), self.piece or max(len(x), 1)
         inference = torch.inference_mode(False) # in inference mode a compiled model would be compiled anew
-        with _products(self.precision), _kernels(self.kernels), inference, torch.no_grad():
+        with _computed_by(self.precision, self.kernels), inference, torch.no_grad():
             if x.is_inference(): x = x.clone()
             answers = [self._one(run, p, size) for p in x.to(self.dtype).split(size)]
             return torch.cat(answers).to(x.dtype) if len(answers) > 1 else answers[0].to(x.dtype)
@@ -107,7 +103,7 @@ def compiled(candidate:Candidate, example)->Candidate:
     device = example.device.type
     net = torch.compile(candidate.net, dynamic=False, mode='reduce-overhead' if device == 'cuda' else None)
     try:
-        with _compiler(device), _products(candidate.precision): net(example[:piece].to(candidate.dtype))
+        with _compiler(device), _computed_by(candidate.precision, None): net(example[:piece].to(candidate.dtype))
     except Exception as error: # the compiler's own kinds of errors differ from version to version
         raise ValueError(f'it cannot be compiled here: {_first_line(error)}') from None
     thread = threading.get_ident() if device == 'cuda' else None
