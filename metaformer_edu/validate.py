@@ -14,12 +14,6 @@ from .core.cli import GONE, SOURCE_NAMES, Parser, cli_errors, number
 from .training.settings import add_flags, cpu_cores
 
 # %% ../nbs/commands/validate.ipynb #3caa5f36
-def weights_normalisation(args)->dict: # mean and std
-    "How the images were normalised that the weights have learned from: those of the data need not be the same."
-    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    from metaformer_edu.models.weights import read_normalisation
-    return dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD) | read_normalisation(weights_source(args))
-
 def weights_source(args)->str:
     "The file or URL of the weights; WeightsError if there are none."
     from metaformer_edu.models.registry import get_row
@@ -82,6 +76,7 @@ def open_all(args)->tuple: # (model, loader, DataInfo)
     "All that is needed, checked."
     import torch
     from metaformer_edu.models.registry import get_row
+    from metaformer_edu.models.weights import read_normalisation
     from metaformer_edu.data.datasets import load_val
     from metaformer_edu.data.loaders import make_loaders
     from metaformer_edu.training.processes import EvalSampler, fast_arithmetic, init_distributed, open_device
@@ -91,7 +86,7 @@ def open_all(args)->tuple: # (model, loader, DataInfo)
     options = {} if args.crop_pct is None else dict(crop_pct=args.crop_pct)
     if args.skip_unreadable: options['unreadable'] = 'skip'
     if args.data_dir: options['data_dir'] = args.data_dir
-    if args.data not in SOURCE_NAMES: options |= weights_normalisation(args)
+    if args.data not in SOURCE_NAMES: options |= read_normalisation(weights_source(args))
     val, info = load_val(args.data, args.img_size or get_row(args.model).resolution, args.split, **options)
     model = open_weights(args, val, info).to(device)
     if args.channels_last: model = model.to(memory_format=torch.channels_last)

@@ -80,22 +80,28 @@ def read_weights(source, # a path, a URL, or the name of a published model
     raise WeightsError(f'{path} holds something else than named tensors.')
 
 # %% ../../nbs/models/weights.ipynb #79617644
+_IMAGENET = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+
 def _normalisation_text(model)->dict:
     "Mean and standard deviation of the images the model has learned from, as text, where they are not ImageNet's."
-    usual = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
     known = getattr(model, 'pretrained_cfg', {})
-    own = {key: tuple(known.get(key, usual[key])) for key in usual}
-    return {} if own == usual else {key: ' '.join(map(str, values)) for key, values in own.items()}
+    own = {key: tuple(known.get(key, usual)) for key, usual in _IMAGENET.items()}
+    return {} if own == _IMAGENET else {key: ' '.join(map(str, values)) for key, values in own.items()}
 
-def read_normalisation(source)->dict: # as for `read_weights` → {'mean': …, 'std': …}, numbers a channel; {}: ImageNet's
-    "How the images were normalised that the weights have learned from, if their file says so."
-    path = fetch(source) if url_of(source) else Path(source).expanduser()
-    if path.suffix != '.safetensors' or not path.is_file(): return {}
+def _noted_normalisation(source)->dict: # {} if the file says nothing
+    url = url_of(source)
+    if Path((url or str(source)).split('?')[0]).suffix != '.safetensors': return {} # no other format can say it
+    path = fetch(source) if url else Path(source).expanduser()
+    if not path.is_file(): return {}
     try:
         with safetensors.safe_open(path, 'pt') as file: about = file.metadata() or {}
-        return {key: tuple(map(float, about[key].split())) for key in ('mean', 'std') if key in about}
+        return {key: tuple(map(float, about[key].split())) for key in _IMAGENET if key in about}
     except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(f'Cannot read {path}: it is damaged or no weight file.') from error
+
+def read_normalisation(source)->dict: # as for `read_weights` → {'mean': …, 'std': …}, numbers a channel
+    "How the images were normalised that the weights have learned from: as their file says, else as ImageNet's are."
+    return {**_IMAGENET, **_noted_normalisation(source)}
 
 def save_weights(model:MetaFormer, path)->Path:
     "Write the weights as safetensors with published names; WeightsError if the disk does not take them."
@@ -174,5 +180,5 @@ def load_weights(model:MetaFormer, source,
     problem = misfit(state, model.state_dict())
     if problem: raise WeightsError(f'The weights in {source} do not fit the model: {problem}.')
     model.load_state_dict(state)
-    model.pretrained_cfg = {**model.pretrained_cfg, **read_normalisation(source)}
+    model.pretrained_cfg = {**model.pretrained_cfg, **_noted_normalisation(source)}
     return model

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
+from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import nn
 from ..core.cli import error_sentence
@@ -45,9 +45,8 @@ def _open_data(settings)->tuple: # (training images, held-out images, DataInfo)
 def _normalisation(settings)->dict: # mean and std: what was asked for, else that of the weights, else the data's
     s = settings
     weights = s.initial_checkpoint or (s.pretrained and get_row(s.model).url) or None
-    usual = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
-    of_weights = {**usual, **read_normalisation(weights)} if weights else {}
-    return {**of_weights, **{key: getattr(s, key) for key in usual if getattr(s, key)}}
+    asked = {key: value for key, value in dict(mean=s.mean, std=s.std).items() if value}
+    return {**(read_normalisation(weights) if weights else {}), **asked}
 
 # %% ../../nbs/training/setup.ipynb #15f6fcc1
 def build(settings)->tuple: # (model, loaders, optimizer, DataInfo)
