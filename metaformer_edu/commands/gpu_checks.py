@@ -14,10 +14,10 @@ from .checkup import attempt, finding, verdict, _version_of
 from ..core.basics import seed_everything
 from ..models import triton_star
 from ..models.kernels import (
-    _layer, kernel_choice, star_depthwise, star_formula, star_linear, star_relu, use_kernels)
-from ..models.triton_norm import norm_formula, residual_norm
+    _layer, kernel_choice, star_formula, star_linear, star_relu, use_kernels)
 from ..models.registry import FAMILIES, create_model
 from ..speed.fast import distance
+from ..speed.tune import _depthwise, _depthwise_formula, _norm, _norm_twin, _passes, _values
 from ..training.callbacks import Callback, Interrupted
 from ..training.processes import cleanup, init_distributed, launch, open_device, rank, world_size, wrap_ddp
 
@@ -105,20 +105,12 @@ def _depthwise_inputs(B, H, W, C): return *_star_inputs(B, H, W, C), torch.randn
 
 def _twin_linear(x, s, b, weight, bias): return _layer(star_formula(x, s, b), weight, bias, None)
 
-def _star_depthwise(x, s, b, weight): return star_depthwise(x, s, b, weight, None, [3, 3])
-
-def _twin_depthwise(x, s, b, weight): return _layer(star_formula(x, s, b), weight, None, [3, 3])
-
 def _norm_inputs(*shape): return torch.randn(shape), torch.randn(shape), *torch.rand(2, shape[-1])
-
-def _norm(x, y, r, w): return torch.cat(residual_norm(x, y, w, 1e-6, r))
-
-def _twin_norm(x, y, r, w): return torch.cat(norm_formula(x, y, r, None, w, 1e-6))
 
 _KERNELS = [('star_relu', star_relu, star_formula, _star_inputs),
             ('star_linear', star_linear, _twin_linear, _linear_inputs),
-            ('star_depthwise', _star_depthwise, _twin_depthwise, _depthwise_inputs),
-            ('residual_norm', _norm, _twin_norm, _norm_inputs)]
+            ('star_depthwise', _depthwise, _depthwise_formula, _depthwise_inputs),
+            ('residual_norm', _norm, _norm_twin, _norm_inputs)]
 
 def _choices(device)->dict: # words for a name → what `use_kernels` takes
     "PyTorch's kernels inside the fused operations, and Triton's where they can compute."
@@ -127,15 +119,15 @@ def _choices(device)->dict: # words for a name → what `use_kernels` takes
     return {'': pytorch, ' with Triton': triton} if able else {'': pytorch}
 
 # %% ../../nbs/commands/gpu_checks.ipynb #2ad8664e
-def _with_gradients(f, inputs, g)->list: # output and gradients, on the CPU
-    inputs = [t.detach().requires_grad_() for t in inputs]
-    y = f(*inputs)
-    return [v.detach().cpu() for v in (y, *torch.autograd.grad(y, inputs, g.to(y)))]
+def _with_gradients(f, inputs, gradients)->list: # outputs and gradients, on the CPU
+    found = _passes(f, inputs, [g.to(inputs[0]) for g in gradients])
+    return [t.cpu() for t in found]
 
 def _compare(kernel, twin, inputs, device, dtype)->tuple: # (error of the kernel, of the twin), where it is worst
     "Output and gradients of both against the twin in float64 on the CPU, for the same rounded inputs."
     inputs = [t.to(dtype) for t in inputs]
-    with torch.no_grad(): g = torch.randn(twin(*[t.double() for t in inputs]).shape).to(dtype)
+    with torch.no_grad(): values = _values(twin, [t.double() for t in inputs])
+    g = [torch.randn(v.shape).to(dtype) for v in values]
     exact = _with_gradients(twin, [t.double() for t in inputs], g)
     there = [t.to(device) for t in inputs]
     ours, plain = (_with_gradients(f, there, g) for f in (kernel, twin))

@@ -21,6 +21,7 @@ from ..models.layers import LayerNormGeneral, set_norm_without_copy
 from ..models.registry import create_model
 from ..speed.fast import distance
 from ..speed.roofline import _synchronize, clock, spread
+from ..speed.tune import _STAGES, _values
 from ..training.processes import open_device
 from ..training.settings import _job_cores
 
@@ -75,8 +76,8 @@ def _count_kernels(what:str, name:str, task:str, device, how:dict)->dict:
 
 # %% ../../nbs/commands/gpu_proof.ipynb #e87801d5
 def _with_backward(f, tensors):
-    y = f(*tensors)
-    torch.autograd.grad(y, tensors, torch.ones_like(y))
+    values = _values(f, tensors)
+    torch.autograd.grad(values, tensors, [torch.ones_like(v) for v in values])
 
 def _time_kernel(what:str, kernel, twin, tensors, device)->dict:
     runs = [partial(_with_backward, f, tensors) for f in (twin, kernel)]
@@ -94,8 +95,8 @@ def _time_norm(what:str, norm, tokens, device)->dict:
 def _check_stages(device, small:bool):
     "Forward and backward of each kernel beside its twin, and of the norm both ways, at the four stages of S18."
     dtype, batch = torch.bfloat16 if _is_card(device) else torch.float32, 1 if small else 64
-    shapes = [(side, side, channels) for side, channels in zip((56, 28, 14, 7), (64, 128, 320, 512))]
-    if small: shapes = [(max(side // 4, 2), max(side // 4, 2), channels // 4) for side, _, channels in shapes]
+    shapes = [(max(side // 4, 2), max(side // 4, 2), channels // 4) for side, _, channels in _STAGES]
+    if not small: shapes = _STAGES
     choices = _choices(device)
     for words, (name, kernel, twin, inputs) in itertools.product(choices, _KERNELS):
         use_kernels(choices[words])
