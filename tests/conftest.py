@@ -14,6 +14,15 @@ def pytest_itemcollected(item):  # before xdist reads the marks
 
 
 @pytest.fixture
+def pytorch_again():
+    "PyTorch's kernels compute before and after a test that chooses others."
+    from metaformer_edu.models.kernels import use_kernels
+    use_kernels({})
+    yield
+    use_kernels({})
+
+
+@pytest.fixture
 def one_thread():
     "For tests on tiny tensors: beside another busy process, two threads wait for each other."
     before = torch.get_num_threads()

@@ -1,9 +1,7 @@
 """The Triton kernels: what they compute (tests/triton_interpreted.py), what the compiler makes of them for cards that
 are not here, and who chooses."""
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,25 +11,16 @@ from metaformer_edu.models.kernels import kernel_choice, star_relu, use_kernels
 from metaformer_edu.speed import tune
 from metaformer_edu.training.processes import launch
 
-HERE = Path(__file__).resolve().parent
-with_triton = pytest.mark.skipif(triton_star.triton is None, reason="Triton comes with PyTorch's builds for NVIDIA")
+from triton_cards import machine_code, passes_in_the_interpreter, with_triton, within
+
+pytestmark = pytest.mark.usefixtures("pytorch_again")
 # kernel → registers of a thread and shared memory of a program, at most: what Triton 3.8 needs, and a tenth more
 MOST = {"_star_forward": (26, 0), "_star_backward": (62, 16)}
 
 
-@pytest.fixture(autouse=True)
-def pytorch_again():
-    use_kernels({})
-    yield
-    use_kernels({})
-
-
 @with_triton
 def test_the_kernels_in_the_interpreter():
-    done = subprocess.run([sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider",
-                           HERE / "triton_interpreted.py"], capture_output=True, text=True,
-                          env={**os.environ, "TRITON_INTERPRET": "1"})
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
+    passes_in_the_interpreter("triton_interpreted.py")
 
 
 @with_triton
@@ -39,15 +28,12 @@ def test_the_kernels_in_the_interpreter():
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_registers_spills_and_shared_memory(capability, dtype):
     rows = triton_star.kernel_resources(capability, dtype)
-    assert {r["kernel"] for r in rows} == {*MOST}
-    for row in rows:
-        registers, shared = MOST[row["kernel"]]
-        assert 0 < row["registers"] <= registers and row["shared"] <= shared and row["spilled"] == 0, row
+    within(rows, MOST)
 
 
 @with_triton
 def test_the_machine_reads_16_bytes_at_once_rounds_and_adds_in_an_order():
-    code = {name: triton_star._compiled(name, 90, "bf16").asm["ptx"] for name in MOST}
+    code = {name: machine_code(triton_star, name) for name in MOST}
     for text in code.values():
         assert "ld.global.v4" in text and "st.global.v4" in text and "cvt.rn.bf16" in text
         assert "atom." not in text and "red.global" not in text

@@ -1,9 +1,7 @@
 """The depthwise convolution's other kernels: what Triton's compute (tests/triton_depthwise_interpreted.py), what the
 compiler makes of them for cards that are not here, and the weight's gradient with the channels first."""
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,25 +9,16 @@ import torch
 from metaformer_edu.models import kernels, triton_depthwise, triton_star
 from metaformer_edu.models.kernels import kernel_choice, star_depthwise, use_kernels
 
-HERE = Path(__file__).resolve().parent
-with_triton = pytest.mark.skipif(triton_star.triton is None, reason="Triton comes with PyTorch's builds for NVIDIA")
+from triton_cards import machine_code, passes_in_the_interpreter, with_triton, within
+
+pytestmark = pytest.mark.usefixtures("pytorch_again")
 # kernel → registers of a thread and shared memory of a program, at most: what Triton 3.8 needs, and a tenth more
 MOST = {"_depthwise_slide": (211, 0), "_depthwise_weight": (136, 1024)}
 
 
-@pytest.fixture(autouse=True)
-def pytorch_again():
-    use_kernels({})
-    yield
-    use_kernels({})
-
-
 @with_triton
 def test_the_kernels_in_the_interpreter():
-    done = subprocess.run([sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider",
-                           HERE / "triton_depthwise_interpreted.py"], capture_output=True, text=True,
-                          env={**os.environ, "TRITON_INTERPRET": "1"})
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
+    passes_in_the_interpreter("triton_depthwise_interpreted.py")
 
 
 @with_triton
@@ -37,15 +26,12 @@ def test_the_kernels_in_the_interpreter():
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_registers_spills_and_shared_memory(capability, dtype):
     rows = triton_star.kernel_resources(capability, dtype, triton_depthwise)
-    assert {r["kernel"] for r in rows} == {*MOST}
-    for row in rows:
-        registers, shared = MOST[row["kernel"]]
-        assert 0 < row["registers"] <= registers and row["shared"] <= shared and row["spilled"] == 0, row
+    within(rows, MOST)
 
 
 @with_triton
 def test_the_machine_reads_16_bytes_at_once_and_adds_in_an_order():
-    code = {name: triton_star._compiled(name, 90, "bf16", triton_depthwise).asm["ptx"] for name in MOST}
+    code = {name: machine_code(triton_depthwise, name) for name in MOST}
     for text in code.values():
         loads = text.count("ld.global")
         assert loads and text.count("ld.global.v4") == loads and "atom." not in text and "red.global" not in text

@@ -1,22 +1,21 @@
 """The Triton kernels of residual and norm: what they compute (tests/triton_norm_interpreted.py), which precisions a GPU
 would give, and what the compiler makes of them for cards that are not here."""
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metaformer_edu.models import triton_norm
+from metaformer_edu.models import triton_norm, triton_star
 from metaformer_edu.models.block import MetaFormerBlock
 from metaformer_edu.models.kernels import use_kernels
 from metaformer_edu.models.triton_norm import norm_formula, residual_norm
 
-HERE = Path(__file__).resolve().parent
-with_triton = pytest.mark.skipif(triton_norm.triton is None, reason="Triton comes with PyTorch's builds for NVIDIA")
+from triton_cards import passes_in_the_interpreter, with_triton, within
+
+pytestmark = pytest.mark.usefixtures("pytorch_again")
 # channels, precision of x and y, is there ResScale?: the four stages of an S18 under autocast, float32, and the widest
 STAGES = [(64, "fp32", "bf16", False), (128, "bf16", "bf16", False), (320, "fp32", "bf16", True),
           (512, "fp32", "bf16", True), (64, "fp32", "fp32", False), (1024, "fp32", "fp16", True)]
@@ -24,19 +23,9 @@ STAGES = [(64, "fp32", "bf16", False), (128, "bf16", "bf16", False), (320, "fp32
 MOST = {"_norm_forward": (35, 4096), "_norm_backward": (105, 4096)}
 
 
-@pytest.fixture(autouse=True)
-def pytorch_again():
-    use_kernels({})
-    yield
-    use_kernels({})
-
-
 @with_triton
 def test_the_kernels_in_the_interpreter():
-    done = subprocess.run([sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider",
-                           HERE / "triton_norm_interpreted.py"], capture_output=True, text=True,
-                          env={**os.environ, "TRITON_INTERPRET": "1"})
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
+    passes_in_the_interpreter("triton_norm_interpreted.py")
 
 
 @with_triton
@@ -44,17 +33,14 @@ def test_the_kernels_in_the_interpreter():
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_registers_spills_and_shared_memory(capability, stage):
     rows = triton_norm._norm_resources(capability, *stage)
-    assert {r["kernel"] for r in rows} == {*MOST}
-    for row in rows:
-        registers, shared = MOST[row["kernel"]]
-        assert 0 < row["registers"] <= registers and row["shared"] <= shared and row["spilled"] == 0, row
+    within(rows, MOST)
 
 
 @with_triton
 @pytest.mark.parametrize("stage", STAGES[:4], ids=str)
 def test_the_machine_reads_16_bytes_at_once_and_adds_in_an_order(stage):
     for name, given in triton_norm._signatures(*stage).items():
-        text = triton_norm._compiled(name, given, 90).asm["ptx"]
+        text = triton_star._compiled(getattr(triton_norm, name), given, 90).asm["ptx"]
         assert "ld.global.v4" in text and "st.global.v4" in text
         assert "atom." not in text and "red.global" not in text
 

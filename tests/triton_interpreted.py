@@ -18,13 +18,7 @@ ROUNDING = {torch.float32: 2**-22, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 SHAPES = [(1,), (7,), (3, 5, 7, 11), (16384,), (16384 + 513,)]
 S, B = torch.tensor([0.9]), torch.tensor([-0.4])
 each_dtype = pytest.mark.parametrize("dtype", ROUNDING)
-
-
-@pytest.fixture(autouse=True)
-def pytorch_again():
-    use_kernels({})
-    yield
-    use_kernels({})
+pytestmark = pytest.mark.usefixtures("pytorch_again")
 
 
 def exact(x, g, s=S, b=B):

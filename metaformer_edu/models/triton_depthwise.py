@@ -8,7 +8,7 @@ __all__ = ['depthwise_forward', 'depthwise_backward']
 # %% ../../nbs/models/triton_depthwise.ipynb #551f2a4b
 import torch
 from torch import Tensor
-from .triton_star import _jit, takes as takes, tl, triton
+from .triton_star import _jit, _WARPS, takes as takes, tl, triton
 
 # %% ../../nbs/models/triton_depthwise.ipynb #fcaaa76c
 @_jit
@@ -54,7 +54,7 @@ def _depthwise_weight(g_ptr, x_ptr, dw_ptr, n, C, steps, H: tl.constexpr, W: tl.
     tl.store(place, tl.sum(dw, 1), mask=(j < K)[:, None] & known[None, :])
 
 # %% ../../nbs/models/triton_depthwise.ipynb #93543d4e
-_TOKENS, _CHANNELS, _WARPS = 128, 32, 4 # of a tile; groups of 32 threads that share it
+_TOKENS, _CHANNELS = 128, 32 # of a tile
 _SUM_TOKENS, _STEPS = 32, 64 # of the weight's gradient: tokens at once, how often
 
 def _slide(x, weight, bias): # the window over x, which is contiguous

@@ -6,20 +6,13 @@
 __all__ = ['takes', 'norm_forward', 'norm_backward', 'residual_norm']
 
 # %% ../../nbs/models/triton_norm.ipynb #69d51644
-import re, subprocess, tempfile
 from functools import reduce
-from pathlib import Path
-from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from . import triton_star
 from .kernels import _ordinary, _triton, use_fused_star
-try:
-    import triton
-    import triton.language as tl
-except ImportError: # then PyTorch's kernels compute
-    triton, tl = None, SimpleNamespace(constexpr=int)
+from .triton_star import _jit, _resources, _WARPS, tl, triton
 
 # %% ../../nbs/models/triton_norm.ipynb #56ad0dec
 def norm_formula(x, y, r, s, w, eps:float):
@@ -28,8 +21,6 @@ def norm_formula(x, y, r, s, w, eps:float):
     return z, F.layer_norm(z, w.shape, w, None, eps)
 
 # %% ../../nbs/models/triton_norm.ipynb #bd8fce5e
-_jit = (lambda f: f) if triton is None else triton.jit
-
 @_jit
 def _wide(ptr, i, inside): return tl.load(ptr + i, mask=inside, other=0.).to(tl.float32)
 
@@ -87,7 +78,7 @@ def _norm_backward(dz_ptr, dn_ptr, z_ptr, x_ptr, y_ptr, r_ptr, s_ptr, w_ptr, # i
     if dw_ptr is not None: tl.store(dw_ptr + mine, tl.sum(dw, 0)[None, :], mask=c < C)
 
 # %% ../../nbs/models/triton_norm.ipynb #ebb897de
-_TILE, _WARPS, _PROGRAMS, _WIDEST = 1024, 4, 512, 1024 # numbers in a tile; groups of 32 threads; at most; largest C
+_TILE, _PROGRAMS, _WIDEST = 1024, 512, 1024 # numbers in a tile; programs at most; largest C
 
 def takes(x)->bool: # (…, C)
     "Whether the kernels can compute on `x`: float32 or 16 bits, at most 1024 channels, on a GPU or interpreted."
@@ -212,25 +203,7 @@ def _signatures(C, x, y, scaled)->dict: # kernel → what it is given: pointers'
                                dr_ptr=wide if scaled else None, ds_ptr=None, dw_ptr=wide, **numbers, steps='i32',
                                **_cut(C))}
 
-def _compiled(name, given, capability):
-    "The kernel of that name as machine code; sizes and addresses are multiples of 16, as those of our models are."
-    types = {k: v if isinstance(v, str) else 'constexpr' for k, v in given.items()}
-    aligned = {(i,): [['tt.divisibility', 16]] for i, v in enumerate(types.values()) if v == 'i32' or v[0] == '*'}
-    constants = {(i,): v for i, v in enumerate(given.values()) if not isinstance(v, str)}
-    source = triton.compiler.ASTSource(globals()[name], types, constants, aligned)
-    target = triton.backends.compiler.GPUTarget('cuda', capability, 32)
-    return triton.compile(source, target=target, options=dict(num_warps=_WARPS))
-
 def _norm_resources(capability, C, x, y, scaled)->list:
     "Registers and spilled bytes of a thread, and a program's shared memory in bytes, compiled for a card not here."
-    rows, tool = [], Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
-    for name, given in _signatures(C, x, y, scaled).items():
-        code = _compiled(name, given, capability)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / 'kernel.cubin'
-            file.write_bytes(code.asm['cubin'])
-            said = subprocess.run([tool, '-res-usage', file], capture_output=True, text=True, check=True).stdout
-        registers, stack, local = (int(re.search(rf'{word}:(\d+)', said)[1]) for word in ('REG', 'STACK', 'LOCAL'))
-        rows.append(dict(kernel=name, sm=capability, C=C, x=x, y=y, registers=registers, spilled=stack + local,
-                         shared=code.metadata.shared))
-    return rows
+    return [dict(kernel=name, sm=capability, C=C, x=x, y=y, **_resources(globals()[name], given, capability))
+            for name, given in _signatures(C, x, y, scaled).items()]

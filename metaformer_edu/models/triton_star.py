@@ -97,30 +97,34 @@ _SIGNATURES = { # kernel → what its pointers point at, in 16 bits
     '_star_backward': dict(g_ptr='*bf16', x_ptr='*bf16', s_ptr='*fp32', dx_ptr='*bf16', ds_ptr='*fp32', db_ptr='*fp32',
                            n='i32', DX=True, SUMS=True, BLOCK=_BLOCK, STEPS=_STEPS)}
 
-def _compiled(name, capability, dtype, kernels=None):
-    "The kernel of that name as machine code; sizes and addresses are multiples of 16, as those of our models are."
-    kernels = globals() if kernels is None else vars(kernels)
-    given = {k: v.replace('bf16', dtype) if isinstance(v, str) else v for k, v in kernels['_SIGNATURES'][name].items()}
+def _compiled(kernel, given:dict, capability:int): # given: types of pointers and of numbers, and constants
+    "The kernel as machine code; sizes and addresses are multiples of 16, as those of our models are."
     types = {k: v if isinstance(v, str) else 'constexpr' for k, v in given.items()}
-    aligned = {(i,): [['tt.divisibility', 16]] for i, v in enumerate(types.values()) if v != 'constexpr'}
+    aligned = {(i,): [['tt.divisibility', 16]] for i, v in enumerate(types.values()) if v[0] in '*i'} # no fp32
     constants = {(i,): v for i, v in enumerate(given.values()) if not isinstance(v, str)}
-    source = triton.compiler.ASTSource(kernels[name], types, constants, aligned)
+    source = triton.compiler.ASTSource(kernel, types, constants, aligned)
     target = triton.backends.compiler.GPUTarget('cuda', capability, 32)
-    return triton.compile(source, target=target, options=dict(num_warps=kernels['_WARPS']))
+    return triton.compile(source, target=target, options=dict(num_warps=_WARPS))
+
+def _resources(kernel, given:dict, capability:int)->dict:
+    "Registers and spilled bytes of a thread, and a program's shared memory in bytes."
+    code, tool = _compiled(kernel, given, capability), Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'kernel.cubin'
+        file.write_bytes(code.asm['cubin'])
+        said = subprocess.run([tool, '-res-usage', file], capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf'{word}:(\d+)', said)[1]) for word in ('REG', 'STACK', 'LOCAL'))
+    return dict(registers=registers, spilled=stack + local, shared=code.metadata.shared)
+
+def _in_precision(signature:dict, dtype:str)->dict: # one of `_SIGNATURES`, which are in bf16
+    return {k: v.replace('bf16', dtype) if isinstance(v, str) else v for k, v in signature.items()}
 
 def kernel_resources(capability:int=90, # 80: A100, 90: H100, 100: B200
                      dtype:str='bf16', # 'bf16', 'fp16' or 'fp32'
-                     kernels=None, # a module with kernels, their `_SIGNATURES` and `_WARPS`; None: this one
+                     kernels=None, # a module with kernels and their `_SIGNATURES`; None: this one
                     )->list: # a dict a kernel
     "Registers and spilled bytes of a thread, and a program's shared memory in bytes, compiled for a card not here."
-    rows, tool = [], Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
-    for name in _SIGNATURES if kernels is None else kernels._SIGNATURES:
-        code = _compiled(name, capability, dtype, kernels)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / 'kernel.cubin'
-            file.write_bytes(code.asm['cubin'])
-            said = subprocess.run([tool, '-res-usage', file], capture_output=True, text=True, check=True).stdout
-        registers, stack, local = (int(re.search(rf'{word}:(\d+)', said)[1]) for word in ('REG', 'STACK', 'LOCAL'))
-        rows.append(dict(kernel=name, sm=capability, dtype=dtype, registers=registers, spilled=stack + local,
-                         shared=code.metadata.shared))
-    return rows
+    known = globals() if kernels is None else vars(kernels)
+    return [dict(kernel=name, sm=capability, dtype=dtype,
+                 **_resources(known[name], _in_precision(signature, dtype), capability))
+            for name, signature in known['_SIGNATURES'].items()]
