@@ -358,6 +358,13 @@ class StopBelow(Callback):
     def __init__(self, low): self.low = low
     def after_update(self, trainer): return trainer.rate < self.low""": "it went on to the end"},
     },
+    "training/mistakes": {
+        1: {"answer = 0": "of 2,000 tosses it is 0.50", "answer = 1": "and yours 1.00"},
+        2: {"def at_temperature(p, t): return p / t": "they add up to",
+            "def at_temperature(p, t): return (p / t).softmax(-1)": "away"},
+        3: {"def error_by_guess(said): return {c: calibration_error(said) for c in range(10)}": "and yours",
+            "def error_by_guess(said): return {}": "the keys are the classes"},
+    },
     "training/callbacks": {
         1: {"answer = 3": "had not been without a new best", "answer = 7": "it has long stopped"},
         2: {"def shares(d): return d**2, d, 1": "together they are 1",
