@@ -3,6 +3,7 @@ import json
 import math
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -370,7 +371,8 @@ def fingerprint(t):
         interval=t.log_interval,
         max_bad=t.max_bad, mixup=inside(t.mixup), ema=t.ema and (t.ema.decay, str(t.ema.device)),
         optimizer=(type(t.optimizer).__name__, inside(t.optimizer.defaults),
-                   [g["weight_decay"] for g in t.optimizer.param_groups]),
+                   [(g["weight_decay"], g.get("lr_scale")) for g in t.optimizer.param_groups]),
+        learns=[name for name, p in model.named_parameters() if p.requires_grad],
         model=(repr(model), model.num_classes, model.img_size,
                sum(p.double().sum().item() for p in model.parameters())),
         checkpointing=[m.grad_checkpointing for m in model.modules() if hasattr(m, "grad_checkpointing")],
@@ -391,6 +393,9 @@ EFFECTS = {  # dest: (flags, flags without which they could do nothing)
     "crop_pct": ("--crop-pct 0.5", ""), "drop_path": ("--drop-path 0.3", ""),
            "head_dropout": ("--head-dropout 0.3", ""),
     "grad_checkpointing": ("--grad-checkpointing", ""), "torchcompile": ("--torchcompile eager", ""),
+    "lora_rank": ("--lora-rank 3", "--initial-checkpoint {weights}"),
+    "freeze_stages": ("--freeze-stages 2", "--initial-checkpoint {weights}"),
+    "layer_decay": ("--layer-decay 0.5", ""),
     "epochs": ("--epochs 9", ""),
     "batch_size": ("-b 6", ""), "validation_batch_size": ("-vb 3", ""),
            "grad_accum_steps": ("--grad-accum-steps 2", ""),
@@ -430,7 +435,9 @@ def test_every_flag_is_looked_after(parser):
 
 @pytest.mark.parametrize("dest", EFFECTS)
 def test_a_flag_does_something(dest, stripes, tmp_path, monkeypatch, capsys):
-    flags, needed = (words(f.format(gone=tmp_path / "gone", elsewhere=tmp_path / "there")) for f in EFFECTS[dest])
+    kept = Path(settings.__file__).parents[1] / "examples/convformer/best.safetensors"
+    places = dict(gone=tmp_path / "gone", elsewhere=tmp_path / "there", weights=kept)
+    flags, needed = (words(f.format(**places)) for f in EFFECTS[dest])
     base = ["--model", "tiny_convformer", "--img-size", "32", "-b", "4", "-j", "0", "--epochs", "8", "--warmup-epochs",
             "1",
             *([] if dest == "recipe" else ["--lr", "0.004"]), *needed]

@@ -22,6 +22,7 @@ from .processes import all_gather_objects, any_rank, broadcast_object, rank, wor
 from .evaluate import predict
 from .callbacks import Callback
 from .trainer import Trainer, draw_curves
+from .finetune import _plain
 
 # %% ../../nbs/training/run_folder.ipynb #f194c6d2
 def _save_state(state:dict, folder:Path, updates:int)->Path:
@@ -158,7 +159,7 @@ class SaveEpoch(Callback):
 
     def after_epoch(self, trainer):
         if rank(): return
-        self.folder.save_epoch(trainer.log[-1], trainer.eval_model)
+        self.folder.save_epoch(trainer.log[-1], _plain(trainer.eval_model))
         self.folder.write_log(trainer.log)
 
     def after_fit(self, trainer): # if it was killed between its last state and its table

@@ -79,6 +79,11 @@ class Settings:
     drop_path: float = setting('model', 0.,
         'chance that the last block is skipped, less for earlier ones', low=0, high=0.99, metavar='P')
     head_dropout: float = setting('model', 0., 'dropout before the last layer', low=0, high=0.99, metavar='P')
+    lora_rank: int | None = setting('model', None,
+        'freeze the weights but those of the classifier, and learn a change of this rank of each linear layer',
+        low=1, metavar='N')
+    freeze_stages: int | None = setting('model', None, 'the first so many stages, of four, learn nothing', low=1,
+        high=4, metavar='N')
     grad_checkpointing: bool = setting('model', False,
         'less memory: forget what happens inside stages, and do it again')
     torchcompile: str | None = setting('model', None,
@@ -108,6 +113,9 @@ class Settings:
         "the optimizer's betas (default: its own)", low=0, high=1, metavar='B', nargs='+')
     momentum: float = setting('optimizer', 0.9, 'of optimizers that have one', low=0, high=1, metavar='M')
     weight_decay: float = setting('optimizer', 0.05, 'on matrices alone', low=0, metavar='W')
+    layer_decay: float | None = setting('optimizer', None,
+        "the rate of each block, as a share of that of the next (default: all have the same)", low=0.01, high=1,
+        metavar='D')
     clip_grad: float | None = setting('optimizer', None, 'longest gradient (default: no limit)', low=1e-12, metavar='G')
     clip_mode: str = setting('optimizer', 'norm', 'what is limited', choices=['norm', 'value', 'agc'])
     sched: str = setting('schedule', 'cosine', "course of the rate; None: constant", choices=SCHEDULE_NAMES)
@@ -300,6 +308,9 @@ def _check_optimizer(name:str):
     from timm.optim import list_optimizers
     if name.lower() not in list_optimizers(): raise ValueError(did_you_mean(name, list_optimizers(), 'optimizer'))
 
+def _has_weights(s)->bool: # to start from
+    return s.pretrained or bool(s.initial_checkpoint)
+
 def _check_together(s:Settings):
     "ValueError, in one sentence, if settings contradict each other; a warning if the rate is far too high."
     given, small = s.given, s.data in SOURCE_NAMES
@@ -307,6 +318,10 @@ def _check_together(s:Settings):
     if s.warmup_epochs > s.epochs: raise ValueError(f'{s.warmup_epochs} epochs of warm-up do not fit into {s.epochs}.')
     if s.pretrained and 'initial_checkpoint' in given:
         raise ValueError('--pretrained and --initial-checkpoint name two sets of weights: choose one.')
+    useless = [name for name in ('lora_rank', 'freeze_stages') if name in given and not _has_weights(s)]
+    if useless:
+        raise ValueError(f'--{useless[0].replace("_", "-")} would freeze random weights: start from those of a training '
+                         'with --pretrained or --initial-checkpoint PATH.')
     _check_optimizer(s.opt)
     if (s.mixup or s.cutmix or s.cutmix_minmax) and s.batch_size % 2:
         raise ValueError(f'mixup and cutmix blend pairs: --batch-size {s.batch_size} must be even, '
@@ -363,7 +378,7 @@ def _checked_one(m, kind:type, flag:str, value):
 GONE_HERE = {'--train-split': 'the folder is train/', '--val-split': 'the folder is val/ or validation/',
              '--config': 'use --recipe', '--log-wandb': 'use --tensorboard or summary.csv',
              '--checkpoint-hist': 'the last two states, the last and the best weights are kept',
-             '--layer-decay': 'it cannot be had yet', '--drop': 'use --head-dropout or --drop-path',
+             '--drop': 'use --head-dropout or --drop-path',
              '--start-epoch': 'use --resume', '--save-images': 'leave it out'}
 _SECTIONS = ['data', 'model', 'optimizer', 'schedule', 'augmentation', 'run', 'machine']
 

@@ -29,6 +29,7 @@ from .processes import fast_arithmetic, init_distributed, open_device, process_g
 from .evaluate import precision
 from .callbacks import Interrupted, Signals, TensorBoard
 from .trainer import Trainer, make_optimizer, make_schedule
+from .finetune import _plain, add_lora, freeze_stages
 from .run_folder import (
     PrintLog, PrintResult, RunFolder, SaveEpoch, SavePictures, SaveStates, open_folder)
 
@@ -63,11 +64,14 @@ def build(settings)->tuple: # (model, loaders, optimizer, DataInfo)
                            on_worker=ignore_signals)
     seed_everything(s.seed)
     model = create_model(s.model, s.pretrained, s.initial_checkpoint, num_classes=s.num_classes or known,
-                         img_size=info.img_size, drop_path=s.drop_path, head_dropout=s.head_dropout).to(device)
+                         img_size=info.img_size, drop_path=s.drop_path, head_dropout=s.head_dropout)
+    if s.lora_rank: add_lora(model, s.lora_rank)
+    if s.freeze_stages: freeze_stages(model, s.freeze_stages)
+    model = model.to(device)
     model.pretrained_cfg = {**model.pretrained_cfg, 'mean': info.mean, 'std': info.std} # what saves it keeps them
     if s.channels_last: model = model.to(memory_format=torch.channels_last)
     model.set_grad_checkpointing(s.grad_checkpointing)
-    optimizer = make_optimizer(model, s.opt, s.lr, s.weight_decay, s.momentum, s.opt_eps, s.opt_betas)
+    optimizer = make_optimizer(model, s.opt, s.lr, s.weight_decay, s.momentum, s.opt_eps, s.opt_betas, s.layer_decay)
     return model, loaders, optimizer, info
 
 # %% ../../nbs/training/setup.ipynb #443e9651
@@ -114,8 +118,8 @@ class Run:
 
     @property
     def model(self)->nn.Module:
-        "The trained model: the average of the weights if there is one."
-        return self.trainer.eval_model
+        "The trained model: the average of the weights if there is one; with `lora_rank`, a merged copy."
+        return _plain(self.trainer.eval_model)
 
     @property
     def predictions(self)->dict:
@@ -141,7 +145,9 @@ class Run:
         if rank(): return
         s, t = self.settings, self.trainer
         train, val = (len(loader.dataset) for loader in t.loaders)
-        print(f'{s.model} ({sum(count_params(t.model)):,} parameters) on {self.info.name}: {train:,} images to learn, '
+        learns, frozen = count_params(t.model)
+        few = f', of which {learns:,} learn' if s.lora_rank or s.freeze_stages else ''
+        print(f'{s.model} ({learns + frozen:,} parameters{few}) on {self.info.name}: {train:,} images to learn, '
               f'{val:,} held out; {world_size()} × {t.device}, {s.global_batch} images an update, rate {s.lr:.3g}; '
               f'{self.path}')
         if getattr(s, 'warning', None): print(f'metaformer-train: {s.warning}', file=sys.stderr)

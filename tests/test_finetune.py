@@ -1,0 +1,235 @@
+"""Training features: LoRA, frozen stages, layer-wise decay, BCE, growing images, distillation, repeated pictures."""
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from timm.models import group_parameters
+from torch import nn
+
+from metaformer_edu.core.basics import count_params, seed_everything
+from metaformer_edu.models.layers import Mlp
+from metaformer_edu.models.metaformer import MetaFormer
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.models.weights import save_weights
+from metaformer_edu.train import main, run
+from metaformer_edu.training import run_folder
+from metaformer_edu.training.callbacks import Callback
+from metaformer_edu.training.finetune import LoRALinear, add_lora, freeze_stages, merge_lora
+from metaformer_edu.training.settings import parse
+from metaformer_edu.training.trainer import make_optimizer, make_schedule
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+FAMILIES = ["identityformer", "randformer", "poolformerv2", "convformer", "caformer"]
+QUICK = "--model tiny_caformer --img-size 32 -b 8 -j 0 --epochs 2 --snapshots 0 --mixup 0 --cutmix 0 --aa none".split()
+
+
+def tiny(family="caformer", **kwargs):
+    seed_everything(0)
+    return create_model(f"tiny_{family}", **dict(num_classes=3, img_size=32) | kwargs)
+
+
+def shaken(model):
+    "As if it had learned: no parameter as it was made."
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data += 0.05 * torch.randn(p.shape, generator=generator)
+    return model
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory):
+    "Two classes of 16 pictures, and 4 held-out ones of each."
+    folder, rng = tmp_path_factory.mktemp("data") / "stripes", np.random.default_rng(0)
+    for part, n in (("train", 16), ("val", 4)):
+        for step, name in enumerate(("broad", "fine"), 1):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(128, size=(40, 48, 3), dtype=np.uint8)
+                pixels[::5 - 2 * step] += 127
+                Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    "They take longer than these trainings."
+    for name in ("draw_curves", "show_predictions"):
+        monkeypatch.setattr(run_folder, name, lambda *args: SimpleNamespace(savefig=lambda *args, **kwargs: None))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_weights(shaken(tiny(num_classes=2)), tmp_path_factory.mktemp("weights") / "w.safetensors")
+
+
+def refused(capsys, *args):
+    "The sentence with which the command refuses, with status 2."
+    with pytest.raises(SystemExit) as caught:
+        main(list(map(str, args)))
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.startswith("metaformer-train: ") and said.count("\n") == 1, said
+    return said
+
+
+class Cut(Callback):
+    "Ends a training after the third of four updates, when its state has been written."
+    order = 98
+
+    def after_update(self, trainer):
+        if trainer.updates == 3:
+            raise KeyboardInterrupt
+
+
+def whole_and_resumed(stripes, tmp_path, *flags):
+    "The same run twice: the second is cut off after three updates of eight, and goes on. Asserts that they are equal."
+    args = [str(stripes), *QUICK, *map(str, flags), "--recovery-interval", "3", "--output"]
+    whole = run(parse([*args, str(tmp_path / "whole")]))
+    with pytest.raises(KeyboardInterrupt):
+        run(parse([*args, str(tmp_path / "cut")]), [Cut()])
+    again = run(parse([*args, str(tmp_path / "cut"), "--resume", "auto"]))
+    assert again.path.parent.name == "cut" and len(list(again.path.parent.iterdir())) == 1
+    for name in ("last.safetensors", "best.safetensors", "summary.csv"):
+        assert (again.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+    return whole
+
+
+# --- LoRA ---
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_starts_as_the_model_and_merges_into_a_plain_one(family):
+    model = shaken(tiny(family)).eval()
+    names, x = list(model.state_dict()), torch.randn(4, 3, 32, 32)
+    lora = add_lora(copy.deepcopy(model), 3, alpha=6).eval()
+    before = lora.state_dict()
+    assert torch.equal(lora(x), model(x))
+    wide = [m for m in lora.modules() if isinstance(m, LoRALinear)]
+    assert wide and {m.scale for m in wide} == {2} and all(m.down.shape[0] == m.up.shape[1] == 3 for m in wide)
+    answers, frozen = shaken(lora)(x), [n for n, p in lora.named_parameters() if not p.requires_grad]
+    assert not torch.equal(answers, model(x)) and all(torch.equal(before[n], model.state_dict()[n]) for n in frozen)
+    merged = merge_lora(lora)
+    assert merged is lora and list(merged.state_dict()) == names
+    kinds = lambda m: [type(o) for o in m.modules()]
+    assert kinds(merged) == kinds(model) and not any(isinstance(m, LoRALinear) for m in merged.modules())
+    plain = tiny(family).eval()
+    plain.load_state_dict(merged.state_dict())
+    assert torch.equal(plain(x), answers) and torch.equal(merged(x), answers)
+
+
+def test_what_lora_trains():
+    model = add_lora(tiny(), 2)
+    learns = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert all(n.endswith((".up", ".down")) or n.startswith(("head.", "norm.")) for n in learns)
+    linear = [n for n, m in tiny().stages.named_modules() if isinstance(m, nn.Linear)]
+    assert len([n for n in learns if n.endswith(".up")]) == len(linear) == 20
+    added = sum(2 * (m.weight.shape[0] + m.weight.shape[1]) for m in model.modules() if isinstance(m, LoRALinear))
+    outside = sum(p.numel() for part in (model.head, model.norm) for p in part.parameters())
+    assert count_params(model)[0] == added + outside
+    model.train()(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match="rank is 1 or more, not 0"):
+        add_lora(tiny(), 0)
+
+
+def test_lora_in_training_is_the_merged_layer():
+    layer = shaken(LoRALinear(nn.Linear(6, 4).requires_grad_(False), 2, 3.)).train()
+    x = torch.randn(5, 7, 6)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.merged(), layer.bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.merged().dtype == torch.float32
+
+
+def test_other_layers_of_ones_own_are_merged_as_what_they_were():
+    model = MetaFormer(depths=(1, 1), dims=(8, 16), num_classes=2, img_size=16, mlps=lambda dim: Mlp(dim, bias=True),
+                       token_mixers=lambda dim: nn.Linear(dim, dim), res_scale_init_values=None)
+    x = torch.randn(1, 3, 16, 16)
+    answers = shaken(add_lora(copy.deepcopy(model).double(), 1))
+    merged = merge_lora(copy.deepcopy(answers))
+    assert type(merged.stages[0][0].token_mixer) is nn.Linear and merged.stages[0][0].mlp.fc1.bias is not None
+    torch.testing.assert_close(merged(x.double()), answers(x.double()))
+
+
+def test_a_run_with_lora_leaves_plain_weights_and_goes_on(stripes, weights, tmp_path, capsys):
+    found = whole_and_resumed(stripes, tmp_path, "--initial-checkpoint", weights, "--lora-rank", 2, "--model-ema",
+                              "--model-ema-decay", 0.5)
+    learns, frozen = count_params(found.trainer.model)
+    assert f"({learns + frozen:,} parameters, of which {learns:,} learn)" in capsys.readouterr().out
+    start, end = load_file(weights), load_file(found.path / "last.safetensors")
+    assert start.keys() == end.keys()
+    moved = {n for n in start if not torch.equal(start[n], end[n])}
+    linear = {f"stages.{n}.weight" for n, m in tiny().stages.named_modules() if isinstance(m, nn.Linear)}
+    assert moved == linear | {n for n in start if n.startswith(("norm.", "head."))}
+    model = create_model("tiny_caformer", checkpoint=found.path / "last.safetensors", num_classes=2, img_size=32)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.eval()(x), found.trainer.eval_model.eval()(x))
+    assert same(found.model.state_dict(), model.state_dict())
+
+
+# --- freezing, and layer-wise decay ---
+
+def test_frozen_stages_do_not_move(stripes, weights, tmp_path):
+    args = [str(stripes), *QUICK, "--initial-checkpoint", str(weights), "--freeze-stages", "2", "--weight-decay", "0.3"]
+    found = run(parse([*args, "--epochs", "1", "--output", str(tmp_path)]))
+    start, end = load_file(weights), found.model.state_dict()
+    moved = {n for n in start if not torch.equal(start[n], end[n])}
+    first = ("downsample_layers.0", "downsample_layers.1", "stages.0", "stages.1")
+    assert moved == {n for n in start if not n.startswith(first)}
+    for n in (-1, 5):
+        with pytest.raises(ValueError, match=f"There are 4 stages, and {n} were to freeze"):
+            freeze_stages(tiny(), n)
+
+
+@pytest.mark.parametrize("flags", ["--lora-rank 2", "--freeze-stages 1"])
+def test_random_weights_are_not_frozen(flags, stripes, capsys, tmp_path):
+    said = refused(capsys, stripes, *QUICK, *flags.split(), "--output", tmp_path / "out")
+    assert flags.split()[0] in said and "--initial-checkpoint PATH" in said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_numbered_from_the_image_to_the_answer(family):
+    model = tiny(family)
+    layer = group_parameters(model, model.group_matcher(), reverse=True)
+    assert layer.keys() == dict(model.named_parameters()).keys()
+    expected = {"downsample_layers.0": 0, "stages.0.0": 1, "downsample_layers.1": 2, "stages.1.0": 2, "stages.2.0": 3,
+                "downsample_layers.2": 3, "stages.2.1": 4, "downsample_layers.3": 5, "stages.3.0": 5, "norm": 6,
+                "head": 6}
+    for name, number in layer.items():
+        assert number == next(n for start, n in expected.items() if name.startswith(f"{start}."))
+    coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    assert {coarse[n] for n in layer if n.startswith(("stages.2.", "downsample_layers.2."))} == {3}
+    assert max(coarse.values()) == 5
+
+
+@pytest.mark.parametrize("sched", ["cosine", "None"])
+@pytest.mark.parametrize("opt", ["adamw", "sgd", "lamb"])
+def test_rates_fall_towards_the_image(opt, sched):
+    model = tiny()
+    optimizer = make_optimizer(model, opt, 1e-2, layer_decay=0.5)
+    schedule = make_schedule(optimizer, 4, 5, sched=sched, min_lr=0.)
+    layer = group_parameters(model, model.group_matcher(), reverse=True)
+    for done, share in ((0, 1), (10, 0.5)):
+        if schedule:
+            schedule.step_update(done)
+        rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+        for name, p in model.named_parameters():
+            expected = 1e-2 * 0.5 ** (6 - layer[name]) * (share if schedule else 1)
+            assert rates[id(p)] == pytest.approx(expected), name
+    plain = make_optimizer(tiny(), opt, 1e-2)
+    assert not any("lr_scale" in g or "initial_lr" in g for g in plain.param_groups)
+
+
+def test_a_run_with_layer_decay_goes_on_and_takes_a_new_one(stripes, tmp_path):
+    found = whole_and_resumed(stripes, tmp_path, "--layer-decay", 0.5)
+    assert found.log[0]["lr"] == pytest.approx(found.trainer.rate, rel=0.9) and found.trainer.rate < 1
+    scales = lambda t: {round(g["lr_scale"], 9) for g in t.optimizer.param_groups}
+    assert scales(found.trainer) == {0.5**n for n in range(7)}
+    more = run(parse([str(stripes), *QUICK, "--layer-decay", "0.25", "--epochs", "3", "--resume", str(found.path)]))
+    assert scales(more.trainer) == {round(0.25**n, 9) for n in range(7)}
