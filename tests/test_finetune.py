@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from timm.models import group_parameters
 from torch import nn
 
@@ -16,10 +17,11 @@ from metaformer_edu.models.metaformer import MetaFormer
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.models.weights import save_weights
 from metaformer_edu.train import main, run
-from metaformer_edu.training import run_folder
-from metaformer_edu.training.callbacks import Callback
+from metaformer_edu.training import run_folder, trainer
+from metaformer_edu.training.callbacks import Callback, EarlyStopping, GrowImages, MixUp
 from metaformer_edu.training.finetune import LoRALinear, add_lora, freeze_stages, merge_lora
 from metaformer_edu.training.settings import parse
+from metaformer_edu.training.setup import open_run
 from metaformer_edu.training.trainer import make_optimizer, make_schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -233,3 +235,97 @@ def test_a_run_with_layer_decay_goes_on_and_takes_a_new_one(stripes, tmp_path):
     assert scales(found.trainer) == {0.5**n for n in range(7)}
     more = run(parse([str(stripes), *QUICK, "--layer-decay", "0.25", "--epochs", "3", "--resume", str(found.path)]))
     assert scales(more.trainer) == {round(0.25**n, 9) for n in range(7)}
+
+
+# --- binary cross-entropy ---
+
+@pytest.mark.parametrize("mixup", ["0", "0.8"])
+def test_the_loss_is_timms_also_of_blended_images(mixup, stripes, tmp_path):
+    flags = ["--bce-loss", "--bce-target-thresh", "0.3", "--smoothing", "0.2", "--mixup", mixup, "--epochs", "1"]
+    seen = []
+
+    class Look(Callback):
+        def before_batch(self, t):
+            seen.append((t.criterion, t.labels))
+    run(parse([str(stripes), *QUICK, *flags, "--output", str(tmp_path)]), [Look()])
+    loss, labels = seen[0]
+    assert isinstance(loss, BinaryCrossEntropy) and labels.ndim == (2 if mixup != "0" else 1)
+    logits = torch.randn(8, 2)
+    targets = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels, 2) * 0.8 + 0.1
+    expected = nn.functional.binary_cross_entropy_with_logits(logits, (targets > 0.3).float())
+    torch.testing.assert_close(loss(logits, labels), expected)
+
+
+def test_the_published_loss_is_cross_entropy(stripes, tmp_path):
+    t = open_run(parse([str(stripes), *QUICK, "--mixup", "0.8", "--output", str(tmp_path)])).trainer
+    assert type(t.loss_fn) is nn.CrossEntropyLoss
+    assert [type(c.loss_fn) for c in t.callbacks if isinstance(c, MixUp)] == [SoftTargetCrossEntropy]
+
+
+# --- images that grow ---
+
+@pytest.mark.parametrize("first, last, epochs, sizes", [
+    (64, 160, 4, [64, 96, 128, 160]), (32, 64, 5, [32, 32, 64, 64, 64]), (32, 100, 3, [32, 64, 100]),
+    (50, 100, 3, [64, 64, 100]), (32, 224, 1, [224]), (32, 40, 4, [32, 32, 32, 40])])
+def test_sizes_grow_linearly_by_strides(first, last, epochs, sizes):
+    grow = GrowImages(first, last, epochs)
+    assert [grow.size(epoch) for epoch in range(epochs)] == sizes
+    assert grow.size(epochs) == grow.size(epochs + 7) == last  # while it cools down
+
+
+def test_a_run_whose_images_grow_goes_on(stripes, tmp_path):
+    seen = []
+
+    class Look(Callback):
+        def before_batch(self, t):
+            seen.append((t.epoch, *t.images.shape[-2:]))
+    flags = ["--img-size", "64", "--grow-from", "32"]
+    job = run(parse([str(stripes), *QUICK, *flags, "--output", str(tmp_path / "a")]), [Look()])
+    assert seen == [(e, s, s) for e, s in ((0, 32), (1, 64)) for _ in range(4)]
+    assert job.trainer.loaders[1].dataset[0][0].shape == (3, 64, 64)
+    whole_and_resumed(stripes, tmp_path, *flags)
+
+
+def test_small_images_are_the_large_ones_shrunk():
+    grow, images = GrowImages(32, 64, 2), torch.rand(2, 3, 64, 64)
+    trainer = SimpleNamespace(epoch=0, images=images)
+    grow.before_batch(trainer)
+    expected = torch.nn.functional.interpolate(images, (32, 32), mode="bilinear", antialias=True)
+    assert torch.equal(trainer.images, expected)
+    trainer.epoch, trainer.images = 1, images
+    grow.before_batch(trainer)
+    assert trainer.images is images
+
+
+def test_a_model_of_one_size_cannot_grow(stripes, capsys, tmp_path):
+    said = refused(capsys, stripes, *QUICK, "--model", "tiny_randformer", "--img-size", "64", "--grow-from", "32",
+                   "--output", tmp_path / "out")
+    assert "tiny_randformer is bound to one size" in said and not (tmp_path / "out").exists()
+
+
+# --- patience, and the warm-up of the average ---
+
+def test_patience_stops_a_run(stripes, tmp_path, monkeypatch):
+    row = dict(val_loss=1., val_top1=50., ema_top1=40., ema_loss=1.)
+    monkeypatch.setattr(trainer, "_evaluate_each", lambda *_: dict(row))
+    for flags, column in (([], "val_top1"), (["--model-ema", "--eval-metric", "loss"], "ema_loss")):
+        job = run(parse([str(stripes), *QUICK, "--epochs", "6", "--patience", "2", *flags, "--output", str(tmp_path)]))
+        assert len(job.log) == 3
+        assert [c.column for c in job.trainer.callbacks if isinstance(c, EarlyStopping)] == [column]
+
+
+def test_the_average_warms_up_as_timms(stripes, tmp_path):
+    flags, weights, averages = ["--model-ema", "--model-ema-decay", "0.9", "--model-ema-warmup"], [], []
+
+    class Look(Callback):
+        def after_update(self, t):
+            weights.append([p.detach().clone() for p in t.model.parameters()])
+            averages.append([p.detach().clone() for p in t.ema.module.parameters()])
+    run(parse([str(stripes), *QUICK, *flags, "--output", str(tmp_path / "a")]), [Look()])
+    decays = [min(0.9, 1 - (1 + max(n - 1, 0)) ** (-2 / 3)) for n in range(1, 9)]
+    assert decays[0] == 0 and decays[-1] < 0.9
+    average = weights[0]
+    for decay, now, found in zip(decays, weights, averages):
+        average = [decay * a + (1 - decay) * w for a, w in zip(average, now)]
+        torch.testing.assert_close(found, average)
+    whole_and_resumed(stripes, tmp_path, *flags)

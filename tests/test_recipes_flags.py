@@ -16,7 +16,7 @@ from metaformer_edu.core.cli import GONE
 from metaformer_edu.interpret.snapshots import SaveSnapshots
 from metaformer_edu.train import main
 from metaformer_edu.training import settings, setup
-from metaformer_edu.training.callbacks import TensorBoard
+from metaformer_edu.training.callbacks import EarlyStopping, GrowImages, TensorBoard
 from metaformer_edu.training.run_folder import SaveEpoch, SaveStates
 from metaformer_edu.training.settings import (
     DEFAULTS, GONE_HERE, SMALL, cpu_cores, list_recipes, parse, read_recipe, recipe_table)
@@ -228,6 +228,9 @@ REFUSED = {
     "an alpha below zero": ("--mixup -1", "--mixup"),
     "a chance above one": ("--hflip 1.5", "--hflip: 1.5 is not from 0 to 1"),
     "a limit of zero": ("--clip-grad 0", "--clip-grad"),
+    "a threshold without its loss": ("--bce-target-thresh 0.2", "--bce-target-thresh does nothing without --bce-loss"),
+    "a warm-up of no average": ("--model-ema-warmup", "--model-ema-warmup does nothing without --model-ema"),
+    "images that shrink": ("--img-size 64 --grow-from 96", "Images of 64 pixels cannot grow from --grow-from 96"),
     "crops of digits": ("--crop-pct 0.9", "--crop-pct changes nothing for digits, whose transforms are its own"),
     **{f"--{flag} for digits": (f"--{flag} {value}", f"--{flag} changes nothing for digits") for flag, value in {
         "aa": "none", "scale": "0.5 1", "ratio": "1 1", "hflip": "0", "vflip": "0.5", "color-jitter": "0.1",
@@ -369,7 +372,8 @@ def fingerprint(t):
         rates=courses(t), epochs=t.epochs, steps=t.steps, accum=t.accum, amp=t.amp, seed=t.seed, off=t.mixup_off_epoch,
         loss=inside(t.loss_fn), clip=(t.clip_grad, t.clip_mode), backend=t.backend, net=type(t.net).__name__,
         interval=t.log_interval,
-        max_bad=t.max_bad, mixup=inside(t.mixup), ema=t.ema and (t.ema.decay, str(t.ema.device)),
+        max_bad=t.max_bad, mixup=inside(t.mixup), ema=t.ema and (t.ema.decay, t.ema.use_warmup, str(t.ema.device)),
+        more=[inside(c) for c in t.callbacks if isinstance(c, (GrowImages, EarlyStopping))],
         optimizer=(type(t.optimizer).__name__, inside(t.optimizer.defaults),
                    [(g["weight_decay"], g.get("lr_scale")) for g in t.optimizer.param_groups]),
         learns=[name for name, p in model.named_parameters() if p.requires_grad],
@@ -426,6 +430,9 @@ EFFECTS = {  # dest: (flags, flags without which they could do nothing)
     "threads": ("--threads 2", ""),
     "amp": ("--amp", ""), "amp_dtype": ("--amp-dtype float16", "--amp"), "channels_last": ("--channels-last", ""),
     "skip_unreadable": ("--skip-unreadable", ""), "snapshots": ("--snapshots 3", ""),
+    "bce_loss": ("--bce-loss", ""), "bce_target_thresh": ("--bce-target-thresh 0.2", "--bce-loss"),
+    "grow_from": ("--grow-from 32", "--img-size 64"), "patience": ("--patience 3", ""),
+    "model_ema_warmup": ("--model-ema-warmup", "--model-ema"),
 }
 
 

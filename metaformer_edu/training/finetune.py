@@ -69,6 +69,7 @@ def _plain(model:nn.Module)->nn.Module: # itself, or a merged copy: what is save
 # %% ../../nbs/training/finetune.ipynb #18549ebf
 def freeze_stages(model:MetaFormer, n:int)->MetaFormer: # the same model
     "Let the first `n` stages, with the stem or downsampling before each, learn nothing. ValueError if there are fewer."
-    if not 0 <= n <= len(model.stages): raise ValueError(f'There are {len(model.stages)} stages, and {n} were to freeze.')
+    known = len(model.stages)
+    if not 0 <= n <= known: raise ValueError(f'There are {known} stages, and {n} were to freeze.')
     for part in (*model.downsample_layers[:n], *model.stages[:n]): part.requires_grad_(False)
     return model

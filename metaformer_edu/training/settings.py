@@ -159,16 +159,26 @@ class Settings:
         'one blend for a batch, a pair or each image', choices=['batch', 'pair', 'elem'])
     mixup_off_epoch: int = setting('augmentation', 0, 'no blending from this epoch on, 0 for never', low=0, metavar='N')
     smoothing: float = setting('augmentation', 0.1, 'label smoothing', low=0, high=0.99, metavar='S')
+    bce_loss: bool = setting('augmentation', False, 'binary cross-entropy: each class is a yes or no of its own')
+    bce_target_thresh: float | None = setting('augmentation', None,
+        'a share of a class above this is a yes, any other a no (default: shares count as they are)', low=0, high=1,
+        metavar='P')
+    grow_from: int | None = setting('augmentation', None,
+        'training images grow with the epochs, from so many pixels to --img-size (default: they do not)', low=32,
+        metavar='N')
     # a moving average of the weights
     model_ema: bool = setting('optimizer', False, 'keep a moving average of the weights, and validate that too')
     model_ema_decay: float = setting('optimizer', 0.9998,
         'share of the average that stays at an update', low=0, high=1, metavar='D')
+    model_ema_warmup: bool = setting('optimizer', False, 'let the average forget early weights sooner')
     model_ema_force_cpu: bool = setting('optimizer', False, 'keep the average in main memory')
     # what a run leaves, and how it is watched
     seed: int = setting('run', 42,
         'of weights, order and augmentation; held-out images stay the same',
         low=0, high=2**32 - 1, metavar='N', small=0)
     eval_metric: str = setting('run', 'top1', 'what makes weights the best', choices=['top1', 'loss'])
+    patience: int | None = setting('run', None,
+        'stop after so many epochs in which --eval-metric has not become better (default: never)', low=1, metavar='N')
     log_interval: int = setting('run', 50, 'updates between two looks at the loss', low=1, metavar='N', small=10)
     recovery_interval: int = setting('run', 0,
         'updates between two states to resume from; 0: only epochs', low=0, metavar='N')
@@ -308,6 +318,10 @@ def _check_optimizer(name:str):
     from timm.optim import list_optimizers
     if name.lower() not in list_optimizers(): raise ValueError(did_you_mean(name, list_optimizers(), 'optimizer'))
 
+_NEEDS = {'bce_target_thresh': 'bce_loss', 'model_ema_warmup': 'model_ema'} # flags that do nothing without another
+
+def _flag(name:str)->str: return f"--{name.replace('_', '-')}"
+
 def _has_weights(s)->bool: # to start from
     return s.pretrained or bool(s.initial_checkpoint)
 
@@ -320,8 +334,12 @@ def _check_together(s:Settings):
         raise ValueError('--pretrained and --initial-checkpoint name two sets of weights: choose one.')
     useless = [name for name in ('lora_rank', 'freeze_stages') if name in given and not _has_weights(s)]
     if useless:
-        raise ValueError(f'--{useless[0].replace("_", "-")} would freeze random weights: start from those of a training '
-                         'with --pretrained or --initial-checkpoint PATH.')
+        raise ValueError(f'{_flag(useless[0])} would freeze random weights: start from those of a training with '
+                         '--pretrained or --initial-checkpoint PATH.')
+    lonely = [(name, other) for name, other in _NEEDS.items() if name in given and not getattr(s, other)]
+    if lonely: raise ValueError(f'{_flag(lonely[0][0])} does nothing without {_flag(lonely[0][1])}.')
+    if s.grow_from and s.grow_from >= s.img_size:
+        raise ValueError(f'Images of {s.img_size} pixels cannot grow from --grow-from {s.grow_from}: give less.')
     _check_optimizer(s.opt)
     if (s.mixup or s.cutmix or s.cutmix_minmax) and s.batch_size % 2:
         raise ValueError(f'mixup and cutmix blend pairs: --batch-size {s.batch_size} must be even, '

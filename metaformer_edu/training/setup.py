@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import nn
 from ..core.cli import error_sentence
@@ -27,7 +28,7 @@ from ..data.loaders import make_loaders
 from .processes import EvalSampler, TrainSampler, ignore_signals, rank, world_size
 from .processes import fast_arithmetic, init_distributed, open_device, process_group
 from .evaluate import precision
-from .callbacks import Interrupted, Signals, TensorBoard
+from .callbacks import EarlyStopping, GrowImages, Interrupted, Signals, TensorBoard
 from .trainer import Trainer, make_optimizer, make_schedule
 from .finetune import _plain, add_lora, freeze_stages
 from .run_folder import (
@@ -86,12 +87,23 @@ def make_trainer(settings, model:nn.Module, loaders:tuple, optimizer)->Trainer:
                  num_classes=model.num_classes)
     mixup = Mixup(**blend) if s.mixup or s.cutmix or s.cutmix_minmax else None
     where = 'cpu' if s.model_ema_force_cpu else None
-    ema = ModelEmaV3(model, s.model_ema_decay, device=where) if s.model_ema else None
+    average = dict(decay=s.model_ema_decay, use_warmup=s.model_ema_warmup, device=where)
+    ema = ModelEmaV3(model, **average) if s.model_ema else None
     loss_fn = nn.CrossEntropyLoss(label_smoothing=s.smoothing)
+    if s.bce_loss: loss_fn = BinaryCrossEntropy(s.smoothing, s.bce_target_thresh)
     return Trainer(model, loaders, optimizer, schedule, s.total_epochs, loss_fn, accum=s.grad_accum_steps,
                    amp=precision(s), ema=ema, mixup=mixup, mixup_off_epoch=s.mixup_off_epoch,
                    clip_grad=s.clip_grad, clip_mode=s.clip_mode, backend=s.torchcompile, seed=s.seed,
-                   log_interval=s.log_interval, max_bad=s.max_bad_steps)
+                   log_interval=s.log_interval, max_bad=s.max_bad_steps, callbacks=_more_callbacks(s, model))
+
+def _more_callbacks(s, model:nn.Module)->list: # those that the settings ask for
+    found = []
+    if s.grow_from:
+        if model.pretrained_cfg.get('fixed_input_size'):
+            raise ValueError(f'{s.model} is bound to one size of images: leave out --grow-from.')
+        found.append(GrowImages(s.grow_from, s.img_size, s.epochs, model.feature_info[-1]['reduction']))
+    if s.patience: found.append(EarlyStopping(f"{'ema' if s.model_ema else 'val'}_{s.eval_metric}", s.patience))
+    return found
 
 # %% ../../nbs/training/setup.ipynb #e1100970
 @dataclass

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 import numpy as np, torch
 from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -36,7 +37,7 @@ def make_optimizer(model:nn.Module, name:str='adamw', # one of timm's
                    lr:float=1e-3, weight_decay:float=0.05, # on matrices alone: vectors do not decay
                    momentum:float=0.9, # of those that have one
                    eps:float=None, betas=None, # None: the optimizer's own
-                   layer_decay:float=None, # the rate of each layer, as a share of that of the next; None: the same for all
+                   layer_decay:float=None, # a layer's rate, as a share of that of the next; None: the same for all
                   ):
     "timm's optimizer of that name over the model's parameters; Adam, AdamW and LAMB in a form that asks a GPU nothing."
     kind = next(model.parameters()).device.type
@@ -101,10 +102,13 @@ class Trainer:
         more, self.callbacks = self.callbacks, []
         self.add(self.timer, self.recorder, BadSteps(self.max_bad, self.device), *more)
         if self.schedule: self.add(ScheduleLR(self.schedule))
-        if self.mixup: self.add(MixUp(self.mixup, self.mixup_off_epoch))
+        if self.mixup: self.add(MixUp(self.mixup, self.mixup_off_epoch, self._soft_loss()))
         if self.clip_grad: self.add(ClipGradients(self.clip_grad, self.clip_mode))
         if self.ema: self.add(AverageWeights(self.ema))
         if self.progress: self.add(ProgressBar())
+
+    def _soft_loss(self): # for labels that are shares; None: cross-entropy
+        return self.loss_fn if isinstance(self.loss_fn, BinaryCrossEntropy) else None
 
     def close(self):
         "Let the loaders' workers and the other processes go; the model stays."
