@@ -1,9 +1,12 @@
 """Training features: LoRA, frozen stages, layer-wise decay, BCE, growing images, distillation, repeated pictures."""
 import copy
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -17,8 +20,8 @@ from metaformer_edu.models.metaformer import MetaFormer
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.models.weights import save_weights
 from metaformer_edu.train import main, run
-from metaformer_edu.training import run_folder, trainer
-from metaformer_edu.training.callbacks import Callback, EarlyStopping, GrowImages, MixUp
+from metaformer_edu.training import run_folder, setup, trainer
+from metaformer_edu.training.callbacks import Callback, Distill, EarlyStopping, GrowImages, MixUp
 from metaformer_edu.training.finetune import LoRALinear, add_lora, freeze_stages, merge_lora
 from metaformer_edu.training.settings import parse
 from metaformer_edu.training.setup import open_run
@@ -329,3 +332,98 @@ def test_the_average_warms_up_as_timms(stripes, tmp_path):
         average = [decay * a + (1 - decay) * w for a, w in zip(average, now)]
         torch.testing.assert_close(found, average)
     whole_and_resumed(stripes, tmp_path, *flags)
+
+
+# --- distillation ---
+
+def by_hand(student, teacher, images, labels, task, distill, temperature):
+    said, known = ((x / temperature).softmax(-1) for x in (student(images), teacher(images)))
+    apart = (known * (known / said).log()).sum(-1).mean() * temperature**2
+    return task * nn.functional.cross_entropy(student(images), labels) + distill * apart
+
+
+def test_the_loss_of_a_pupil_by_hand_and_as_timms():
+    student, teacher = shaken(tiny()), shaken(tiny("poolformerv2"))
+    images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2])
+    distill = Distill(teacher.train(), 0.3, 0.7, 3.)
+    t = SimpleNamespace(images=images, criterion=nn.CrossEntropyLoss(), device=images.device, amp=None)
+    for _ in range(2):  # the second batch must not wrap the first one's loss
+        distill.before_batch(t)
+        found = t.criterion(student(images), labels)
+        torch.testing.assert_close(found, by_hand(student, teacher, images, labels, 0.3, 0.7, 3.))
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    task = pytest.importorskip("timm.task")  # newer than the oldest timm that is supported
+    theirs = task.LogitDistillationTask(student, teacher, nn.CrossEntropyLoss(), distill_loss_weight=0.7,
+                                        task_loss_weight=0.3, temperature=3., verbose=False)
+    torch.testing.assert_close(found, theirs(images, labels)["loss"])
+
+
+def test_a_teacher_sees_the_images_as_it_is_used_to():
+    seen, pixels = [], torch.rand(2, 3, 64, 64)
+    normal = lambda mean, std: (pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    teacher = tiny("randformer", num_classes=2)
+    teacher.pretrained_cfg |= dict(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.5))
+    teacher.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    mine = dict(mean=(0.1, 0.2, 0.3), std=(0.3, 0.3, 0.4))
+    t = SimpleNamespace(images=normal(**mine), criterion=None, device=torch.device("cpu"), amp=None)
+    Distill(teacher, **mine).before_batch(t)
+    usual = normal((0.5, 0.4, 0.3), (0.2, 0.3, 0.5))
+    small = nn.functional.interpolate(usual, (32, 32), mode="bilinear", antialias=True)
+    torch.testing.assert_close(seen[0], small, atol=1e-5, rtol=1e-5)
+    assert Distill(teacher, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.5]).change is None
+
+
+@pytest.fixture(scope="module")
+def timms(tmp_path_factory):
+    "A network of timm's for two classes, as it is kept for its hub, with a normalisation of its own."
+    folder = tmp_path_factory.mktemp("timms")
+    seed_everything(0)
+    model = timm.create_model("resnet10t", num_classes=2)
+    model.pretrained_cfg |= dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    return f"local-dir:{folder}"
+
+
+def test_a_run_learns_from_a_model_of_timms_and_goes_on(stripes, timms, tmp_path):
+    flags = ["--kd-model-name", timms, "--task-loss-weight", "0.25", "--mixup", "0.8"]
+    found = whole_and_resumed(stripes, tmp_path, *flags)
+    distill, = (c for c in found.trainer.callbacks if isinstance(c, Distill))
+    assert type(distill.teacher).__name__ == "ResNet" and distill.change is not None
+    assert (distill.task, distill.distill, distill.temperature) == (0.25, 0.75, 4.)
+    assert isinstance(distill.inner, SoftTargetCrossEntropy)
+    alone = run(parse([str(stripes), *QUICK, "--mixup", "0.8", "--output", str(tmp_path / "alone")]))
+    assert alone.log[0]["train_loss"] != found.log[0]["train_loss"]
+
+
+def test_a_run_learns_from_a_run(stripes, tmp_path, capsys):
+    args = [str(stripes), *QUICK, "--epochs", "1"]
+    other = ["--model", "tiny_convformer", "--mean", "0.1", "0.2", "0.3"]
+    old = run(parse([*args, *other, "--output", str(tmp_path / "a")]))
+    for name in (old.path, old.path / "best.safetensors"):
+        new = run(parse([*args, "--kd-model-name", str(name), "--distill-loss-weight", "0.5", "--output",
+                         str(tmp_path / "b")]))
+        distill, = (c for c in new.trainer.callbacks if isinstance(c, Distill))
+        assert (distill.task, distill.distill) == (1., 0.5) and distill.change is not None
+        assert same(distill.teacher.state_dict(), load_file(old.path / "best.safetensors"))
+
+
+@pytest.mark.parametrize("name, says", [
+    ("resnet10x", "There is no model 'resnet10x'.*'resnet10t'.*Nor is there a folder"),
+    ("{stripes}", "is no folder of a run"),
+    ("tiny_caformer", "tiny variant without published weights"), ("{shapes}", "knows other classes, such as disc"),
+    ("{wide}", "knows 5 classes, and the model 2")])
+def test_teachers_that_cannot_teach(name, says, stripes, tmp_path, capsys):
+    wide = timm.create_model("resnet10t", num_classes=5)
+    timm.models.save_for_hf(wide, tmp_path / "wide", safe_serialization=True)
+    places = dict(stripes=stripes, wide=f"local-dir:{tmp_path / 'wide'}",
+                  shapes=Path(run_folder.metaformer_edu.__file__).parent / "examples/caformer")
+    said = refused(capsys, stripes, *QUICK, "--kd-model-name", name.format(**places), "--output", tmp_path / "out")
+    assert re.search(says, said) and not (tmp_path / "out").exists()
+
+
+def test_weights_that_cannot_be_fetched(stripes, tmp_path, capsys, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ConnectionError("Name or service not known\nand more")
+    monkeypatch.setattr(setup.timm, "create_model", fail)
+    said = refused(capsys, stripes, *QUICK, "--kd-model-name", "resnet10t", "--output", tmp_path / "out")
+    assert "weights of timm's resnet10t (Name or service not known.)" in said and "folder of a run" in said

@@ -14,9 +14,11 @@ from torchvision import transforms
 import golden
 from metaformer_edu.core.cli import GONE
 from metaformer_edu.interpret.snapshots import SaveSnapshots
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.models.weights import save_weights
 from metaformer_edu.train import main
 from metaformer_edu.training import settings, setup
-from metaformer_edu.training.callbacks import EarlyStopping, GrowImages, TensorBoard
+from metaformer_edu.training.callbacks import Distill, EarlyStopping, GrowImages, TensorBoard
 from metaformer_edu.training.run_folder import SaveEpoch, SaveStates
 from metaformer_edu.training.settings import (
     DEFAULTS, GONE_HERE, SMALL, cpu_cores, list_recipes, parse, read_recipe, recipe_table)
@@ -229,6 +231,8 @@ REFUSED = {
     "a chance above one": ("--hflip 1.5", "--hflip: 1.5 is not from 0 to 1"),
     "a limit of zero": ("--clip-grad 0", "--clip-grad"),
     "a threshold without its loss": ("--bce-target-thresh 0.2", "--bce-target-thresh does nothing without --bce-loss"),
+    "a temperature of no teacher": ("--kd-temperature 2", "--kd-temperature does nothing without --kd-model-name"),
+    "a weight that leaves nothing": ("--kd-model-name x --task-loss-weight 2", "needs --distill-loss-weight"),
     "a warm-up of no average": ("--model-ema-warmup", "--model-ema-warmup does nothing without --model-ema"),
     "images that shrink": ("--img-size 64 --grow-from 96", "Images of 64 pixels cannot grow from --grow-from 96"),
     "crops of digits": ("--crop-pct 0.9", "--crop-pct changes nothing for digits, whose transforms are its own"),
@@ -316,6 +320,16 @@ def stripes(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    "As metaformer-train leaves it: the folder of a run on the stripes."
+    folder = tmp_path_factory.mktemp("teacher")
+    save_weights(create_model("tiny_poolformerv2", num_classes=2, img_size=32), folder / "best.safetensors")
+    (folder / "args.yaml").write_text(
+        "{settings: {model: tiny_poolformerv2}, class_names: [broad, fine], img_size: 32}")
+    return folder
+
+
 class Enough(BaseException):
     "Training would begin."
 
@@ -374,6 +388,8 @@ def fingerprint(t):
         interval=t.log_interval,
         max_bad=t.max_bad, mixup=inside(t.mixup), ema=t.ema and (t.ema.decay, t.ema.use_warmup, str(t.ema.device)),
         more=[inside(c) for c in t.callbacks if isinstance(c, (GrowImages, EarlyStopping))],
+        teachers=[(c.teacher.pretrained_cfg["architecture"], c.task, c.distill, c.temperature) for c in t.callbacks
+                  if isinstance(c, Distill)],
         optimizer=(type(t.optimizer).__name__, inside(t.optimizer.defaults),
                    [(g["weight_decay"], g.get("lr_scale")) for g in t.optimizer.param_groups]),
         learns=[name for name, p in model.named_parameters() if p.requires_grad],
@@ -433,6 +449,10 @@ EFFECTS = {  # dest: (flags, flags without which they could do nothing)
     "bce_loss": ("--bce-loss", ""), "bce_target_thresh": ("--bce-target-thresh 0.2", "--bce-loss"),
     "grow_from": ("--grow-from 32", "--img-size 64"), "patience": ("--patience 3", ""),
     "model_ema_warmup": ("--model-ema-warmup", "--model-ema"),
+    "kd_model_name": ("--kd-model-name {teacher}", ""),
+    "kd_temperature": ("--kd-temperature 2", "--kd-model-name {teacher}"),
+    "distill_loss_weight": ("--distill-loss-weight 0.5", "--kd-model-name {teacher}"),
+    "task_loss_weight": ("--task-loss-weight 0.5", "--kd-model-name {teacher}"),
 }
 
 
@@ -441,9 +461,9 @@ def test_every_flag_is_looked_after(parser):
 
 
 @pytest.mark.parametrize("dest", EFFECTS)
-def test_a_flag_does_something(dest, stripes, tmp_path, monkeypatch, capsys):
+def test_a_flag_does_something(dest, stripes, teacher, tmp_path, monkeypatch, capsys):
     kept = Path(settings.__file__).parents[1] / "examples/convformer/best.safetensors"
-    places = dict(gone=tmp_path / "gone", elsewhere=tmp_path / "there", weights=kept)
+    places = dict(gone=tmp_path / "gone", elsewhere=tmp_path / "there", weights=kept, teacher=teacher)
     flags, needed = (words(f.format(**places)) for f in EFFECTS[dest])
     base = ["--model", "tiny_convformer", "--img-size", "32", "-b", "4", "-j", "0", "--epochs", "8", "--warmup-epochs",
             "1",

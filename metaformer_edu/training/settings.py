@@ -166,6 +166,14 @@ class Settings:
     grow_from: int | None = setting('augmentation', None,
         'training images grow with the epochs, from so many pixels to --img-size (default: they do not)', low=32,
         metavar='N')
+    # a teacher, under the names of timm's script
+    kd_model_name: str | None = setting('distillation', None,
+        "learn from this trained model too: the folder of a run, a published model, or one of timm's", metavar='NAME')
+    kd_temperature: float = setting('distillation', 4., 'softens the answers of both', low=1e-3, metavar='T')
+    distill_loss_weight: float | None = setting('distillation', None,
+        "weight of the teacher's part in the loss (default 1, or 1 minus --task-loss-weight)", low=0, metavar='W')
+    task_loss_weight: float | None = setting('distillation', None, "weight of the labels' part (default 1)", low=0,
+        metavar='W')
     # a moving average of the weights
     model_ema: bool = setting('optimizer', False, 'keep a moving average of the weights, and validate that too')
     model_ema_decay: float = setting('optimizer', 0.9998,
@@ -239,7 +247,7 @@ def _help(f)->str:
     if value is None or value is False or 'default' in text: return text
     return f"{text} (default {write(value)}{'' if small is None else f'; {write(small)} for digits and shapes'})"
 
-def add_flags(parser, section:str, # 'data', 'model', 'optimizer', 'schedule', 'augmentation', 'run' or 'machine'
+def add_flags(parser, section:str, # one of `_SECTIONS`
               help=lambda f: f.metadata['help']): # what is said of a field
     "Add the flags of one section of the settings to a parser, as a group of that name."
     group = parser.add_argument_group(section)
@@ -318,7 +326,9 @@ def _check_optimizer(name:str):
     from timm.optim import list_optimizers
     if name.lower() not in list_optimizers(): raise ValueError(did_you_mean(name, list_optimizers(), 'optimizer'))
 
-_NEEDS = {'bce_target_thresh': 'bce_loss', 'model_ema_warmup': 'model_ema'} # flags that do nothing without another
+# flags that do nothing without another
+_NEEDS = {'bce_target_thresh': 'bce_loss', 'model_ema_warmup': 'model_ema',
+          **dict.fromkeys(['kd_temperature', 'distill_loss_weight', 'task_loss_weight'], 'kd_model_name')}
 
 def _flag(name:str)->str: return f"--{name.replace('_', '-')}"
 
@@ -338,6 +348,8 @@ def _check_together(s:Settings):
                          '--pretrained or --initial-checkpoint PATH.')
     lonely = [(name, other) for name, other in _NEEDS.items() if name in given and not getattr(s, other)]
     if lonely: raise ValueError(f'{_flag(lonely[0][0])} does nothing without {_flag(lonely[0][1])}.')
+    if s.distill_loss_weight is None and (s.task_loss_weight or 0) > 1:
+        raise ValueError('--task-loss-weight of more than 1 needs --distill-loss-weight, which would be 1 minus it.')
     if s.grow_from and s.grow_from >= s.img_size:
         raise ValueError(f'Images of {s.img_size} pixels cannot grow from --grow-from {s.grow_from}: give less.')
     _check_optimizer(s.opt)
@@ -398,7 +410,7 @@ GONE_HERE = {'--train-split': 'the folder is train/', '--val-split': 'the folder
              '--checkpoint-hist': 'the last two states, the last and the best weights are kept',
              '--drop': 'use --head-dropout or --drop-path',
              '--start-epoch': 'use --resume', '--save-images': 'leave it out'}
-_SECTIONS = ['data', 'model', 'optimizer', 'schedule', 'augmentation', 'run', 'machine']
+_SECTIONS = ['data', 'model', 'optimizer', 'schedule', 'augmentation', 'distillation', 'run', 'machine']
 
 # %% ../../nbs/training/settings.ipynb #74b45fc8
 def parse(argv=None, # what was typed; None: on the command line
