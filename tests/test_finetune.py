@@ -15,6 +15,8 @@ from timm.models import group_parameters
 from torch import nn
 
 from metaformer_edu.core.basics import count_params, seed_everything
+from metaformer_edu.data.datasets import load_data
+from metaformer_edu.data.loaders import EpochSampler, make_loaders
 from metaformer_edu.models.layers import Mlp
 from metaformer_edu.models.metaformer import MetaFormer
 from metaformer_edu.models.registry import create_model
@@ -23,6 +25,7 @@ from metaformer_edu.train import main, run
 from metaformer_edu.training import run_folder, setup, trainer
 from metaformer_edu.training.callbacks import Callback, Distill, EarlyStopping, GrowImages, MixUp
 from metaformer_edu.training.finetune import LoRALinear, add_lora, freeze_stages, merge_lora
+from metaformer_edu.training.processes import TrainSampler
 from metaformer_edu.training.settings import parse
 from metaformer_edu.training.setup import open_run
 from metaformer_edu.training.trainer import make_optimizer, make_schedule
@@ -427,3 +430,52 @@ def test_weights_that_cannot_be_fetched(stripes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(setup.timm, "create_model", fail)
     said = refused(capsys, stripes, *QUICK, "--kd-model-name", "resnet10t", "--output", tmp_path / "out")
     assert "weights of timm's resnet10t (Name or service not known.)" in said and "folder of a run" in said
+
+
+# --- repeated augmentation ---
+
+def updates_of(parts, n, batch, repeats, epoch=3, start=0):
+    "The keys of each update, those of all parts in a row."
+    found = []
+    for part in range(parts):
+        sampler = TrainSampler(n, batch // parts, seed=5, part=part, parts=parts, repeats=repeats)
+        sampler.set_epoch(epoch, start)
+        keys = list(sampler)
+        assert len(keys) == len(sampler)
+        found.append([keys[i:i + batch // parts] for i in range(0, len(keys), batch // parts)])
+    return [sum(shares, []) for shares in zip(*found)]
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 5])
+def test_copies_are_the_same_however_many_processes_share_them(repeats):
+    alone = updates_of(1, 50, 12, repeats)
+    for parts in (2, 3, 4):
+        assert updates_of(parts, 50, 12, repeats) == alone
+    assert updates_of(2, 50, 12, repeats, start=3) == alone[3:] and len(alone) == 4
+    keys = sum(alone, [])
+    assert len(set(keys)) == 48 and all(epoch % 2**32 == 3 for epoch, _ in keys)
+    order = EpochSampler(50, 5)
+    order.set_epoch(3)
+    expected = [(i, copy) for _, i in order for copy in range(repeats)][:48]
+    assert [(i, epoch // 2**32) for epoch, i in keys] == expected  # as timm's, which counts in 256 images
+    assert repeats > 1 or keys == list(order)[:48]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_copies_differ_and_are_functions_of_their_keys(workers, stripes):
+    train, val, _ = load_data(stripes, 32, seed=1)
+
+    def batches(part, parts):
+        sampler = TrainSampler(32, 8 // parts, seed=1, part=part, parts=parts, repeats=2)
+        return list(make_loaders(train, val, 8 // parts, workers, samplers=(sampler, None))[0])
+    alone, shared = batches(0, 1), list(zip(batches(0, 2), batches(1, 2)))
+    assert len(alone) == len(shared) == 4
+    for (images, labels), halves in zip(alone, shared):
+        assert torch.equal(images, torch.cat([i for i, _ in halves])) and torch.equal(labels[::2], labels[1::2])
+        assert torch.equal(labels, torch.cat([o for _, o in halves]))
+        assert all(not torch.equal(a, b) for a, b in zip(images[::2], images[1::2]))
+
+
+def test_a_run_with_copies_goes_on(stripes, tmp_path):
+    found = whole_and_resumed(stripes, tmp_path, "--aug-repeats", 2, "--aa", "rand-m9-mstd0.5-inc1")
+    assert found.trainer.loaders[0].sampler.repeats == 2 and found.trainer.updates == 8

@@ -163,6 +163,9 @@ class Settings:
     bce_target_thresh: float | None = setting('augmentation', None,
         'a share of a class above this is a yes, any other a no (default: shares count as they are)', low=0, high=1,
         metavar='P')
+    aug_repeats: int | None = setting('augmentation', None,
+        'show each image so often in an epoch, each time changed in another way; an epoch stays as long, and sees as '
+        'many fewer (default: once)', low=2, metavar='N')
     grow_from: int | None = setting('augmentation', None,
         'training images grow with the epochs, from so many pixels to --img-size (default: they do not)', low=32,
         metavar='N')

@@ -61,7 +61,8 @@ def build(settings)->tuple: # (model, loaders, optimizer, DataInfo)
     train, val, info = _open_data(s)
     known, held_out = len(info.class_names), s.validation_batch_size or s.batch_size # images at once
     if (s.num_classes or known) < known: raise ValueError(f'The data have {known} classes, more than {s.num_classes}.')
-    samplers = TrainSampler(len(train), s.batch_size, s.grad_accum_steps, s.seed), EvalSampler(len(val), held_out)
+    own = TrainSampler(len(train), s.batch_size, s.grad_accum_steps, s.seed, repeats=s.aug_repeats or 1)
+    samplers = own, EvalSampler(len(val), held_out)
     loaders = make_loaders(train, val, s.batch_size, s.workers, s.seed, device.type == 'cuda', held_out, samplers,
                            on_worker=ignore_signals)
     seed_everything(s.seed)
