@@ -20,6 +20,7 @@ from ..models.weights import save_weights
 from ..data.loaders import show_predictions
 from .processes import all_gather_objects, any_rank, broadcast_object, rank, world_size
 from .evaluate import predict
+from .settings import DEFAULTS
 from .callbacks import Callback
 from .trainer import Trainer, draw_curves
 from .finetune import _plain
@@ -62,9 +63,9 @@ _SAME_RESULT = {'output', 'data_dir', 'experiment', 'resume', 'device', 'workers
                 'validation_batch_size', 'grad_checkpointing', 'torchcompile', 'warning', 'usual_lr'}
 
 def differences(a:dict, b:dict)->list: # as 'lr 0.002 → 0.004'
-    "Which settings that matter for the result differ."
-    keys = [k for k in {**a, **b} if k not in _SAME_RESULT and a.get(k) != b.get(k)]
-    return [f'{k} {a.get(k)} → {b.get(k)}' for k in keys]
+    "Which settings that matter for the result differ. A setting that is younger than a run had its default there."
+    pairs = {k: (a.get(k, DEFAULTS.get(k)), b.get(k, DEFAULTS.get(k))) for k in {**a, **b} if k not in _SAME_RESULT}
+    return [f'{k} {old} → {new}' for k, (old, new) in pairs.items() if old != new]
 
 def _runs_called(output, name:str):
     "The folders `name`, `name`-2, `name`-3, … in `output`, without end."
