@@ -3,6 +3,7 @@ import json
 import math
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from torchvision import transforms
 import golden
 from metaformer_edu.core.cli import GONE
 from metaformer_edu.interpret.snapshots import SaveSnapshots
+from metaformer_edu.models.registry import create_model
+from metaformer_edu.models.weights import save_weights
 from metaformer_edu.train import main
 from metaformer_edu.training import settings, setup
-from metaformer_edu.training.callbacks import TensorBoard
+from metaformer_edu.training.callbacks import Distill, EarlyStopping, GrowImages, TensorBoard
 from metaformer_edu.training.run_folder import SaveEpoch, SaveStates
 from metaformer_edu.training.settings import (
     DEFAULTS, GONE_HERE, SMALL, cpu_cores, list_recipes, parse, read_recipe, recipe_table)
@@ -227,6 +230,11 @@ REFUSED = {
     "an alpha below zero": ("--mixup -1", "--mixup"),
     "a chance above one": ("--hflip 1.5", "--hflip: 1.5 is not from 0 to 1"),
     "a limit of zero": ("--clip-grad 0", "--clip-grad"),
+    "a threshold without its loss": ("--bce-target-thresh 0.2", "--bce-target-thresh does nothing without --bce-loss"),
+    "a temperature of no teacher": ("--kd-temperature 2", "--kd-temperature does nothing without --kd-model-name"),
+    "a weight that leaves nothing": ("--kd-model-name x --task-loss-weight 2", "needs --distill-loss-weight"),
+    "a warm-up of no average": ("--model-ema-warmup", "--model-ema-warmup does nothing without --model-ema"),
+    "images that shrink": ("--img-size 64 --grow-from 96", "Images of 64 pixels cannot grow from --grow-from 96"),
     "crops of digits": ("--crop-pct 0.9", "--crop-pct changes nothing for digits, whose transforms are its own"),
     **{f"--{flag} for digits": (f"--{flag} {value}", f"--{flag} changes nothing for digits") for flag, value in {
         "aa": "none", "scale": "0.5 1", "ratio": "1 1", "hflip": "0", "vflip": "0.5", "color-jitter": "0.1",
@@ -312,6 +320,16 @@ def stripes(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    "As metaformer-train leaves it: the folder of a run on the stripes."
+    folder = tmp_path_factory.mktemp("teacher")
+    save_weights(create_model("tiny_poolformerv2", num_classes=2, img_size=32), folder / "best.safetensors")
+    (folder / "args.yaml").write_text(
+        "{settings: {model: tiny_poolformerv2}, class_names: [broad, fine], img_size: 32}")
+    return folder
+
+
 class Enough(BaseException):
     "Training would begin."
 
@@ -368,9 +386,13 @@ def fingerprint(t):
         rates=courses(t), epochs=t.epochs, steps=t.steps, accum=t.accum, amp=t.amp, seed=t.seed, off=t.mixup_off_epoch,
         loss=inside(t.loss_fn), clip=(t.clip_grad, t.clip_mode), backend=t.backend, net=type(t.net).__name__,
         interval=t.log_interval,
-        max_bad=t.max_bad, mixup=inside(t.mixup), ema=t.ema and (t.ema.decay, str(t.ema.device)),
+        max_bad=t.max_bad, mixup=inside(t.mixup), ema=t.ema and (t.ema.decay, t.ema.use_warmup, str(t.ema.device)),
+        more=[inside(c) for c in t.callbacks if isinstance(c, (GrowImages, EarlyStopping))],
+        teachers=[(c.teacher.pretrained_cfg["architecture"], c.task, c.distill, c.temperature) for c in t.callbacks
+                  if isinstance(c, Distill)],
         optimizer=(type(t.optimizer).__name__, inside(t.optimizer.defaults),
-                   [g["weight_decay"] for g in t.optimizer.param_groups]),
+                   [(g["weight_decay"], g.get("lr_scale")) for g in t.optimizer.param_groups]),
+        learns=[name for name, p in model.named_parameters() if p.requires_grad],
         model=(repr(model), model.num_classes, model.img_size,
                sum(p.double().sum().item() for p in model.parameters())),
         checkpointing=[m.grad_checkpointing for m in model.modules() if hasattr(m, "grad_checkpointing")],
@@ -391,6 +413,9 @@ EFFECTS = {  # dest: (flags, flags without which they could do nothing)
     "crop_pct": ("--crop-pct 0.5", ""), "drop_path": ("--drop-path 0.3", ""),
            "head_dropout": ("--head-dropout 0.3", ""),
     "grad_checkpointing": ("--grad-checkpointing", ""), "torchcompile": ("--torchcompile eager", ""),
+    "lora_rank": ("--lora-rank 3", "--initial-checkpoint {weights}"),
+    "freeze_stages": ("--freeze-stages 2", "--initial-checkpoint {weights}"),
+    "layer_decay": ("--layer-decay 0.5", ""),
     "epochs": ("--epochs 9", ""),
     "batch_size": ("-b 6", ""), "validation_batch_size": ("-vb 3", ""),
            "grad_accum_steps": ("--grad-accum-steps 2", ""),
@@ -421,6 +446,14 @@ EFFECTS = {  # dest: (flags, flags without which they could do nothing)
     "threads": ("--threads 2", ""),
     "amp": ("--amp", ""), "amp_dtype": ("--amp-dtype float16", "--amp"), "channels_last": ("--channels-last", ""),
     "skip_unreadable": ("--skip-unreadable", ""), "snapshots": ("--snapshots 3", ""),
+    "aug_repeats": ("--aug-repeats 2", ""), "bce_loss": ("--bce-loss", ""),
+    "bce_target_thresh": ("--bce-target-thresh 0.2", "--bce-loss"),
+    "grow_from": ("--grow-from 32", "--img-size 64"), "patience": ("--patience 3", ""),
+    "model_ema_warmup": ("--model-ema-warmup", "--model-ema"),
+    "kd_model_name": ("--kd-model-name {teacher}", ""),
+    "kd_temperature": ("--kd-temperature 2", "--kd-model-name {teacher}"),
+    "distill_loss_weight": ("--distill-loss-weight 0.5", "--kd-model-name {teacher}"),
+    "task_loss_weight": ("--task-loss-weight 0.5", "--kd-model-name {teacher}"),
 }
 
 
@@ -429,8 +462,10 @@ def test_every_flag_is_looked_after(parser):
 
 
 @pytest.mark.parametrize("dest", EFFECTS)
-def test_a_flag_does_something(dest, stripes, tmp_path, monkeypatch, capsys):
-    flags, needed = (words(f.format(gone=tmp_path / "gone", elsewhere=tmp_path / "there")) for f in EFFECTS[dest])
+def test_a_flag_does_something(dest, stripes, teacher, tmp_path, monkeypatch, capsys):
+    kept = Path(settings.__file__).parents[1] / "examples/convformer/best.safetensors"
+    places = dict(gone=tmp_path / "gone", elsewhere=tmp_path / "there", weights=kept, teacher=teacher)
+    flags, needed = (words(f.format(**places)) for f in EFFECTS[dest])
     base = ["--model", "tiny_convformer", "--img-size", "32", "-b", "4", "-j", "0", "--epochs", "8", "--warmup-epochs",
             "1",
             *([] if dest == "recipe" else ["--lr", "0.004"]), *needed]

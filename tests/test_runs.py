@@ -175,6 +175,8 @@ def test_differences_that_matter():
     assert differences(a, dict(a)) == [] and differences(a, a | {k: "other" for k in _SAME_RESULT}) == []
     assert differences(a, a | dict(lr=0.004, model_ema=True)) == ["lr 0.002 → 0.004", "model_ema False → True"]
     assert differences(a, a | dict(new=1)) == ["new None → 1"] and differences(a | dict(old=1), a) == ["old 1 → None"]
+    assert differences(a, a | dict(bce_loss=False, kd_temperature=4.)) == []  # younger than the run, at their defaults
+    assert differences(a, a | dict(bce_loss=True)) == ["bce_loss False → True"]
 
 
 def test_settings_come_back(tmp_path):

@@ -365,6 +365,27 @@ class StopBelow(Callback):
         3: {"def error_by_guess(said): return {c: calibration_error(said) for c in range(10)}": "and yours",
             "def error_by_guess(said): return {}": "the keys are the classes"},
     },
+    "training/finetune": {
+        1: {"answer = 64": "with rank 63 they have as many already", "answer = 24": "they have 6,144 numbers",
+            "answer = 47.5": "a rank is a whole number"},
+        2: {"""
+def factors(change, rank):
+    U, S, Vh = torch.linalg.svd(change, full_matrices=False)
+    return U[:, :rank], Vh[:rank]""": "is left, and",
+            "def factors(change, rank): return change[:, :rank], torch.eye(rank, 5, dtype=change.dtype)": "is possible",
+            """
+def factors(change, rank):
+    U, S, Vh = torch.linalg.svd(change, full_matrices=False)
+    return U * S, Vh""": "shapes (6, 5) and (5, 5)"},
+        3: {"""
+def only_vectors(model):
+    for p in model.parameters(): p.requires_grad_(p.ndim < 2)
+    return model""": "head.fc1.weight should learn",
+            """
+def only_vectors(model):
+    for name, p in model.named_parameters(): p.requires_grad_(p.ndim != 2 or name.startswith('head.'))
+    return model""": "conv.weight should be frozen"},
+    },
     "training/callbacks": {
         1: {"answer = 3": "had not been without a new best", "answer = 7": "it has long stopped"},
         2: {"def shares(d): return d**2, d, 1": "together they are 1",

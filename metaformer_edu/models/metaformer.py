@@ -233,6 +233,13 @@ def no_weight_decay(self:MetaFormer)->set: # names of parameters
     "Parameters that weight decay must leave alone: vectors, and what is frozen."
     return {n for n, p in self.named_parameters() if p.ndim < 2 or not p.requires_grad}
 
+@patch
+@torch.jit.ignore
+def group_matcher(self:MetaFormer, coarse:bool=False)->dict: # group -> pattern, as timm's `group_parameters` reads it
+    "Parameters as layers, from the first to the last: the stem, then block by block or stage by stage, then the head."
+    blocks = [(r'^downsample_layers\.(\d+)', (0,)), (r'^stages\.(\d+)\.(\d+)', None)] # a downsampling: with block 0
+    return dict(stem=r'^downsample_layers\.0\.', blocks=r'^(?:downsample_layers|stages)\.(\d+)' if coarse else blocks)
+
 # %% ../../nbs/models/metaformer.ipynb #12b5a527
 @patch
 def _repr_mimebundle_(self:MetaFormer, include=None, exclude=None):

@@ -122,6 +122,8 @@ def _fresh_store()->dict: # arguments of `init_process_group`
     return dict(store=dist.PrefixStore(name, store), rank=me, world_size=n)
 
 # %% ../../nbs/training/processes.ipynb #17250610
+_COPY = 2**32 # the number of a copy stands in front of the epoch: NumPy's seeds take the two as words of their own
+
 class TrainSampler(EpochSampler):
     "The keys of this process: its `accum` micro-batches of images in every step. DataError if one step is too many."
     def __init__(self, n:int, # number of images
@@ -130,9 +132,11 @@ class TrainSampler(EpochSampler):
                  seed:int=0, # of the order
                  part:int=None, # whose share, from 0; None: this process's
                  parts:int=None, # of how many; None: as many as there are processes
+                 repeats:int=1, # how often an image comes in an epoch, each time changed in another way
                 ):
         super().__init__(n, seed)
         self.part, self.parts = rank() if part is None else part, parts or world_size()
+        self.repeats = repeats
         self.share, self.start = batch_size * accum, 0
         self.steps = n // (self.share * self.parts)
         if not self.steps:
@@ -145,7 +149,7 @@ class TrainSampler(EpochSampler):
     def __len__(self): return (self.steps - self.start) * self.share
 
     def __iter__(self):
-        keys = list(super().__iter__())
+        keys = [(epoch + copy * _COPY, i) for epoch, i in super().__iter__() for copy in range(self.repeats)]
         for step in range(self.start, self.steps):
             first = (step * self.parts + self.part) * self.share
             yield from keys[first:first + self.share]

@@ -21,8 +21,10 @@ from ..data.loaders import show_predictions
 from .processes import all_gather_objects, any_rank, broadcast_object, rank, world_size
 from .evaluate import predict
 from .mistakes import show_mistakes
+from .settings import DEFAULTS
 from .callbacks import Callback
 from .trainer import Trainer, draw_curves
+from .finetune import _plain
 
 # %% ../../nbs/training/run_folder.ipynb #f194c6d2
 def _save_state(state:dict, folder:Path, updates:int)->Path:
@@ -62,9 +64,9 @@ _SAME_RESULT = {'output', 'data_dir', 'experiment', 'resume', 'device', 'workers
                 'validation_batch_size', 'grad_checkpointing', 'torchcompile', 'warning', 'usual_lr'}
 
 def differences(a:dict, b:dict)->list: # as 'lr 0.002 → 0.004'
-    "Which settings that matter for the result differ."
-    keys = [k for k in {**a, **b} if k not in _SAME_RESULT and a.get(k) != b.get(k)]
-    return [f'{k} {a.get(k)} → {b.get(k)}' for k in keys]
+    "Which settings that matter for the result differ. A setting that is younger than a run had its default there."
+    pairs = {k: (a.get(k, DEFAULTS.get(k)), b.get(k, DEFAULTS.get(k))) for k in {**a, **b} if k not in _SAME_RESULT}
+    return [f'{k} {old} → {new}' for k, (old, new) in pairs.items() if old != new]
 
 def _runs_called(output, name:str):
     "The folders `name`, `name`-2, `name`-3, … in `output`, without end."
@@ -159,7 +161,7 @@ class SaveEpoch(Callback):
 
     def after_epoch(self, trainer):
         if rank(): return
-        self.folder.save_epoch(trainer.log[-1], trainer.eval_model)
+        self.folder.save_epoch(trainer.log[-1], _plain(trainer.eval_model))
         self.folder.write_log(trainer.log)
 
     def after_fit(self, trainer): # if it was killed between its last state and its table

@@ -79,6 +79,11 @@ class Settings:
     drop_path: float = setting('model', 0.,
         'chance that the last block is skipped, less for earlier ones', low=0, high=0.99, metavar='P')
     head_dropout: float = setting('model', 0., 'dropout before the last layer', low=0, high=0.99, metavar='P')
+    lora_rank: int | None = setting('model', None,
+        'freeze the weights but those of the classifier, and learn a change of this rank of each linear layer',
+        low=1, metavar='N')
+    freeze_stages: int | None = setting('model', None, 'the first so many stages, of four, learn nothing', low=1,
+        high=4, metavar='N')
     grad_checkpointing: bool = setting('model', False,
         'less memory: forget what happens inside stages, and do it again')
     torchcompile: str | None = setting('model', None,
@@ -108,6 +113,9 @@ class Settings:
         "the optimizer's betas (default: its own)", low=0, high=1, metavar='B', nargs='+')
     momentum: float = setting('optimizer', 0.9, 'of optimizers that have one', low=0, high=1, metavar='M')
     weight_decay: float = setting('optimizer', 0.05, 'on matrices alone', low=0, metavar='W')
+    layer_decay: float | None = setting('optimizer', None,
+        "the rate of each block, as a share of that of the next (default: all have the same)", low=0.01, high=1,
+        metavar='D')
     clip_grad: float | None = setting('optimizer', None, 'longest gradient (default: no limit)', low=1e-12, metavar='G')
     clip_mode: str = setting('optimizer', 'norm', 'what is limited', choices=['norm', 'value', 'agc'])
     sched: str = setting('schedule', 'cosine', "course of the rate; None: constant", choices=SCHEDULE_NAMES)
@@ -151,16 +159,37 @@ class Settings:
         'one blend for a batch, a pair or each image', choices=['batch', 'pair', 'elem'])
     mixup_off_epoch: int = setting('augmentation', 0, 'no blending from this epoch on, 0 for never', low=0, metavar='N')
     smoothing: float = setting('augmentation', 0.1, 'label smoothing', low=0, high=0.99, metavar='S')
+    bce_loss: bool = setting('augmentation', False, 'binary cross-entropy: each class is a yes or no of its own')
+    bce_target_thresh: float | None = setting('augmentation', None,
+        'a share of a class above this is a yes, any other a no (default: shares count as they are)', low=0, high=1,
+        metavar='P')
+    aug_repeats: int | None = setting('augmentation', None,
+        'show each image so often in an epoch, each time changed in another way; an epoch stays as long, and sees as '
+        'many fewer (default: once)', low=2, metavar='N')
+    grow_from: int | None = setting('augmentation', None,
+        'training images grow with the epochs, from so many pixels to --img-size (default: they do not)', low=32,
+        metavar='N')
+    # a teacher, under the names of timm's script
+    kd_model_name: str | None = setting('distillation', None,
+        "learn from this trained model too: the folder of a run, a published model, or one of timm's", metavar='NAME')
+    kd_temperature: float = setting('distillation', 4., 'softens the answers of both', low=1e-3, metavar='T')
+    distill_loss_weight: float | None = setting('distillation', None,
+        "weight of the teacher's part in the loss (default 1, or 1 minus --task-loss-weight)", low=0, metavar='W')
+    task_loss_weight: float | None = setting('distillation', None, "weight of the labels' part (default 1)", low=0,
+        metavar='W')
     # a moving average of the weights
     model_ema: bool = setting('optimizer', False, 'keep a moving average of the weights, and validate that too')
     model_ema_decay: float = setting('optimizer', 0.9998,
         'share of the average that stays at an update', low=0, high=1, metavar='D')
+    model_ema_warmup: bool = setting('optimizer', False, 'let the average forget early weights sooner')
     model_ema_force_cpu: bool = setting('optimizer', False, 'keep the average in main memory')
     # what a run leaves, and how it is watched
     seed: int = setting('run', 42,
         'of weights, order and augmentation; held-out images stay the same',
         low=0, high=2**32 - 1, metavar='N', small=0)
     eval_metric: str = setting('run', 'top1', 'what makes weights the best', choices=['top1', 'loss'])
+    patience: int | None = setting('run', None,
+        'stop after so many epochs in which --eval-metric has not become better (default: never)', low=1, metavar='N')
     log_interval: int = setting('run', 50, 'updates between two looks at the loss', low=1, metavar='N', small=10)
     recovery_interval: int = setting('run', 0,
         'updates between two states to resume from; 0: only epochs', low=0, metavar='N')
@@ -221,7 +250,7 @@ def _help(f)->str:
     if value is None or value is False or 'default' in text: return text
     return f"{text} (default {write(value)}{'' if small is None else f'; {write(small)} for digits and shapes'})"
 
-def add_flags(parser, section:str, # 'data', 'model', 'optimizer', 'schedule', 'augmentation', 'run' or 'machine'
+def add_flags(parser, section:str, # one of `_SECTIONS`
               help=lambda f: f.metadata['help']): # what is said of a field
     "Add the flags of one section of the settings to a parser, as a group of that name."
     group = parser.add_argument_group(section)
@@ -300,6 +329,15 @@ def _check_optimizer(name:str):
     from timm.optim import list_optimizers
     if name.lower() not in list_optimizers(): raise ValueError(did_you_mean(name, list_optimizers(), 'optimizer'))
 
+# flags that do nothing without another
+_NEEDS = {'bce_target_thresh': 'bce_loss', 'model_ema_warmup': 'model_ema',
+          **dict.fromkeys(['kd_temperature', 'distill_loss_weight', 'task_loss_weight'], 'kd_model_name')}
+
+def _flag(name:str)->str: return f"--{name.replace('_', '-')}"
+
+def _has_weights(s)->bool: # to start from
+    return s.pretrained or bool(s.initial_checkpoint)
+
 def _check_together(s:Settings):
     "ValueError, in one sentence, if settings contradict each other; a warning if the rate is far too high."
     given, small = s.given, s.data in SOURCE_NAMES
@@ -307,6 +345,16 @@ def _check_together(s:Settings):
     if s.warmup_epochs > s.epochs: raise ValueError(f'{s.warmup_epochs} epochs of warm-up do not fit into {s.epochs}.')
     if s.pretrained and 'initial_checkpoint' in given:
         raise ValueError('--pretrained and --initial-checkpoint name two sets of weights: choose one.')
+    useless = [name for name in ('lora_rank', 'freeze_stages') if name in given and not _has_weights(s)]
+    if useless:
+        raise ValueError(f'{_flag(useless[0])} would freeze random weights: start from those of a training with '
+                         '--pretrained or --initial-checkpoint PATH.')
+    lonely = [(name, other) for name, other in _NEEDS.items() if name in given and not getattr(s, other)]
+    if lonely: raise ValueError(f'{_flag(lonely[0][0])} does nothing without {_flag(lonely[0][1])}.')
+    if s.distill_loss_weight is None and (s.task_loss_weight or 0) > 1:
+        raise ValueError('--task-loss-weight of more than 1 needs --distill-loss-weight, which would be 1 minus it.')
+    if s.grow_from and s.grow_from >= s.img_size:
+        raise ValueError(f'Images of {s.img_size} pixels cannot grow from --grow-from {s.grow_from}: give less.')
     _check_optimizer(s.opt)
     if (s.mixup or s.cutmix or s.cutmix_minmax) and s.batch_size % 2:
         raise ValueError(f'mixup and cutmix blend pairs: --batch-size {s.batch_size} must be even, '
@@ -363,9 +411,9 @@ def _checked_one(m, kind:type, flag:str, value):
 GONE_HERE = {'--train-split': 'the folder is train/', '--val-split': 'the folder is val/ or validation/',
              '--config': 'use --recipe', '--log-wandb': 'use --tensorboard or summary.csv',
              '--checkpoint-hist': 'the last two states, the last and the best weights are kept',
-             '--layer-decay': 'it cannot be had yet', '--drop': 'use --head-dropout or --drop-path',
+             '--drop': 'use --head-dropout or --drop-path',
              '--start-epoch': 'use --resume', '--save-images': 'leave it out'}
-_SECTIONS = ['data', 'model', 'optimizer', 'schedule', 'augmentation', 'run', 'machine']
+_SECTIONS = ['data', 'model', 'optimizer', 'schedule', 'augmentation', 'distillation', 'run', 'machine']
 
 # %% ../../nbs/training/settings.ipynb #74b45fc8
 def parse(argv=None, # what was typed; None: on the command line

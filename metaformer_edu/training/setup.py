@@ -10,15 +10,17 @@ import random, sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, timm, torch
 from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import nn
 from ..core.cli import error_sentence
 from ..core.files import Table
 from ..core.basics import count_params, seed_everything
 from ..models.kernels import kernel_choice, use_kernels
-from ..models.registry import create_model, get_row
+from ..core.errors import WeightsError, did_you_mean
+from ..models.registry import MODELS, create_model, get_row
 from ..models.weights import read_normalisation
 from ..data.datasets import SOURCES, load_data, transform_options
 from ..data.public import PUBLIC
@@ -27,10 +29,11 @@ from ..data.loaders import make_loaders
 from .processes import EvalSampler, TrainSampler, ignore_signals, rank, world_size
 from .processes import fast_arithmetic, init_distributed, open_device, process_group
 from .evaluate import precision
-from .callbacks import Interrupted, Signals, TensorBoard
+from .callbacks import Distill, EarlyStopping, GrowImages, Interrupted, Signals, TensorBoard
 from .trainer import Trainer, make_optimizer, make_schedule
+from .finetune import _plain, add_lora, freeze_stages
 from .run_folder import (
-    PrintLog, PrintResult, RunFolder, SaveEpoch, SavePictures, SaveStates, open_folder)
+    PrintLog, PrintResult, RunFolder, SaveEpoch, SavePictures, SaveStates, open_folder, read_about)
 
 # %% ../../nbs/training/setup.ipynb #5ebbc1c1
 def _open_data(settings)->tuple: # (training images, held-out images, DataInfo)
@@ -58,20 +61,61 @@ def build(settings)->tuple: # (model, loaders, optimizer, DataInfo)
     train, val, info = _open_data(s)
     known, held_out = len(info.class_names), s.validation_batch_size or s.batch_size # images at once
     if (s.num_classes or known) < known: raise ValueError(f'The data have {known} classes, more than {s.num_classes}.')
-    samplers = TrainSampler(len(train), s.batch_size, s.grad_accum_steps, s.seed), EvalSampler(len(val), held_out)
+    own = TrainSampler(len(train), s.batch_size, s.grad_accum_steps, s.seed, repeats=s.aug_repeats or 1)
+    samplers = own, EvalSampler(len(val), held_out)
     loaders = make_loaders(train, val, s.batch_size, s.workers, s.seed, device.type == 'cuda', held_out, samplers,
                            on_worker=ignore_signals)
     seed_everything(s.seed)
     model = create_model(s.model, s.pretrained, s.initial_checkpoint, num_classes=s.num_classes or known,
-                         img_size=info.img_size, drop_path=s.drop_path, head_dropout=s.head_dropout).to(device)
+                         img_size=info.img_size, drop_path=s.drop_path, head_dropout=s.head_dropout)
+    if s.lora_rank: add_lora(model, s.lora_rank)
+    if s.freeze_stages: freeze_stages(model, s.freeze_stages)
+    model = model.to(device)
     model.pretrained_cfg = {**model.pretrained_cfg, 'mean': info.mean, 'std': info.std} # what saves it keeps them
     if s.channels_last: model = model.to(memory_format=torch.channels_last)
     model.set_grad_checkpointing(s.grad_checkpointing)
-    optimizer = make_optimizer(model, s.opt, s.lr, s.weight_decay, s.momentum, s.opt_eps, s.opt_betas)
+    optimizer = make_optimizer(model, s.opt, s.lr, s.weight_decay, s.momentum, s.opt_eps, s.opt_betas, s.layer_decay)
     return model, loaders, optimizer, info
 
+# %% ../../nbs/training/setup.ipynb #fe4c3036
+def load_teacher(name:str, # the folder of a run or a file in it, a published model, or one of timm's
+                 class_names=None, # to compare with those of a run; None: not compared
+                )->nn.Module:
+    "A trained classifier; ValueError or WeightsError if there is none of that name, or if it has other classes."
+    path = Path(name).expanduser()
+    if path.exists(): return _teacher_of_run(path if path.is_dir() else path.parent, class_names)
+    if name in MODELS: return create_model(name, pretrained=True)
+    if ':' not in name and not timm.is_model(name.split('.')[0]):
+        hint = did_you_mean(name, [*MODELS, *timm.list_models()], 'model')
+        raise ValueError(f'{hint} Nor is there a folder of a run at that path.')
+    try: return timm.create_model(name, pretrained=True)
+    except Exception as error: # of the library that downloads, whichever it is
+        raise WeightsError(f"Could not load the weights of timm's {name} ({error_sentence(error)}) Fetch them where "
+                           'there is a network, or give the folder of a run.') from error
+
+def _teacher_of_run(folder:Path, class_names)->nn.Module:
+    about = read_about(folder)
+    if not about: raise ValueError(f'{folder} is no folder of a run that metaformer-train wrote.')
+    names = list(map(str, about['class_names']))
+    if class_names is not None and names != list(map(str, class_names)):
+        raise ValueError(f"The teacher in {folder} knows other classes, such as {', '.join(names[:5])}.")
+    return create_model(about['settings']['model'], checkpoint=folder / 'best.safetensors',
+                        num_classes=about['settings'].get('num_classes') or len(names), img_size=about['img_size'])
+
+def _distillation(s, model:nn.Module, class_names)->Distill:
+    teacher = load_teacher(s.kd_model_name, class_names)
+    if teacher.num_classes != model.num_classes:
+        raise ValueError(f'The teacher {s.kd_model_name} knows {teacher.num_classes:,} classes, and the model '
+                         f'{model.num_classes:,}.')
+    task, distill = s.task_loss_weight, s.distill_loss_weight # as timm's script reads the two
+    if distill is None: distill = 1. if task is None else 1. - task
+    return Distill(teacher.to(next(model.parameters()).device), 1. if task is None else task, distill, s.kd_temperature,
+                   model.pretrained_cfg['mean'], model.pretrained_cfg['std'])
+
 # %% ../../nbs/training/setup.ipynb #443e9651
-def make_trainer(settings, model:nn.Module, loaders:tuple, optimizer)->Trainer:
+def make_trainer(settings, model:nn.Module, loaders:tuple, optimizer,
+                 class_names=None, # in the order of the labels, to compare with those of a teacher
+                )->Trainer:
     "The trainer that the settings ask for."
     s = settings
     steps = len(loaders[0]) // s.grad_accum_steps
@@ -82,12 +126,25 @@ def make_trainer(settings, model:nn.Module, loaders:tuple, optimizer)->Trainer:
                  num_classes=model.num_classes)
     mixup = Mixup(**blend) if s.mixup or s.cutmix or s.cutmix_minmax else None
     where = 'cpu' if s.model_ema_force_cpu else None
-    ema = ModelEmaV3(model, s.model_ema_decay, device=where) if s.model_ema else None
+    average = dict(decay=s.model_ema_decay, use_warmup=s.model_ema_warmup, device=where)
+    ema = ModelEmaV3(model, **average) if s.model_ema else None
     loss_fn = nn.CrossEntropyLoss(label_smoothing=s.smoothing)
+    if s.bce_loss: loss_fn = BinaryCrossEntropy(s.smoothing, s.bce_target_thresh)
     return Trainer(model, loaders, optimizer, schedule, s.total_epochs, loss_fn, accum=s.grad_accum_steps,
                    amp=precision(s), ema=ema, mixup=mixup, mixup_off_epoch=s.mixup_off_epoch,
                    clip_grad=s.clip_grad, clip_mode=s.clip_mode, backend=s.torchcompile, seed=s.seed,
-                   log_interval=s.log_interval, max_bad=s.max_bad_steps)
+                   log_interval=s.log_interval, max_bad=s.max_bad_steps,
+                   callbacks=_more_callbacks(s, model, class_names))
+
+def _more_callbacks(s, model:nn.Module, class_names)->list: # those that the settings ask for
+    found = []
+    if s.kd_model_name: found.append(_distillation(s, model, class_names))
+    if s.grow_from:
+        if model.pretrained_cfg.get('fixed_input_size'):
+            raise ValueError(f'{s.model} is bound to one size of images: leave out --grow-from.')
+        found.append(GrowImages(s.grow_from, s.img_size, s.epochs, model.feature_info[-1]['reduction']))
+    if s.patience: found.append(EarlyStopping(f"{'ema' if s.model_ema else 'val'}_{s.eval_metric}", s.patience))
+    return found
 
 # %% ../../nbs/training/setup.ipynb #e1100970
 @dataclass
@@ -114,8 +171,8 @@ class Run:
 
     @property
     def model(self)->nn.Module:
-        "The trained model: the average of the weights if there is one."
-        return self.trainer.eval_model
+        "The trained model: the average of the weights if there is one; with `lora_rank`, a merged copy."
+        return _plain(self.trainer.eval_model)
 
     @property
     def predictions(self)->dict:
@@ -141,7 +198,9 @@ class Run:
         if rank(): return
         s, t = self.settings, self.trainer
         train, val = (len(loader.dataset) for loader in t.loaders)
-        print(f'{s.model} ({sum(count_params(t.model)):,} parameters) on {self.info.name}: {train:,} images to learn, '
+        learns, frozen = count_params(t.model)
+        few = f', of which {learns:,} learn' if s.lora_rank or s.freeze_stages else ''
+        print(f'{s.model} ({learns + frozen:,} parameters{few}) on {self.info.name}: {train:,} images to learn, '
               f'{val:,} held out; {world_size()} × {t.device}, {s.global_batch} images an update, rate {s.lr:.3g}; '
               f'{self.path}')
         if getattr(s, 'warning', None): print(f'metaformer-train: {s.warning}', file=sys.stderr)
@@ -154,7 +213,7 @@ def open_run(settings, callbacks=(), # more callbacks for the trainer
     "All that a run needs, checked before its folder is made. ValueError, WeightsError or OSError say what is wrong."
     if settings.threads: torch.set_num_threads(settings.threads)
     model, loaders, optimizer, info = build(settings)
-    trainer = make_trainer(settings, model, loaders, optimizer)
+    trainer = make_trainer(settings, model, loaders, optimizer, info.class_names)
     trainer.add(*callbacks) # before the run goes on: they may have a state
     flat = {key: value for key, value in vars(settings).items() if key != 'warning'}
     folder = open_folder(flat, settings.experiment or f'{settings.model}-{info.name}-seed{settings.seed}', trainer)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 import numpy as np, torch
 from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -36,12 +37,16 @@ def make_optimizer(model:nn.Module, name:str='adamw', # one of timm's
                    lr:float=1e-3, weight_decay:float=0.05, # on matrices alone: vectors do not decay
                    momentum:float=0.9, # of those that have one
                    eps:float=None, betas=None, # None: the optimizer's own
+                   layer_decay:float=None, # a layer's rate, as a share of that of the next; None: the same for all
                   ):
     "timm's optimizer of that name over the model's parameters; Adam, AdamW and LAMB in a form that asks a GPU nothing."
     kind = next(model.parameters()).device.type
     fused = name.lower() in _FUSED and kind in ('cpu', 'cuda') or None
-    options = {key: value for key, value in dict(eps=eps, betas=betas, fused=fused).items() if value is not None}
+    options = dict(eps=eps, betas=betas, fused=fused, layer_decay=layer_decay)
+    options = {key: value for key, value in options.items() if value is not None}
     optimizer = create_optimizer_v2(model, name, lr=lr, weight_decay=weight_decay, momentum=momentum, **options)
+    for group in optimizer.param_groups if layer_decay else (): # also without a schedule, which would begin with these
+        group.update(initial_lr=lr, lr=lr * group['lr_scale'])
     own = name.lower() == 'lamb' and kind in ('cuda', 'meta') # 'meta' shows what a GPU would be asked
     return Lamb(optimizer.param_groups, lr) if own else optimizer
 
@@ -97,10 +102,13 @@ class Trainer:
         more, self.callbacks = self.callbacks, []
         self.add(self.timer, self.recorder, BadSteps(self.max_bad, self.device), *more)
         if self.schedule: self.add(ScheduleLR(self.schedule))
-        if self.mixup: self.add(MixUp(self.mixup, self.mixup_off_epoch))
+        if self.mixup: self.add(MixUp(self.mixup, self.mixup_off_epoch, self._soft_loss()))
         if self.clip_grad: self.add(ClipGradients(self.clip_grad, self.clip_mode))
         if self.ema: self.add(AverageWeights(self.ema))
         if self.progress: self.add(ProgressBar())
+
+    def _soft_loss(self): # for labels that are shares; None: cross-entropy
+        return self.loss_fn if isinstance(self.loss_fn, BinaryCrossEntropy) else None
 
     def close(self):
         "Let the loaders' workers and the other processes go; the model stays."
@@ -219,8 +227,8 @@ def updates(self:Trainer)->int:
 @patch
 @property
 def rate(self:Trainer)->float:
-    "The learning rate."
-    return self.optimizer.param_groups[0]['lr']
+    "The learning rate; with layer-wise decay, that of the last layer."
+    return max(group['lr'] for group in self.optimizer.param_groups)
 
 @patch
 @property
@@ -283,7 +291,7 @@ def _named(self:Trainer)->list: # (name, callback) of those whose state stands u
 
 def _load_moments(optimizer, state:dict, also): # its memory of earlier gradients; of its settings those in `also`
     if state['kind'] != type(optimizer).__name__: raise ValueError(f"The state is of {state['kind']}.")
-    keys = optimizer.defaults.keys() - also
+    keys = {*optimizer.defaults, 'lr_scale'} - also
     own = [{key: group[key] for key in keys if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state['optimizer'])
     for group, settings in zip(optimizer.param_groups, own): group.update(settings)
