@@ -129,7 +129,7 @@ def report(args, said:dict, model, val, info, real=None)->dict: # real: from `re
     return row
 
 # %% ../nbs/commands/validate.ipynb #cde7c0d1
-def measure_one(args, model, loader, info)->dict: # from `open_all`; -> the row of the results file, in the first process
+def measure_one(args, model, loader, info)->dict: # from `open_all`; -> the row of the results file, in process 0
     "Ask the model about every image, and report."
     from metaformer_edu.training.evaluate import precision, predict
     from metaformer_edu.training.processes import rank
