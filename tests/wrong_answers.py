@@ -847,6 +847,13 @@ class MyMixer(nn.Module):
     def __init__(self, dim): super().__init__()
     def forward(self, x): return x.mean((1, 2))""": "come back as (3, 32)"},
     },
+    "tutorials/your_own_photos": {
+        1: {"answer = 90": "what was measured", "answer = 85": "the interval begins at"},
+        2: {"answer_2 = 7": "there are 12", "answer_2 = 21": "there are 12"},
+        3: {"def split_by_day(files, days): return files[::2], files[1::2]": "held out must be",
+            "def split_by_day(files, days): return files, [f for f in files if f.split('_')[1] in days]":
+                "all the others are for training"},
+    },
     "tutorials/imagenet_for_real": {
         1: {"answer = '-b 192'": "192 images at once do not fit", "answer = '-b 48'": "an update sees 48 images"},
         2: {"""
