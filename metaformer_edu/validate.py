@@ -6,11 +6,11 @@
 __all__ = ['main']
 
 # %% ../nbs/commands/validate.ipynb #ea7aa2fd
-import argparse
+import argparse, json, pkgutil, re, sys
 from pathlib import Path
 from .core.errors import DataError, WeightsError
-from .core.files import write_rows
-from .core.cli import GONE, SOURCE_NAMES, Parser, cli_errors, number
+from .core.files import Table, read_log, write_rows
+from .core.cli import GONE, SOURCE_NAMES, Parser, cli_errors, error_sentence, number
 from .training.settings import add_flags, cpu_cores
 
 # %% ../nbs/commands/validate.ipynb #3caa5f36
@@ -39,6 +39,10 @@ def open_weights(args, val, info):
     return load_weights(row.build(num_classes=classes, img_size=info.img_size), source, state)
 
 # %% ../nbs/commands/validate.ipynb #8f841833
+def is_pattern(name:str)->bool:
+    "Whether a name stands for several models."
+    return any(c in name for c in '*?[')
+
 def parse(argv=None)->argparse.Namespace:
     "Read the command line of metaformer-validate."
     parser = Parser('metaformer-validate', '%(prog)s DATA [flags]', gone=GONE,
@@ -50,7 +54,8 @@ def parse(argv=None)->argparse.Namespace:
         "it one folder a class")
     add('--data-dir', metavar='DIR', help='where public data sets are kept, or downloaded to '
         '(default: METAFORMER_DATA, or ~/.cache/metaformer_edu/data)')
-    add('--model', '-m', metavar='NAME', default='tiny_convformer', help='a model of the zoo (default %(default)s)')
+    add('--model', '-m', metavar='NAME', default='tiny_convformer',
+        help="a model of the zoo (default %(default)s), or a pattern of published ones, such as 'caformer*'")
     add('--checkpoint', metavar='PATH', help="weights: a file or URL (default: the published ones)")
     add('--pretrained', action='store_true', help='use the published weights; the default without --checkpoint')
     add('-b', '--batch-size', type=number(int, 1), default=256, metavar='N',
@@ -60,12 +65,20 @@ def parse(argv=None)->argparse.Namespace:
     add('--crop-pct', type=number(float, 0.01, 1), metavar='P',
         help='share of the side that is kept of an image in a folder (default 1)')
     add('--num-classes', type=number(int, 2), metavar='N', help='outputs of the model, if it has more than the data')
-    add('--results-file', metavar='PATH', help='write the result as .csv or .json')
+    add('--tta', action='store_true', help='look at each image and at its mirror, and take the mean')
+    add('--real-labels', metavar='FILE', nargs='?', const='',
+        help="also measure by ImageNet's reassessed labels (Beyer et al., 2020); FILE: another file of that form")
+    add('--results-file', metavar='PATH', help='write the result as .csv or .json; with a pattern of models it grows, '
+        'and what it holds is not measured again (default then: validated.csv)')
     add('--class-results', metavar='PATH', help='write images and accuracy of each class as .csv or .json')
     add_flags(parser, 'machine')
     args = parser.parse_args(argv)
     if args.pretrained and args.checkpoint:
         parser.error('--pretrained and --checkpoint name two sets of weights: choose one.')
+    if is_pattern(args.model):
+        if args.checkpoint or args.class_results:
+            parser.error('A pattern of models goes with neither --checkpoint nor --class-results.')
+        args.results_file = args.results_file or 'validated.csv'
     for path in filter(None, (args.results_file, args.class_results)):
         if Path(path).suffix not in ('.csv', '.json'): parser.error(f'{path} must end in .csv or .json.')
     if args.workers is None: args.workers = 0 if args.data in SOURCE_NAMES else min(4, cpu_cores())
@@ -79,6 +92,7 @@ def open_all(args)->tuple: # (model, loader, DataInfo)
     from metaformer_edu.models.weights import read_normalisation
     from metaformer_edu.data.datasets import load_val
     from metaformer_edu.data.loaders import make_loaders
+    from metaformer_edu.training.mistakes import MirrorAverage
     from metaformer_edu.training.processes import EvalSampler, fast_arithmetic, init_distributed, open_device
     device = open_device(args.device)
     fast_arithmetic(device)
@@ -90,26 +104,100 @@ def open_all(args)->tuple: # (model, loader, DataInfo)
     val, info = load_val(args.data, args.img_size or get_row(args.model).resolution, args.split, **options)
     model = open_weights(args, val, info).to(device)
     if args.channels_last: model = model.to(memory_format=torch.channels_last)
+    if args.tta: model = MirrorAverage(model)
     shards = [EvalSampler(len(val), args.batch_size)] * 2
     _, loader = make_loaders(val, val, args.batch_size, args.workers, pin_memory=device.type == 'cuda', samplers=shards)
     return model, loader, info
 
 # %% ../nbs/commands/validate.ipynb #8cac034b
-def report(args, said:dict, model, val, info):
-    "Print the result and write the files that were asked for."
+def report(args, said:dict, model, val, info, real=None)->dict: # real: from `real_labels`; -> a row of the results file
+    "Print the result and write the rows of the classes."
     from metaformer_edu.core.basics import count_params
     from metaformer_edu.models.registry import get_row
     from metaformer_edu.training.evaluate import by_class, metrics, wilson
     images, found = len(said['label']), metrics(said)
+    if real is not None: found['real_top1'] = real_top1(said, real)
     row = dict(model=args.model, checkpoint=args.checkpoint or get_row(args.model).url, data=info.name, images=images,
                skipped=len(val) - images, **found, param_count=sum(count_params(model)), img_size=info.img_size)
     top5 = f", top-5 {found['top5']:.3f} %" if 'top5' in found else ''
     low, high = (100 * bound for bound in wilson(found['top1'] / 100, images))
     skipped = f" ({row['skipped']} could not be read)" if row['skipped'] else ''
+    by_real = f", {found['real_top1']:.3f} % by the reassessed labels" if real is not None else ''
     print(f"{args.model} on {info.name}: top-1 {found['top1']:.3f} % ({low:.1f} to {high:.1f}){top5}, "
-          f"loss {found['loss']:.4f} of {images:,} images{skipped}")
-    if args.results_file: write_rows(args.results_file, [row])
+          f"loss {found['loss']:.4f} of {images:,} images{skipped}{by_real}")
     if args.class_results: write_rows(args.class_results, by_class(said, info.class_names))
+    return row
+
+# %% ../nbs/commands/validate.ipynb #cde7c0d1
+def measure_one(args, model, loader, info)->dict: # from `open_all`; -> the row of the results file, in the first process
+    "Ask the model about every image, and report."
+    from metaformer_edu.training.evaluate import precision, predict
+    from metaformer_edu.training.processes import rank
+    real = None if args.real_labels is None else real_labels(loader.dataset, args.real_labels)
+    said = predict(model, loader, precision(args), progress=True)
+    if not len(said['label']): raise DataError(f'None of the {len(loader.dataset)} images can be read.')
+    return report(args, said, model, loader.dataset, info, real) if rank() == 0 else None
+
+# %% ../nbs/commands/validate.ipynb #767b2c46
+_REAL_LABELS = 'timm.data', '_info/imagenet_real_labels.json' # a package and its file: a list of labels for each image
+
+def real_labels(val, path:str='')->list: # one list of labels an image; '': those that come with timm
+    "The reassessed labels of ImageNet's validation images. DataError for other images."
+    labels = json.loads(Path(path).expanduser().read_text() if path else pkgutil.get_data(*_REAL_LABELS))
+    files = getattr(getattr(val.images, 'images', val.images), 'samples', ())
+    numbers = [re.search(r'ILSVRC2012_val_(\d{8})\.', str(file)) for file, _ in files]
+    if numbers and all(n and 0 < int(n[1]) <= len(labels) for n in numbers):
+        return [labels[int(n[1]) - 1] for n in numbers]
+    raise DataError("--real-labels is for ImageNet's validation images, whose names are ILSVRC2012_val_00000001.JPEG …")
+
+def real_top1(said:dict, labels:list)->float: # from `predict` and `real_labels`; percent
+    "Accuracy by the reassessed labels, of the images that have any."
+    pairs = [(labels[i], guess) for i, guess in zip(said['index'].tolist(), said['guess'].tolist()) if labels[i]]
+    return 100 * sum(guess in good for good, guess in pairs) / max(1, len(pairs))
+
+# %% ../nbs/commands/validate.ipynb #c74b27d7
+def kept_rows(args)->list: # of the results file
+    "What was measured before; ValueError if the file holds something else."
+    path = Path(args.results_file).expanduser()
+    if not path.exists(): return []
+    rows = json.loads(path.read_text()) if path.suffix == '.json' else read_log(path)
+    if all(isinstance(r, dict) and {'model', 'data', 'top1'} <= r.keys() for r in rows): return list(rows)
+    raise ValueError(f'{path} does not hold results of metaformer-validate: choose another file.')
+
+# %% ../nbs/commands/validate.ipynb #2f16b5ca
+def measure_all(args):
+    "Measure all published models that match, one after the other, and print them beside the published figures."
+    from metaformer_edu.models.registry import MODELS, list_models
+    from metaformer_edu.training.processes import broadcast_object, init_distributed, open_device, rank
+    failed, names = [], list_models(args.model, pretrained=True)
+    with cli_errors('metaformer-validate', once=True):
+        if not names: raise ValueError(f'No published model matches {args.model}.')
+        init_distributed(open_device(args.device))
+        rows = broadcast_object(kept_rows(args)) # another machine may not see the file
+    for name in [name for name in names if name not in {r['model'] for r in rows}]:
+        one = argparse.Namespace(**{**vars(args), 'model': name})
+        with cli_errors('metaformer-validate', once=True):
+            try: opened = open_all(one)
+            except WeightsError as error:
+                failed.append(f'{name}: {error_sentence(error)}')
+                continue
+            if any(r['data'] != opened[-1].name for r in rows):
+                raise ValueError(f'{args.results_file} holds results of other images: choose another file.')
+            row = measure_one(one, *opened)
+        if rank(): continue
+        rows.append({**row, 'published': MODELS[name].top1})
+        write_rows(args.results_file, rows)
+    if rank() == 0: print(published_table([r for r in rows if r['model'] in names]), args.results_file, sep='\n')
+    for sentence in failed if rank() == 0 else (): print(f'metaformer-validate: {sentence}', file=sys.stderr)
+    if failed: sys.exit(2)
+
+def published_table(rows)->Table:
+    "Measured beside published, in percent."
+    def one(r):
+        measured, published = r['top1'], r['published'] or None
+        apart = '' if published is None else f'{measured - published:+.2f}'
+        return {'model': r['model'], 'measured': f'{measured:.2f}', 'published': published, 'difference': apart}
+    return Table(map(one, rows))
 
 # %% ../nbs/commands/validate.ipynb #ff567425
 def main(argv=None): # None: what was typed
@@ -118,16 +206,15 @@ def main(argv=None): # None: what was typed
     import torch
     from metaformer_edu.training.processes import open_device, rank
     from metaformer_edu.training.setup import machine_as_found
-    from metaformer_edu.training.evaluate import precision, predict
     own = args.device in (None, 'cuda') # each process has a device of its own, and says if it is not there
     with machine_as_found():
         if args.threads: torch.set_num_threads(args.threads)
         with cli_errors('metaformer-validate', once=not own): open_device(args.device)
-        with cli_errors('metaformer-validate', once=True): model, loader, info = open_all(args)
+        if is_pattern(args.model): return measure_all(args)
+        with cli_errors('metaformer-validate', once=True): opened = open_all(args)
         with cli_errors('metaformer-validate', (DataError,)):
-            said = predict(model, loader, precision(args), progress=True)
-            if not len(said['label']): raise DataError(f'None of the {len(loader.dataset)} images can be read.')
-            if rank() == 0: report(args, said, model, loader.dataset, info)
+            row = measure_one(args, *opened)
+            if rank() == 0 and args.results_file: write_rows(args.results_file, [row])
 
 # %% ../nbs/commands/validate.ipynb #6f07647d
 if __name__ == '__main__' and '__file__' in globals(): main() # a notebook has no file

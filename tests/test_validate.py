@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo
@@ -19,9 +20,12 @@ from metaformer_edu import validate
 from metaformer_edu.core.cli import Parser, cli_errors, error_sentence, number
 from metaformer_edu.data.datasets import load_digits
 from metaformer_edu.data.loaders import make_loaders
+from metaformer_edu.models import registry
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.models.weights import save_weights
 from metaformer_edu.training.evaluate import by_class, evaluate, metrics, predict, wilson
+from metaformer_edu.training.mistakes import (
+    MirrorAverage, calibration_error, confusion_matrix, fit_temperature, most_confused, show_mistakes)
 from metaformer_edu.validate import main, parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -476,3 +480,151 @@ def test_several_processes_say_once_what_is_wrong(tmp_path):
         errors = tmp_path / f"{words}.err"
         status = together(2, errors, *args)
         assert status == [2, 2] and errors.read_text().count("\n") == 1 and words in errors.read_text()
+
+
+# --- a pattern of models, mirrors, reassessed labels ---
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    "Tiny models that have published weights: a folder of them."
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name in ("tiny_identityformer", "tiny_poolformerv2"):
+        torch.manual_seed(0)
+        save_weights(create_model(name), folder / f"{name}.safetensors")
+    url = lambda name: str(folder / f"{name}.safetensors") if name.startswith("tiny") else None
+    monkeypatch.setattr(registry, "published_url", url)
+    return folder
+
+
+MANY = ["digits", "-m", "tiny_[ip]*", "--img-size", "32", "--threads", "1", "--device", "cpu"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_a_pattern_measures_all_that_match_and_goes_on_where_it_was(published, tmp_path, capsys, monkeypatch, ending):
+    file, away = tmp_path / f"all.{ending}", tmp_path / "away"
+    args = [*MANY, "--results-file", str(file)]
+    (published / "tiny_poolformerv2.safetensors").rename(away)
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and err.startswith("metaformer-validate: tiny_poolformerv2: ") and err.count("\n") == 1
+    assert "tiny_identityformer on digits: top-1 " in out and "difference" in out
+    away.rename(published / "tiny_poolformerv2.safetensors")
+    asked, open_all = [], validate.open_all
+    monkeypatch.setattr(validate, "open_all", lambda args: asked.append(args.model) or open_all(args))
+    main(args)
+    rows = json.loads(file.read_text()) if ending == "json" else list(csv.DictReader(file.open()))
+    assert asked == ["tiny_poolformerv2"]
+    assert [r["model"] for r in rows] == ["tiny_identityformer", "tiny_poolformerv2"]
+    alone, weights = tmp_path / "alone.json", published / "tiny_poolformerv2.safetensors"
+    main(["digits", *TINY, "--checkpoint", str(weights), "--results-file", str(alone)])
+    assert float(rows[1]["top1"]) == json.loads(alone.read_text())[0]["top1"]
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[0] == "tiny_identityformer" for line in lines), lines  # not measured now
+
+
+def test_a_pattern_without_a_match_and_files_of_something_else(published, tmp_path, capsys):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "others.csv").write_text("model,data,top1\nx,shapes,1\n")
+    for args, says in (([*MANY[:2], "nothing*"], "No published model matches nothing*."),
+                       ([*MANY, "--results-file", str(tmp_path / "other.csv")], "does not hold results of"),
+                       ([*MANY, "--results-file", str(tmp_path / "others.csv")], "holds results of other images"),
+                       ([*MANY, "--checkpoint", "x.pth"], "goes with neither")):
+        with pytest.raises(SystemExit) as stop:
+            main(args)
+        assert stop.value.code == 2 and says in capsys.readouterr().err
+    assert (tmp_path / "others.csv").read_text().count("\n") == 2
+
+
+def test_published_figures_stand_beside_measured_ones():
+    rows = [dict(model="caformer_s18", top1=83.25, published=83.6),
+            dict(model="caformer_s18_in21k", top1=1., published="")]
+    assert [r["difference"] for r in validate.published_table(rows)] == ["-0.35", ""]
+
+
+def test_an_image_and_its_mirror(answers):
+    class Sides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(4.))
+
+        def forward(self, x):
+            return self.weight * torch.stack([part.mean((1, 2, 3)) for part in x.chunk(2, -1)], -1)
+    x = torch.rand(5, 3, 4, 8)
+    twice, one = MirrorAverage(Sides())(x).exp(), Sides()(x).softmax(-1)
+    assert torch.allclose(twice, (one + one.flip(-1)) / 2, atol=1e-6) and not torch.allclose(twice, one)
+
+
+def test_tta_changes_the_answer_and_nothing_else(published, tmp_path):
+    args = ["digits", *TINY, "--checkpoint", str(published / "tiny_poolformerv2.safetensors"), "--results-file"]
+    main([*args, str(tmp_path / "one.json")])
+    main([*args, str(tmp_path / "two.json"), "--tta"])
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text())[0] for n in ("one", "two"))
+    assert one.pop("loss") != two.pop("loss") and {k: one[k] for k in ("images", "param_count")} == {
+        k: two[k] for k in ("images", "param_count")}
+
+
+def test_reassessed_labels(tmp_path, monkeypatch, capsys):
+    ids = ImageNetInfo().label_names()[:2]
+    for i, wnid in enumerate([ids[0], ids[0], ids[1], ids[1]], 1):
+        (tmp_path / "val" / wnid).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(tmp_path / "val" / wnid / f"ILSVRC2012_val_{i:08d}.JPEG")
+    torch.manual_seed(0)
+    save_weights(create_model("tiny_poolformerv2", num_classes=1000), tmp_path / "w.safetensors")
+    weights = ["--checkpoint", str(tmp_path / "w.safetensors")]
+    args = [str(tmp_path), *TINY, *weights, "--results-file", str(tmp_path / "r.json")]
+    seen, report = [], validate.report
+    monkeypatch.setattr(validate, "report", lambda args, said, *rest: seen.append(said) or report(args, said, *rest))
+    main(args)
+    guess = seen[0]["guess"].tolist()
+    good = [[5, guess[0]], [], [guess[2] + 1], [guess[3]]]  # two of the three that have labels
+    (tmp_path / "real.json").write_text(json.dumps(good))
+    main([*args, "--real-labels", str(tmp_path / "real.json")])
+    assert json.loads((tmp_path / "r.json").read_text())[0]["real_top1"] == pytest.approx(200 / 3)
+    assert "66.667 % by the reassessed labels" in capsys.readouterr().out
+    main([*args, "--real-labels"])  # those of timm: 50,000 images
+    assert "real_top1" in json.loads((tmp_path / "r.json").read_text())[0]
+    with pytest.raises(SystemExit) as stop:
+        main(["digits", *TINY, *weights, "--num-classes", "1000", "--real-labels"])
+    assert stop.value.code == 2 and "is for ImageNet's validation images" in capsys.readouterr().err
+
+
+# --- mistakes ---
+
+def said_of(logits, labels):
+    return predict(Echo(), loader(logits, labels, 50), keep_logits=True)
+
+
+def test_logits_are_kept_if_asked_for(answers):
+    said = said_of(*answers)
+    assert torch.equal(said["logits"], answers[0]) and "logits" not in predict(Echo(), loader(*answers, 5))
+
+
+def test_a_temperature_is_found_again():
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(20000, 5)
+    labels = logits.softmax(-1).multinomial(1)[:, 0]  # the logits say the truth
+    assert calibration_error(said_of(logits, labels)) < 0.02
+    too_sure = said_of(2.5 * logits, labels)
+    assert calibration_error(too_sure) > 0.05
+    assert fit_temperature(too_sure["logits"], labels) == pytest.approx(2.5, rel=0.05)
+
+
+def test_guesses_of_classes_that_the_data_do_not_have():
+    logits = F.one_hot(torch.tensor([0, 1, 3, 3]), 4).float()
+    said = said_of(logits, torch.tensor([0, 1, 0, 1]))
+    assert [r["taken for"] for r in most_confused(said, ["a", "b"])] == ["class 3", "class 3"]
+    assert confusion_matrix(said, 2).tolist() == [[1, 0], [0, 1]]
+    show_mistakes(said, ["a", "b"])
+
+
+def test_of_many_classes_those_with_the_most_mistakes_are_drawn():
+    torch.manual_seed(0)
+    labels = torch.arange(400) % 40
+    guess = labels.clone()
+    guess[labels == 7] = 31
+    figure = show_mistakes(said_of(5 * F.one_hot(guess, 40).float(), labels), [f"name {i}" for i in range(40)], n=3)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(names) == 3 and {"name 7", "name 31"} < set(names)
+    assert figure.axes[0].get_title() == "10 of 400 images are taken for something else"

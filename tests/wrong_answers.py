@@ -229,6 +229,13 @@ class Noise:
             "def few(labels, n): return [4, 5, 3, 6]": "does not ascend",
             "def few(labels, n): return [3, 4, 5, 6]": "not the first ones"},
     },
+    "data/photographs": {
+        1: {"answer_1 = (380, 0, 512, 200)": "the network says", "answer_1 = (300, 0, 600, 212)": "does not lie in"},
+        2: {"answer_2 = (0, 1)": "becomes -1", "answer_2 = (-1, 0.5)": "a white photograph becomes 1"},
+        3: {"def with_mirror(model, x): return (model(x) + model(x.flip(-1))).div(2).softmax(-1)":
+                "the softmax of the mean",
+            "def with_mirror(model, x): return model(x).softmax(-1)": "left and right change places"},
+    },
     "data/datasets": {
         1: {"answer = 64": "it has 2×2, too", "answer = 24": "the last grid has 1×1 tokens",
             "answer = 128": "has 4×4 tokens"},
@@ -371,6 +378,13 @@ def only_vectors(model):
 def only_vectors(model):
     for name, p in model.named_parameters(): p.requires_grad_(p.ndim != 2 or name.startswith('head.'))
     return model""": "conv.weight should be frozen"},
+    },
+    "training/mistakes": {
+        1: {"answer = 0": "of 2,000 tosses it is 0.50", "answer = 1": "and yours 1.00"},
+        2: {"def at_temperature(p, t): return p / t": "they add up to",
+            "def at_temperature(p, t): return (p / t).softmax(-1)": "away"},
+        3: {"def error_by_guess(said): return {c: calibration_error(said) for c in range(10)}": "and yours",
+            "def error_by_guess(said): return {}": "the keys are the classes"},
     },
     "training/callbacks": {
         1: {"answer = 3": "had not been without a new best", "answer = 7": "it has long stopped"},

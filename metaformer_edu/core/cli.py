@@ -83,4 +83,4 @@ EXPERIMENT_NAMES = ['mixers', 'longer', 'distance', 'attention', 'activations', 
 GONE = {'--use-ema': 'averaged weights are used if the file has them', '--no-prefetcher': 'leave it out',
         '--apex-amp': 'use --amp', '--native-amp': 'use --amp', '--pin-mem': 'it is always on for a GPU',
         '--num-gpu': 'use torchrun --nproc-per-node N', '--log-freq': 'there is a bar', '--local_rank': 'use torchrun',
-        '--torchscript': 'leave it out', '--fuser': 'leave it out', '--real-labels': 'it cannot be had yet'}
+        '--torchscript': 'leave it out', '--fuser': 'leave it out'}

@@ -30,14 +30,16 @@ def predict(model:nn.Module, # a classifier
             loader, # of (images, labels)
             amp:torch.dtype=None, # compute in this precision, such as torch.bfloat16
             progress:bool=False, # show a bar
+            keep_logits:bool=False, # also 'logits', (images, classes)
            )->dict: # index, label, guess, its probability, loss, and in_top5 for six classes or more: (images,) each
     """The answer to every image, in order, of all processes if there are several; the model's mode is left as it was.
     ValueError if the loader shuffles or drops images. Images that could not be read (label -1) are left out."""
-    return _predict_each(dict(it=model), loader, amp, progress)['it']
+    return _predict_each(dict(it=model), loader, amp, progress, keep_logits)['it']
 
 @torch.no_grad()
 def _predict_each(models:dict, # name -> model
-                  loader, amp:torch.dtype=None, progress:bool=False)->dict: # name -> as `predict`
+                  loader, amp:torch.dtype=None, progress:bool=False, keep_logits:bool=False,
+                 )->dict: # name -> as `predict`
     "What `predict` finds for each of several models, in one pass: every image is read once."
     if isinstance(getattr(loader, 'sampler', None), RandomSampler) or getattr(loader, 'drop_last', False):
         raise ValueError('Every image counts, in a fixed order: '
@@ -48,14 +50,14 @@ def _predict_each(models:dict, # name -> model
         for images, labels in tqdm(loader, unit='batch', leave=False, disable=hide_progress(progress)):
             for name, model in models.items():
                 images, labels = to_device(next(model.parameters()).device, images, labels) # once, if they share one
-                rows[name].append(_answer_batch(model, images, labels, amp))
+                rows[name].append(_answer_batch(model, images, labels, amp, keep_logits))
     finally:
         for name, model in models.items(): model.train(modes[name])
     return {name: _in_order(found, loader) for name, found in rows.items()}
 
-def _answer_batch(model:nn.Module, images, labels, amp)->dict: # all on one device
+def _answer_batch(model:nn.Module, images, labels, amp, keep_logits)->dict: # all on one device
     with torch.autocast(images.device.type, amp, enabled=amp is not None): logits = model(images).float()
-    return answers(logits, labels)
+    return {**answers(logits, labels), **(dict(logits=logits) if keep_logits else {})}
 
 def _in_order(rows:list, loader)->dict: # of one model, one a batch of this process
     found = {key: torch.cat([r[key] for r in rows]).cpu() for key in rows[0]} if rows else {}

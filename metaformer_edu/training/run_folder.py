@@ -21,6 +21,7 @@ from ..data.loaders import show_predictions
 from .processes import all_gather_objects, any_rank, broadcast_object, rank, world_size
 from .evaluate import predict
 from .settings import DEFAULTS
+from .mistakes import show_mistakes
 from .callbacks import Callback
 from .trainer import Trainer, draw_curves
 from .finetune import _plain
@@ -198,7 +199,7 @@ class PrintLog(Callback):
 
 # %% ../../nbs/training/run_folder.ipynb #bc5890b8
 class SavePictures(Callback):
-    "After the last epoch: `trainer.predictions` of the held-out images, and pictures of the curves and of mistakes."
+    "After the last epoch: `trainer.predictions` of the held-out images, and pictures of curves, guesses and mistakes."
     order = 96
 
     def __init__(self, folder:RunFolder, info): # info: the `DataInfo` of the data
@@ -212,8 +213,10 @@ class SavePictures(Callback):
         with lesson_style():
             curves = draw_curves({self.folder.settings['model']: trainer.log})
             curves.savefig(self.folder.path / 'curves.png', dpi=100)
-            mistakes = show_predictions(trainer.predictions, images, self.info)
-            mistakes.savefig(self.folder.path / 'predictions.png', dpi=100)
+            guesses = show_predictions(trainer.predictions, images, self.info)
+            guesses.savefig(self.folder.path / 'predictions.png', dpi=100)
+            mistakes = show_mistakes(trainer.predictions, self.info.class_names)
+            mistakes.savefig(self.folder.path / 'mistakes.png', dpi=100)
 
 # %% ../../nbs/training/run_folder.ipynb #4b1670bd
 class PrintResult(Callback):

@@ -18,7 +18,8 @@ from ..interpret.cam import (
 from ..interpret.contact_sheet import good_stage
 from ..core.figures import INK, SERIES
 from .base import Drawing, Explorer, Shown, dropdown, new_figure, slider
-from .sources import ImagePicker, example_images, example_runs, named_images, load_run
+from .sources import (
+    ImagePicker, example_images, example_runs, load_run, named_images, photograph_examples)
 
 # %% ../../nbs/widgets/cam_explorer.ipynb #7fd17335
 class FixedTokens(nn.Module):
@@ -186,8 +187,8 @@ CAM_TRIES = [
 
 # %% ../../nbs/widgets/cam_explorer.ipynb #096d714e
 def open_models(model, class_names=None)->dict: # name → (ExplanationCache, names of its classes or None)
-    "A model, a run's folder, what `load_run` gave, a dictionary of them, or None for the five examples. ValueError."
-    if model is None: model = example_runs()
+    "A model, a run's folder, what `load_run` gave, a dictionary of them, or None for the examples. ValueError."
+    if model is None: model = {**photograph_examples()[0], **example_runs()}
     if not isinstance(model, dict):
         name = Path(model).name if isinstance(model, (str, Path)) else type(unwrap_model(model)).__name__
         model = {name: model}
@@ -211,6 +212,7 @@ def explore_cam(model=None, # classifier, run's folder, what `load_run` gave, or
     models = open_models(model, class_names)
     shapes_first = lambda pair: model is None and pair[0] in ('china', 'flower') # which the five have never seen
     found = dict(sorted(example_images().items(), key=shapes_first)) if images is None else named_images(images)
+    if model is None and images is None: found = {**photograph_examples()[1], **found}
     picker = ImagePicker(found)
     given = list(picker.images.values())
     def view(model, image, target, **asked):

