@@ -70,7 +70,7 @@ def stripes(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     "They take longer than these trainings."
-    for name in ("draw_curves", "show_predictions"):
+    for name in ("draw_curves", "show_predictions", "show_mistakes"):
         monkeypatch.setattr(run_folder, name, lambda *args: SimpleNamespace(savefig=lambda *args, **kwargs: None))
 
 
