@@ -75,15 +75,16 @@ def _collate(samples)->tuple: # ((pixels (B, H, W, C), places (n, 5), the values
 
 # %% ../../nbs/data/loaders.ipynb #eb14e43f
 class PrefetchLoader(DataLoader):
-    """Batches (images (B, C, H, W), labels (B,)) on a device, as a plain `DataLoader` would give them, bit for bit on a
-    CPU. Photographs come from the workers as bytes, and are normalised and erased on the device; to a GPU, each batch
-    goes on a stream of its own while the one before it is computed with."""
+    """Batches (images (B, C, H, W), labels (B,)) on a device: what a plain `DataLoader` gives, to 1e-6. Photographs come
+    from the workers as bytes, and are normalised and erased on the device. To a GPU, a batch goes on a stream of its own
+    while the one before it is computed with."""
     def __init__(self, dataset:Dataset, # as from `load_data`
                  *args, device='cpu', # where the batches are wanted
                  **options): # others of `DataLoader`
         self.device, self.stream, self.spread = torch.device(device), None, None
         if type(dataset) is ImageDataset and (parts := _split(dataset.transform)):
-            self.spread = [torch.as_tensor(v).view(-1, 1, 1) for v in (parts[1].mean, parts[1].std)]
+            spread = torch.as_tensor(parts[1].mean).double(), torch.as_tensor(parts[1].std).double()
+            self.spread = [(255 * v).float().view(-1, 1, 1) for v in spread]
             dataset, options['collate_fn'] = _ByteImages(dataset), _collate
         super().__init__(dataset, *args, pin_memory=self.device.type == 'cuda', **options)
 
@@ -107,15 +108,22 @@ class PrefetchLoader(DataLoader):
         labels = labels.to(self.device, non_blocking=True)
         if self.spread is None: return images.to(self.device, non_blocking=True), labels
         pixels, places, values = images
-        mean, std = self.spread = [v.to(self.device) for v in self.spread]
         pixels, values = (t.to(self.device, non_blocking=True) for t in (pixels, values))
-        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        if pixels.dtype == torch.uint8: images.div_(255) # as `ToTensor` does
-        images = images.sub_(mean).div_(std)
+        images = self._normalise(pixels.permute(0, 3, 1, 2))
         sizes = [images.shape[1] * height * width for *_, height, width in places.tolist()]
         for (i, top, left, height, width), patch in zip(places.tolist(), values.split(sizes)):
             images[i, :, top:top + height, left:left + width] = patch.view(-1, height, width)
         return images, labels
+
+    def _normalise(self, pixels)->torch.Tensor: # both (B, C, H, W)
+        mean, std = self.spread = [v.to(self.device) for v in self.spread]
+        images = torch.empty(len(pixels), len(mean), *pixels.shape[2:], device=self.device)
+        at_once = 1 if self.device.type == 'cpu' else len(pixels) # one image fits into a CPU's cache
+        for x, y in zip(pixels.split(at_once), images.split(at_once)):
+            y.copy_(x)
+            if x.dtype != torch.uint8: y.mul_(255) # from 0 to 1 already
+            y.sub_(mean).div_(std)
+        return images
 
 # %% ../../nbs/data/loaders.ipynb #128251dc
 def make_loaders(train:Dataset, val:Dataset, # as from `load_data`
