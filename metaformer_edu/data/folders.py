@@ -8,12 +8,11 @@ __all__ = ['read_image', 'load_folder', 'load_split']
 # %% ../../nbs/data/folders.ipynb #36b840f8
 import os, sys
 from pathlib import Path
-import torch
+import torch, torchvision
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.functional import pil_to_tensor
 from ..core.errors import DataError, did_you_mean
 from ..models.weights import imagenet_labels
@@ -37,6 +36,7 @@ def read_image(path, convert=_in_colour)->Image.Image:
 # %% ../../nbs/data/folders.ipynb #938c2bf5
 def _read_pixels(path)->torch.Tensor: # (3, H, W) uint8
     "A JPEG file by torchvision's decoder; what that cannot read, Pillow reads, or says why not."
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
     if path.lower().endswith(('.jpg', '.jpeg')):
         try: return decode_jpeg(read_file(path), ImageReadMode.RGB)
         except RuntimeError: pass
@@ -45,8 +45,10 @@ def _read_pixels(path)->torch.Tensor: # (3, H, W) uint8
 _DECODERS = {'pillow': read_image, 'torchvision': _read_pixels}
 
 def _reader(decoder:str):
-    "What reads an image file; ValueError for an unknown decoder."
+    "What reads an image file; ValueError for a decoder that is unknown, or no longer a part of torchvision."
     if decoder not in _DECODERS: raise ValueError(did_you_mean(decoder, _DECODERS, 'decoder'))
+    if decoder == 'torchvision' and not hasattr(torchvision.io, 'decode_jpeg'):
+        raise ValueError(f"torchvision {torchvision.__version__} decodes no images: choose the decoder 'pillow'.")
     return _DECODERS[decoder]
 
 # %% ../../nbs/data/folders.ipynb #f18200cc

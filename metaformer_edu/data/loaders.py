@@ -48,21 +48,21 @@ class _Patches(list): # of (top, left, values (C, h, w))
 
     def __setitem__(self, where, values):
         _, rows, columns = where
-        self.append((rows.start, columns.start, values.expand(-1, rows.stop - rows.start, columns.stop - columns.start)))
+        size = rows.stop - rows.start, columns.stop - columns.start
+        self.append((rows.start, columns.start, values.expand(-1, *size)))
 
 class _ByteImages(ImageDataset):
     "The same images; a loader that asks for a batch of them gets bytes, and the patches that are still to be written."
     def __init__(self, dataset:ImageDataset):
         super().__init__(dataset.images, dataset.transform, dataset.seed)
-        self.start, normalize, self.erase = _split(dataset.transform)
-        self.channels = len(normalize.mean)
+        self.start, _, self.erase = _split(dataset.transform)
 
     def __getitems__(self, keys): return [self.through(self._as_bytes, key) for key in keys]
 
     def _as_bytes(self, image)->tuple: # (pixels (H, W, C), `_Patches`)
         image = self.start(image)
         pixels = image.permute(1, 2, 0) if torch.is_tensor(image) else torch.from_numpy(np.atleast_3d(np.array(image)))
-        patches = _Patches(self.channels, *pixels.shape[:2])
+        patches = _Patches(pixels.shape[2], *pixels.shape[:2])
         return pixels, self.erase(patches) if self.erase else patches
 
 def _collate(samples)->tuple: # ((pixels (B, H, W, C), places (n, 5), the values of n patches in a row), labels (B,))
@@ -75,16 +75,15 @@ def _collate(samples)->tuple: # ((pixels (B, H, W, C), places (n, 5), the values
 
 # %% ../../nbs/data/loaders.ipynb #eb14e43f
 class PrefetchLoader(DataLoader):
-    """Batches (images (B, C, H, W), labels (B,)) on a device: what a plain `DataLoader` gives, to 1e-6. Photographs come
-    from the workers as bytes, and are normalised and erased on the device. To a GPU, a batch goes on a stream of its own
-    while the one before it is computed with."""
+    """Batches (images (B, C, H, W), labels (B,)) on a device: what a plain `DataLoader` gives, on a CPU bit for bit.
+    Photographs come from the workers as bytes, and are normalised and erased on the device. To a GPU, a batch goes on
+    a stream of its own while the one before it is computed with."""
     def __init__(self, dataset:Dataset, # as from `load_data`
                  *args, device='cpu', # where the batches are wanted
                  **options): # others of `DataLoader`
         self.device, self.stream, self.spread = torch.device(device), None, None
         if type(dataset) is ImageDataset and (parts := _split(dataset.transform)):
-            spread = torch.as_tensor(parts[1].mean).double(), torch.as_tensor(parts[1].std).double()
-            self.spread = [(255 * v).float().view(-1, 1, 1) for v in spread]
+            self.spread = [torch.as_tensor(v).view(-1, 1, 1) for v in (parts[1].mean, parts[1].std)]
             dataset, options['collate_fn'] = _ByteImages(dataset), _collate
         super().__init__(dataset, *args, pin_memory=self.device.type == 'cuda', **options)
 
@@ -117,11 +116,10 @@ class PrefetchLoader(DataLoader):
 
     def _normalise(self, pixels)->torch.Tensor: # both (B, C, H, W)
         mean, std = self.spread = [v.to(self.device) for v in self.spread]
-        images = torch.empty(len(pixels), len(mean), *pixels.shape[2:], device=self.device)
+        images = torch.empty(pixels.shape, device=self.device)
         at_once = 1 if self.device.type == 'cpu' else len(pixels) # one image fits into a CPU's cache
         for x, y in zip(pixels.split(at_once), images.split(at_once)):
-            y.copy_(x)
-            if x.dtype != torch.uint8: y.mul_(255) # from 0 to 1 already
+            torch.div(x, 255 if x.dtype == torch.uint8 else 1, out=y) # as `ToTensor` does
             y.sub_(mean).div_(std)
         return images
 

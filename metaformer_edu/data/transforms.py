@@ -103,16 +103,19 @@ class _CropPixels:
     def __init__(self, crop): self.crop = crop
 
     def __call__(self, image):
-        place = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+        top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
         how = self.crop.interpolation
         if isinstance(how, (tuple, list)): how = random.choice(how)
-        return tensors.resized_crop(image, *place, list(self.crop.size), how, antialias=True)
+        part = image[:, top:top + height, left:left + width]
+        part = part.permute(1, 2, 0).contiguous().permute(2, 0, 1) # colours side by side are resized more quickly
+        return tensors.resize(part, list(self.crop.size), how, antialias=True)
 
 class _ResizePixels:
     "torchvision's `Resize` on a tensor of pixels."
     def __init__(self, resize): self.resize = resize
 
-    def __call__(self, image): return tensors.resize(image, [self.resize.size], self.resize.interpolation, antialias=True)
+    def __call__(self, image):
+        return tensors.resize(image, [self.resize.size], self.resize.interpolation, antialias=True)
 
 class _PixelsToNumbers(tv.ToTensor):
     "As `ToTensor`, from a tensor of pixels too."

@@ -336,10 +336,11 @@ def bench_loader(workers=(0, 2), # processes that prepare images, for each a set
         for transforms in _TRANSFORMS:
             found = []
             for n, side in itertools.product(workers, sides):
-                loader, mode = _open_loader(side, root, n, img_size, batch_size, transforms), f"{n} worker{'s' * (n != 1)}"
+                loader = _open_loader(side, root, n, img_size, batch_size, transforms)
+                mode = f"{n} worker{'s' * (n != 1)}"
                 call = partial(one_epoch, loader, itertools.count())
-                cores = max(1, min(n, os.cpu_count() or 1))
-                found.append(Contender(side, mode, '', call, len(loader) * batch_size, facts=dict(cores=cores)))
+                facts = dict(cores=max(1, min(n, os.cpu_count() or 1)))
+                found.append(Contender(side, mode, '', call, len(loader) * batch_size, facts=facts))
             turns = (rounds + 1) * len(found)
             with tqdm(total=turns, desc=transforms, unit='turn', leave=False, disable=hide_progress(progress)) as bar:
                 for c in found:
