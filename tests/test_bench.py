@@ -503,7 +503,7 @@ def test_what_is_not_typed():
     (["--round", "3"], "Did you mean '--rounds'"),
     (["--images", "3"], "--images 3 is less than a batch of 16."),
     (["tiny_caformer", "--sides", "timm"], "timm has no tiny_caformer: say --sides ours."),
-    (["--what", "training", "--sides", "fast"], "fast is for inference alone"),
+    (["--what", "training", "--sides", "fast"], "fast is not for training"),
 ])
 def test_refused_in_a_sentence(capsys, typed, sentence):
     assert sentence in refused(capsys, *typed)

@@ -181,8 +181,8 @@ class Settings:
     skip_unreadable: bool = setting('machine', False,
         'leave out images that cannot be read, and count them, instead of stopping')
     decoder: str = setting('machine', 'pillow',
-        'what reads the JPEG files of a folder and crops them: pillow, as published, or torchvision, which is quicker and '
-        'gives other pixels (by 0.03 of 255 levels on average)', choices=['pillow', 'torchvision'])
+        'what reads and crops the JPEG files of a folder: pillow, as published, or torchvision, which is quicker and '
+        'gives other pixels (by less than 0.1 of 255 levels on average)', choices=['pillow', 'torchvision'])
     snapshots: int = setting('run', 8,
         'held-out pictures of which each epoch keeps guess and map, 0 for none', low=0, metavar='N')
     amp_dtype: str = setting('machine', 'bfloat16', 'which one (default bfloat16)', choices=['bfloat16', 'float16'])
