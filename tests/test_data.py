@@ -454,7 +454,7 @@ def test_workers_hand_over_bytes(photos):
         handed = list(DataLoader.__iter__(loader))
         assert len(handed) == n
         for (pixels, places, values), labels in handed:
-            assert pixels.shape == (4, 64, 64, 3) and pixels.dtype == torch.uint8 and labels.shape == (4,)
+            assert pixels.shape == (4, 3, 64, 64) and pixels.dtype == torch.uint8 and labels.shape == (4,)
             assert values.numel() == sum(3 * h * w for *_, h, w in places.tolist())
     digits = make_loaders(*load_digits(16)[:2], 4)[0]
     assert next(DataLoader.__iter__(digits))[0].dtype == torch.float32  # what is no photograph travels as it is
@@ -613,7 +613,7 @@ SPLIT_MISTAKES = {
     "empty": (drop("train", "val"), {}, "insects needs two or more folders.* has 0, and 0 images.$"),
     "empty class": (lambda r: [p.unlink() for p in (r / "val" / "bee").iterdir()], {}, "val.*bee"),
     "an option it does not take":
-        (lambda r: None, dict(augment=False), "no option 'augment'. It takes crop_pct, interp"),
+        (lambda r: None, dict(augment=False), "no option 'augment'. It takes crop_pct, decoder, interp"),
 }
 
 

@@ -6,7 +6,7 @@
 __all__ = ['read_image', 'load_folder', 'load_split']
 
 # %% ../../nbs/data/folders.ipynb #36b840f8
-import os, sys
+import io, os, sys
 from pathlib import Path
 import torch, torchvision
 from PIL import Image
@@ -19,6 +19,9 @@ from ..models.weights import imagenet_labels
 from .transforms import DataInfo, ImageDataset, imagenet_transforms
 
 # %% ../../nbs/data/folders.ipynb #b20a692f
+def _bytes_of(path)->bytes: # at once: Pillow would ask for a JPEG file in some forty pieces
+    with open(path, 'rb', buffering=0) as file: return file.read()
+
 def _in_colour(image):
     "As `convert('RGB')`, which copies even what is in colour."
     if (image.mode, image.format) != ('RGB', 'JPEG'): return image.convert('RGB')
@@ -27,19 +30,21 @@ def _in_colour(image):
 
 def read_image(path, convert=_in_colour)->Image.Image:
     "Read an image file in colour (`convert` changes how); DataError names a file that cannot be read."
+    source = path
     try:
-        with Image.open(path) as image: return convert(image)
+        if isinstance(path, (str, Path)): source = io.BytesIO(_bytes_of(path))
+        with Image.open(source) as image: return convert(image)
     except Exception as error: # Pillow raises many kinds
-        reason = getattr(error, 'strerror', None) or str(error).replace(f' {str(path)!r}', '') or type(error).__name__
+        reason = getattr(error, 'strerror', None) or str(error).replace(f' {source!r}', '') or type(error).__name__
         raise DataError(f'Cannot read the image {path}: {reason}.') from None
 
 # %% ../../nbs/data/folders.ipynb #938c2bf5
 def _read_pixels(path)->torch.Tensor: # (3, H, W) uint8
     "A JPEG file by torchvision's decoder; what that cannot read, Pillow reads, or says why not."
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    from torchvision.io import ImageReadMode, decode_jpeg
     if path.lower().endswith(('.jpg', '.jpeg')):
-        try: return decode_jpeg(read_file(path), ImageReadMode.RGB)
-        except RuntimeError: pass
+        try: return decode_jpeg(torch.frombuffer(bytearray(_bytes_of(path)), dtype=torch.uint8), ImageReadMode.RGB)
+        except (OSError, RuntimeError, ValueError): pass # an empty file is a ValueError
     return pil_to_tensor(read_image(path))
 
 _DECODERS = {'pillow': read_image, 'torchvision': _read_pixels}

@@ -10,6 +10,7 @@ import numpy as np, torch
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms import Compose, Normalize, ToTensor
+from torchvision.transforms.functional import pil_to_tensor
 from ..core.figures import close, show_images, to_array
 from .transforms import DataInfo, ImageDataset
 from ..core.errors import DataError
@@ -59,18 +60,29 @@ class _ByteImages(ImageDataset):
 
     def __getitems__(self, keys): return [self.through(self._as_bytes, key) for key in keys]
 
-    def _as_bytes(self, image)->tuple: # (pixels (H, W, C), `_Patches`)
-        image = self.start(image)
-        pixels = image.permute(1, 2, 0) if torch.is_tensor(image) else torch.from_numpy(np.atleast_3d(np.array(image)))
-        patches = _Patches(pixels.shape[2], *pixels.shape[:2])
+    def _as_bytes(self, image)->tuple: # (pixels (C, H, W), `_Patches`)
+        pixels = _pixels(self.start(image))
+        patches = _Patches(*pixels.shape)
         return pixels, self.erase(patches) if self.erase else patches
 
-def _collate(samples)->tuple: # ((pixels (B, H, W, C), places (n, 5), the values of n patches in a row), labels (B,))
+def _pixels(image)->torch.Tensor: # (C, H, W)
+    if torch.is_tensor(image): return image
+    if image.mode not in ('RGB', 'L'): return pil_to_tensor(image)
+    colours = bytearray().join(band.tobytes() for band in image.split()) # quicker than to sort them later
+    return torch.frombuffer(colours, dtype=torch.uint8).view(-1, image.height, image.width)
+
+def _stack(pixels)->torch.Tensor: # (B, C, H, W)
+    "One tensor, in which the images lie as before: colour after colour, or the colours of a pixel side by side."
+    order = sorted(range(3), key=pixels[0].stride, reverse=True)
+    stacked = default_collate([image.permute(order) for image in pixels])
+    return stacked.permute(0, *(1 + order.index(d) for d in range(3)))
+
+def _collate(samples)->tuple: # ((pixels (B, C, H, W), places (n, 5), the values of n patches in a row), labels (B,))
     "Stack images and labels; a place is image, top, left, height and width of a patch."
     pixels, patches = zip(*(image for image, _ in samples))
     places = [(i, top, left, *values.shape[1:]) for i, found in enumerate(patches) for top, left, values in found]
     values = [values.flatten() for found in patches for _, _, values in found]
-    return ((default_collate(pixels), torch.tensor(places), torch.cat(values) if values else torch.empty(0)),
+    return ((_stack(pixels), torch.tensor(places), torch.cat(values) if values else torch.empty(0)),
             default_collate([label for _, label in samples]))
 
 # %% ../../nbs/data/loaders.ipynb #eb14e43f
@@ -108,7 +120,7 @@ class PrefetchLoader(DataLoader):
         if self.spread is None: return images.to(self.device, non_blocking=True), labels
         pixels, places, values = images
         pixels, values = (t.to(self.device, non_blocking=True) for t in (pixels, values))
-        images = self._normalise(pixels.permute(0, 3, 1, 2))
+        images = self._normalise(pixels)
         sizes = [images.shape[1] * height * width for *_, height, width in places.tolist()]
         for (i, top, left, height, width), patch in zip(places.tolist(), values.split(sizes)):
             images[i, :, top:top + height, left:left + width] = patch.view(-1, height, width)
