@@ -131,7 +131,8 @@ class PrefetchLoader(DataLoader):
         images = torch.empty(pixels.shape, device=self.device)
         at_once = 1 if self.device.type == 'cpu' else len(pixels) # one image fits into a CPU's cache
         for x, y in zip(pixels.split(at_once), images.split(at_once)):
-            torch.div(x, 255 if x.dtype == torch.uint8 else 1, out=y) # as `ToTensor` does
+            y.copy_(x)
+            if x.dtype == torch.uint8: y.div_(255) # as `ToTensor` does
             y.sub_(mean).div_(std)
         return images
 
