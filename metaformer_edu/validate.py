@@ -99,6 +99,7 @@ def open_all(args)->tuple: # (model, loader, DataInfo)
     init_distributed(device)
     options = {} if args.crop_pct is None else dict(crop_pct=args.crop_pct)
     if args.skip_unreadable: options['unreadable'] = 'skip'
+    if args.decoder: options['decoder'] = args.decoder
     if args.data_dir: options['data_dir'] = args.data_dir
     if args.data not in SOURCE_NAMES: options |= read_normalisation(weights_source(args))
     val, info = load_val(args.data, args.img_size or get_row(args.model).resolution, args.split, **options)
@@ -106,7 +107,7 @@ def open_all(args)->tuple: # (model, loader, DataInfo)
     if args.channels_last: model = model.to(memory_format=torch.channels_last)
     if args.tta: model = MirrorAverage(model)
     shards = [EvalSampler(len(val), args.batch_size)] * 2
-    _, loader = make_loaders(val, val, args.batch_size, args.workers, pin_memory=device.type == 'cuda', samplers=shards)
+    _, loader = make_loaders(val, val, args.batch_size, args.workers, device=device, samplers=shards)
     return model, loader, info
 
 # %% ../nbs/commands/validate.ipynb #8cac034b

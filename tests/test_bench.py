@@ -335,7 +335,7 @@ def test_photos_are_jpeg_files_of_two_classes(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_both_loaders_give_the_same_batches(tmp_path, workers):
     _write_photos(tmp_path, 6)
-    for side in ("ours", "timm"):
+    for side in ("ours", "timm", "fast"):
         batches = list(_open_loader(side, str(tmp_path), workers, 32, 4))
         assert [(x.shape, x.dtype, x.device.type, y.shape) for x, y in batches] == [
             ((4, 3, 32, 32), torch.float32, "cpu", (4,))
@@ -344,12 +344,13 @@ def test_both_loaders_give_the_same_batches(tmp_path, workers):
 
 def test_bench_loader(quick):
     rows = bench_loader((0, 1), images=4, batch_size=2, img_size=32, rounds=2, sides=("timm", "ours", "fast"))
-    assert [r["contender"] for r in rows] == ["timm 0 workers", "ours 0 workers", "timm 1 worker", "ours 1 worker"]
+    names = ["timm 0 workers", "ours 0 workers", "fast 0 workers", "timm 1 worker", "ours 1 worker", "fast 1 worker"]
+    for transforms in ("resized crops", "published transforms"):
+        here = [r for r in rows if r["model"] == transforms]
+        assert [r["contender"] for r in here] == names
+        assert [(r["contender"], r["against"]) for r in speedups(here)] == [
+            (f"{side} {n}", f"timm {n}") for n in ("0 workers", "1 worker") for side in ("ours", "fast")]
     assert all(r["images"] == 4 and r["per_core"] == r["images_per_s"] and len(r["seconds"]) == 2 for r in rows)
-    assert [(r["contender"], r["against"]) for r in speedups(rows)] == [
-        ("ours 0 workers", "timm 0 workers"),
-        ("ours 1 worker", "timm 1 worker"),
-    ]
 
 
 # --- epochs, and what fast does ---
@@ -502,7 +503,7 @@ def test_what_is_not_typed():
     (["--round", "3"], "Did you mean '--rounds'"),
     (["--images", "3"], "--images 3 is less than a batch of 16."),
     (["tiny_caformer", "--sides", "timm"], "timm has no tiny_caformer: say --sides ours."),
-    (["--what", "training", "--sides", "fast"], "fast is for inference alone"),
+    (["--what", "training", "--sides", "fast"], "fast is not for training"),
 ])
 def test_refused_in_a_sentence(capsys, typed, sentence):
     assert sentence in refused(capsys, *typed)

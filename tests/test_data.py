@@ -1,6 +1,8 @@
 """What the networks see: digits, image folders, and pictures that are a function of (seed, epoch, index)."""
 import pickle
 import random
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,16 +10,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from sklearn import datasets
-from torch.utils.data import TensorDataset
+from timm.data import IMAGENET_DEFAULT_STD, create_transform
+from torch.utils.data import DataLoader, TensorDataset
 
 from metaformer_edu.core.errors import DataError
 from metaformer_edu.data import folders, transforms
 from metaformer_edu.data.datasets import SOURCES, load_data, load_digits, load_shapes, load_val
 from metaformer_edu.data.folders import _SkipUnreadable, load_folder
-from metaformer_edu.data.loaders import EpochSampler, make_loaders, show_batch, show_predictions
+from metaformer_edu.data.loaders import EpochSampler, PrefetchLoader, make_loaders, show_batch, show_predictions
 from metaformer_edu.data.shapes import TASKS, draw_example
 from metaformer_edu.data.transforms import DataInfo, ImageDataset, imagenet_transforms, seeded_rng
 from metaformer_edu.models.weights import imagenet_labels
+from metaformer_edu.training.settings import Settings
+from metaformer_edu.training.setup import _open_data
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -396,6 +401,178 @@ def test_marks_stay_cheap_for_a_million_images():
     assert pictures[1_299_997][1] == 5 and pictures.skipped.sum() == 2
 
 
+# --- bytes from the workers, numbers on the device ---
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    "A folder of four JPEG files of each of two photographs, for training and for tests."
+    root = tmp_path_factory.mktemp("photos")
+    for i in range(16):
+        name = ("china", "flower")[i % 2]
+        path = root / ("train", "val")[i // 8] / name / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = Image.fromarray(datasets.load_sample_image(f"{name}.jpg"))
+        whole.crop((10 * i, 5 * i, 10 * i + 200, 5 * i + 150)).save(path)
+    return root
+
+
+ENDS = [dict(), dict(re_prob=1., re_mode="rand", re_count=3), dict(re_prob=1., re_mode="const"), dict(re_prob=0.),
+        dict(re_prob=1., decoder="torchvision"), dict(auto_augment=None, decoder="torchvision"),
+        dict(auto_augment=None, color_jitter=0.4),
+        dict(auto_augment=None, train_crop_mode="rkrc", decoder="torchvision")]
+
+
+@pytest.mark.parametrize("changes", ENDS)
+def test_a_loader_gives_what_the_transforms_give(photos, changes):
+    train, val, _ = load_folder(photos, 48, seed=3, **changes)
+    for images, loader in zip((train, val), make_loaders(train, val, 4)):
+        if images is train:
+            loader.sampler.set_epoch(2)
+        keys, found = list(loader.sampler), list(loader)
+        expected = [images[key] for key in keys]
+        x, y = (torch.cat(t) for t in zip(*found))
+        assert torch.equal(x, torch.stack([image for image, _ in expected]))
+        assert y.tolist() == [label for _, label in expected] and all(t.is_contiguous() for t, _ in found)
+
+
+def test_they_are_timms_bit_for_bit(photos):
+    train, _, _ = load_folder(photos, 48)
+    timms = create_transform(48, is_training=True, scale=(0.08, 1), auto_augment="rand-m9-mstd0.5-inc1",
+                             color_jitter=None, interpolation="random", re_prob=0.25, re_mode="pixel")
+    loader, _ = make_loaders(train, train, 8)
+    for n in range(2):
+        loader.sampler.set_epoch(n)
+        (images, _), keys = next(iter(loader)), list(loader.sampler)
+        for image, (epoch_, index) in zip(images, keys):
+            with Image.open(train.images.samples[index][0]) as file, seeded_rng(0, epoch_, index):
+                assert torch.equal(image, timms(file.convert("RGB")))
+
+
+def test_workers_hand_over_bytes(photos):
+    train, val, _ = load_folder(photos, 64)
+    for loader, n in zip(make_loaders(train, val, 4, workers=1), (2, 2)):
+        handed = list(DataLoader.__iter__(loader))
+        assert len(handed) == n
+        for (pixels, places, values), labels in handed:
+            assert pixels.shape == (4, 3, 64, 64) and pixels.dtype == torch.uint8 and labels.shape == (4,)
+            assert values.numel() == sum(3 * h * w for *_, h, w in places.tolist())
+    digits = make_loaders(*load_digits(16)[:2], 4)[0]
+    assert next(DataLoader.__iter__(digits))[0].dtype == torch.float32  # what is no photograph travels as it is
+
+
+def test_a_data_set_that_draws_otherwise_is_left_alone(photos):
+    class Constant(ImageDataset):
+        def __getitem__(self, key):
+            return torch.zeros(3, 8, 8), 7
+
+    train, _, _ = load_folder(photos, 48)
+    mine = Constant(train.images, train.transform)
+    assert [x.abs().sum().item() for x, _ in make_loaders(mine, mine, 4)[0]] == [0, 0]
+
+
+def test_images_of_one_channel():
+    grey = Image.fromarray(datasets.load_sample_image("china.jpg")).resize((40, 30)).convert("L")
+    data = ImageDataset([(grey, 0)], imagenet_transforms(32, mean=[0.4], std=[0.2])[1])
+    (x, _), = make_loaders(data, data, 1)[1]
+    assert x.shape == (1, 1, 32, 32) and torch.equal(x[0], data[0][0])
+
+
+class Streams:
+    "What `PrefetchLoader` says to torch.cuda, in order."
+    def __init__(self, monkeypatch):
+        self.said, self.inside = [], None
+        self.main = self.named("main")
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self.said.append("new") or self.named("side"))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.main)
+        monkeypatch.setattr(torch.cuda, "stream", self.within)
+
+    def named(self, name):
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.said.append(f"{name} waits for {other.name}"))
+
+    @contextmanager
+    def within(self, stream):
+        self.inside = stream.name
+        yield
+        self.inside = None
+
+
+def test_a_gpu_gets_its_batches_ahead_on_a_stream_of_its_own(monkeypatch):
+    data = load_digits(16)[0]
+    assert PrefetchLoader(data, 2, device="cuda").pin_memory and not PrefetchLoader(data, 2).pin_memory
+    streams, loader = Streams(monkeypatch), PrefetchLoader(data, 2)
+    monkeypatch.setattr(loader, "_finish", lambda batch: streams.said.append(f"{batch} {streams.inside}") or batch)
+    for _ in range(2):  # the stream is made once
+        for batch in loader._ahead(iter("abc")):
+            streams.said.append(f"train {batch}")
+    epoch_ = ["side waits for main", "a side", "main waits for side",
+              "side waits for main", "b side", "train a", "main waits for side",
+              "side waits for main", "c side", "train b", "main waits for side", "train c"]
+    assert streams.said == ["new", *epoch_, *epoch_]
+    assert list(loader._ahead(iter(()))) == []
+
+
+def test_copies_to_a_gpu_need_not_wait():
+    class Asked:
+        def to(self, device, non_blocking=False):
+            return device.type, non_blocking
+
+    loader = PrefetchLoader(load_digits(16)[0], 2, device="cuda")
+    assert loader._finish((Asked(), Asked())) == (("cuda", True), ("cuda", True))
+
+
+def test_to_finish_a_batch_asks_the_device_for_nothing(photos):
+    train, _, _ = load_folder(photos, 48, re_prob=1.)
+    (x, y), *_ = make_loaders(train, train, 4, device="meta")[0]  # where .item() is an error
+    assert (x.shape, x.device.type, y.device.type) == ((4, 3, 48, 48), "meta", "meta")
+
+
+# --- the quick decoder ---
+
+def test_the_quick_decoder_is_near(photos):
+    plain = dict(auto_augment=None, re_prob=0.)
+    slow, quick = (load_folder(photos, 64, decoder=d, **plain) for d in ("pillow", "torchvision"))
+    std = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
+    for a, b in zip(slow[:2], quick[:2]):
+        gaps = torch.stack([255 * std * (a[i][0] - b[i][0]).abs() for i in range(8)])  # the same crops, or it is large
+        assert 0 < gaps.mean() < 0.3
+    val, _ = load_val(photos, 64, decoder="torchvision")
+    assert torch.equal(val[3][0], quick[1][3][0])
+
+
+@pytest.mark.parametrize("mode,suffix", KINDS + [("L", "jpg")])
+def test_the_quick_decoder_reads_what_the_other_reads(root, mode, suffix):
+    write(root / "val" / "ant" / f"0.{suffix}", mode=mode)
+    (root / "val" / "ant" / "1.png").rename(root / "val" / "ant" / "1.jpg")  # it is not what its name says
+    slow, quick = (load_val(root, 32, decoder=d)[0] for d in ("pillow", "torchvision"))
+    for i in range(len(slow)):
+        assert (slow[i][0] - quick[i][0]).abs().max() < 0.1, slow.images.samples[i]
+
+
+def test_the_quick_decoder_names_what_it_cannot_read(photos, tmp_path):
+    for part in ("train", "val"):
+        for name in ("ant", "bee"):
+            write(tmp_path / "cut" / part / name / "0.png")
+    cut = tmp_path / "cut/val/ant/1.jpg"
+    cut.write_bytes((photos / "val/china/8.jpg").read_bytes()[:3000])
+    val, _ = load_val(tmp_path / "cut", 32, decoder="torchvision")
+    with pytest.raises(DataError, match=f"^Cannot read the image {cut}: image file is truncated"):
+        val[1]
+    val, _ = load_val(tmp_path / "cut", 32, decoder="torchvision", unreadable="skip")
+    assert next(iter(make_loaders(val, val, 3)[1]))[1].tolist() == [0, -1, 1]
+
+
+def test_the_decoder_is_chosen_by_name(photos):
+    with pytest.raises(ValueError, match="'torchvison'. Did you mean 'torchvision'"):
+        load_folder(photos, decoder="torchvison")
+    with pytest.raises(DataError, match="digits takes no option 'decoder'"):
+        load_data("digits", decoder="torchvision")
+    for data, said in (("digits", "--decoder changes nothing for digits"), ("cifar10", "--decoder is for folders")):
+        with pytest.raises(ValueError, match=said):
+            Settings(data, decoder="torchvision")
+    train, val, _ = _open_data(Settings(str(photos), decoder="torchvision", img_size=32))
+    assert train.images.loader is val.images.loader is folders._DECODERS["torchvision"]
+
+
 # --- a part to validate on ---
 
 def test_load_val_finds_the_part(root):
@@ -436,7 +613,7 @@ SPLIT_MISTAKES = {
     "empty": (drop("train", "val"), {}, "insects needs two or more folders.* has 0, and 0 images.$"),
     "empty class": (lambda r: [p.unlink() for p in (r / "val" / "bee").iterdir()], {}, "val.*bee"),
     "an option it does not take":
-        (lambda r: None, dict(augment=False), "no option 'augment'. It takes crop_pct, interp"),
+        (lambda r: None, dict(augment=False), "no option 'augment'. It takes crop_pct, decoder, interp"),
 }
 
 

@@ -156,7 +156,7 @@ def _compilers(device=None)->dict:
     return finding('compilers', 'noted', said, '' if found else 'torch.compile on a CPU needs one: apt install g++')
 
 # %% ../../nbs/commands/checkup.ipynb #4d00cf2b
-_SHARED_BYTES = 8 * 2 * 128 * 3 * 224 * 224 * 4 # of one process of a training
+_SHARED_BYTES = int(8 * 2 * 128 * 3 * 224 * 224 * 1.2) # of one process of a training; a fifth for erased rectangles
 
 def _shared_memory(device=None)->dict:
     "How much shared memory there is, and whether it is enough for the loaders."

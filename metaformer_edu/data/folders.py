@@ -6,25 +6,55 @@
 __all__ = ['read_image', 'load_folder', 'load_split']
 
 # %% ../../nbs/data/folders.ipynb #36b840f8
-import os, sys
+import io, os, sys
 from pathlib import Path
-import torch
+import torch, torchvision
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
+from torchvision.transforms.functional import pil_to_tensor
 from ..core.errors import DataError, did_you_mean
 from ..models.weights import imagenet_labels
 from .transforms import DataInfo, ImageDataset, imagenet_transforms
 
 # %% ../../nbs/data/folders.ipynb #b20a692f
-def read_image(path, convert=lambda image: image.convert('RGB'))->Image.Image:
+def _bytes_of(path)->bytes: # at once: Pillow would ask for a JPEG file in some forty pieces
+    with open(path, 'rb', buffering=0) as file: return file.read()
+
+def _in_colour(image):
+    "As `convert('RGB')`, which copies even what is in colour."
+    if (image.mode, image.format) != ('RGB', 'JPEG'): return image.convert('RGB')
+    image.load()
+    return image
+
+def read_image(path, convert=_in_colour)->Image.Image:
     "Read an image file in colour (`convert` changes how); DataError names a file that cannot be read."
+    source = path
     try:
-        with Image.open(path) as image: return convert(image)
+        if isinstance(path, (str, Path)): source = io.BytesIO(_bytes_of(path))
+        with Image.open(source) as image: return convert(image)
     except Exception as error: # Pillow raises many kinds
-        reason = getattr(error, 'strerror', None) or str(error).replace(f' {str(path)!r}', '') or type(error).__name__
+        reason = getattr(error, 'strerror', None) or str(error).replace(f' {source!r}', '') or type(error).__name__
         raise DataError(f'Cannot read the image {path}: {reason}.') from None
+
+# %% ../../nbs/data/folders.ipynb #938c2bf5
+def _read_pixels(path)->torch.Tensor: # (3, H, W) uint8
+    "A JPEG file by torchvision's decoder; what that cannot read, Pillow reads, or says why not."
+    from torchvision.io import ImageReadMode, decode_jpeg
+    if path.lower().endswith(('.jpg', '.jpeg')):
+        try: return decode_jpeg(torch.frombuffer(bytearray(_bytes_of(path)), dtype=torch.uint8), ImageReadMode.RGB)
+        except (OSError, RuntimeError, ValueError): pass # an empty file is a ValueError
+    return pil_to_tensor(read_image(path))
+
+_DECODERS = {'pillow': read_image, 'torchvision': _read_pixels}
+
+def _reader(decoder:str):
+    "What reads an image file; ValueError for a decoder that is unknown, or no longer a part of torchvision."
+    if decoder not in _DECODERS: raise ValueError(did_you_mean(decoder, _DECODERS, 'decoder'))
+    if decoder == 'torchvision' and not hasattr(torchvision.io, 'decode_jpeg'):
+        raise ValueError(f"torchvision {torchvision.__version__} decodes no images: choose the decoder 'pillow'.")
+    return _DECODERS[decoder]
 
 # %% ../../nbs/data/folders.ipynb #f18200cc
 def _subfolders(folder)->list:
@@ -41,8 +71,8 @@ def _first_names(names)->str:
 # %% ../../nbs/data/folders.ipynb #5f96a197
 class _ClassFolders(ImageFolder):
     "torchvision's `ImageFolder`, one folder a class: gives (RGB image, label). DataError if there are no two classes."
-    def __init__(self, root):
-        try: super().__init__(str(root), loader=read_image)
+    def __init__(self, root, decoder='pillow'):
+        try: super().__init__(str(root), loader=_reader(decoder))
         except FileNotFoundError as error: raise DataError(f'In {root}: {error}') from None
 
     def find_classes(self, directory):
@@ -57,14 +87,14 @@ class _ClassFolders(ImageFolder):
 # %% ../../nbs/data/folders.ipynb #02a62dad
 _VAL = ['val', 'validation'] # what the folder of the held-out images may be called
 
-def _find_folders(root)->tuple: # (training images, validation images)
+def _find_folders(root, decoder)->tuple: # (training images, validation images)
     "Open `root`/train and `root`/val (or validation). DataError if they do not hold the same classes."
     root = Path(os.path.expanduser(root))
     there = _subfolders(root)
     for names in (['train'], _VAL):
         if not set(names) & set(there):
             raise DataError(f'{root} has no folder {names[0]}/: it must hold train/ and val/.')
-    train, val = _ClassFolders(root / 'train'), _ClassFolders(_split_folder(root))
+    train, val = _ClassFolders(root / 'train', decoder), _ClassFolders(_split_folder(root), decoder)
     for a, b, side in ((train, val, 'train'), (val, train, 'val')):
         extra = sorted(set(a.classes) - set(b.classes))
         if extra:
@@ -120,12 +150,13 @@ def load_folder(root, # a folder with train/ and val/, each with one folder a cl
                 img_size:int=224, # height and width in pixels
                 seed:int=0, # of the augmentation
                 unreadable:str='stop', # or 'skip': do without images that cannot be read
+                decoder:str='pillow', # or 'torchvision', quicker and with slightly other pixels
                 mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, # a number a channel, from 0 to 1
                 **changes, # to the transforms, see `imagenet_transforms`
                )->tuple: # (training `ImageDataset`, validation `ImageDataset`, DataInfo)
     "A folder of images in ImageNet's layout. DataError says what is wrong with it."
-    train, val = _find_folders(root)
-    learn, test = imagenet_transforms(img_size, mean=mean, std=std, **changes)
+    train, val = _find_folders(root, decoder)
+    learn, test = imagenet_transforms(img_size, mean=mean, std=std, on_pixels=decoder == 'torchvision', **changes)
     return (ImageDataset(_skip_unreadable(train, unreadable, 'next'), learn, seed),
             ImageDataset(_skip_unreadable(val, unreadable, 'drop'), test), _folder_info(root, val, img_size, mean, std))
 
@@ -134,11 +165,13 @@ def load_split(root, split:str=None, # the folder of the part; None: val, valida
                unreadable:str='stop', # or 'skip': do without images that cannot be read
                crop_pct:float=1., # the side that is kept, as a part of the resized shorter side
                interpolation:str='bicubic', # how pixels are resampled
+               decoder:str='pillow', # or 'torchvision', as in `load_folder`
                mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, # a number a channel, from 0 to 1
               )->tuple: # (`ImageDataset`, DataInfo)
     "One part of a folder of images, as it is shown in a test. DataError says what is wrong with it."
-    images = _ClassFolders(_split_folder(root, split))
-    _, test = imagenet_transforms(img_size, crop_pct, interpolation, mean=mean, std=std)
+    images = _ClassFolders(_split_folder(root, split), decoder)
+    _, test = imagenet_transforms(img_size, crop_pct, interpolation, mean=mean, std=std,
+                                  on_pixels=decoder == 'torchvision')
     info = _folder_info(root, images, img_size, mean, std)
     return ImageDataset(_skip_unreadable(images, unreadable, 'drop'), test), info
 

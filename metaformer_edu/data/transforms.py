@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import numpy as np, torch
 from PIL import Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, auto_augment, create_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import Dataset
+from torchvision import transforms as tv
+from torchvision.transforms.v2 import functional as tensors
 
 # %% ../../nbs/data/transforms.ipynb #88e44f4f
 _spare = [] # NumPy's generators, kept for the next time: to make one takes longer than all the rest
@@ -53,9 +56,13 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, key): # (epoch, index), or an index of epoch 0
         "(tensor (C, H, W), label) of an image in an epoch."
+        return self.through(self.transform, key)
+
+    def through(self, transform, key)->tuple: # (what `transform` makes of the image, label)
+        "The same with another transform, or a part of it, and the same random numbers."
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, label = self.images[index]
-        with seeded_rng(self.seed, epoch, index): return self.transform(image), label
+        with seeded_rng(self.seed, epoch, index): return transform(image), label
 
 # %% ../../nbs/data/transforms.ipynb #96090be3
 @dataclass
@@ -87,17 +94,58 @@ def _posterize(image, bits:int, **_):
 auto_augment.NAME_TO_OP.update({k: _posterize for k, op in auto_augment.NAME_TO_OP.items()
                                 if op is auto_augment.posterize})
 
+# %% ../../nbs/data/transforms.ipynb #deaa484c
+def _to_pixels(image)->torch.Tensor: # (C, H, W) uint8
+    return image if torch.is_tensor(image) else tensors.pil_to_tensor(image)
+
+class _CropPixels:
+    "timm's random crop, of the same places, on a tensor of pixels; `crop` is timm's."
+    def __init__(self, crop): self.crop = crop
+
+    def __call__(self, image):
+        top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+        how = self.crop.interpolation
+        if isinstance(how, (tuple, list)): how = random.choice(how)
+        part = image[:, top:top + height, left:left + width]
+        part = part.permute(1, 2, 0).contiguous().permute(2, 0, 1) # colours side by side are resized more quickly
+        return tensors.resize(part, list(self.crop.size), how, antialias=True)
+
+class _ResizePixels:
+    "torchvision's `Resize` on a tensor of pixels."
+    def __init__(self, resize): self.resize = resize
+
+    def __call__(self, image):
+        return tensors.resize(image, [self.resize.size], self.resize.interpolation, antialias=True)
+
+class _PixelsToNumbers(tv.ToTensor):
+    "As `ToTensor`, from a tensor of pixels too."
+    def __call__(self, image): return image / 255 if torch.is_tensor(image) else super().__call__(image)
+
+_ON_PIXELS = {RandomResizedCropAndInterpolation: _CropPixels, tv.Resize: _ResizePixels}
+_ON_BOTH = (tv.CenterCrop, tv.RandomHorizontalFlip, tv.RandomVerticalFlip)
+
+def _on_pixels(transform):
+    "The transform with its crops on tensors; from the first step that wants a PIL image, as it is."
+    steps, left = [_to_pixels], list(transform.transforms)
+    while type(left[0]) in _ON_PIXELS or isinstance(left[0], _ON_BOTH):
+        step = left.pop(0)
+        steps.append(_ON_PIXELS.get(type(step), lambda same: same)(step))
+    if not isinstance(left[0], tv.ToTensor): steps.append(tv.ToPILImage())
+    return tv.Compose([*steps, *(_PixelsToNumbers() if isinstance(step, tv.ToTensor) else step for step in left)])
+
 # %% ../../nbs/data/transforms.ipynb #a2c94cc5
 def imagenet_transforms(img_size:int=224, # height and width in pixels
                         crop_pct:float=1., # for tests: the side that is kept, as a part of the resized shorter side
                         interpolation:str='bicubic', # for tests: how pixels are resampled
                         train_interpolation:str='random', # and for training
                         mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, # a number a channel, from 0 to 1
+                        on_pixels:bool=False, # crop tensors (3, H, W) of bytes, which is quicker
                         **changes, # other values for the training transform, as in timm's `create_transform`
                        )->tuple: # (for training, for tests)
     "The paper's transforms (section 4.1, after DeiT), from a PIL image to a normalised tensor (3, img_size, img_size)."
     spread = dict(mean=tuple(mean), std=tuple(std))
     recipe = dict(scale=(0.08, 1), hflip=0.5, auto_augment='rand-m9-mstd0.5-inc1', color_jitter=None,
                   interpolation=train_interpolation, re_prob=0.25, re_mode='pixel')
-    return (create_transform(img_size, is_training=True, **spread, **{**recipe, **changes}),
+    both = (create_transform(img_size, is_training=True, **spread, **{**recipe, **changes}),
             create_transform(img_size, interpolation=interpolation, crop_pct=crop_pct, **spread))
+    return tuple(map(_on_pixels, both)) if on_pixels else both

@@ -276,7 +276,7 @@ def speedups(rows, # of `bench_model` and `bench_loader`
         theirs, mine = ([r for r in here if (r['side'] == 'timm') == timms] for timms in (True, False))
         fastest = lambda side: max(side, key=lambda r: r['images_per_s'], default=None)
         same = lambda r: next((t for t in theirs if (t['mode'], t['dtype']) == (r['mode'], r['dtype'])), None)
-        pairs = [(r, fastest(theirs) if r['side'] == 'fast' else same(r), False) for r in mine]
+        pairs = [(r, same(r) or (fastest(theirs) if r['side'] == 'fast' else None), False) for r in mine]
         both = min(len(theirs), len(mine)) > 1 and group[0] != 'loader'
         if both: pairs.append((fastest(mine), fastest(theirs), True))
         for row, other, best in pairs:
@@ -302,50 +302,55 @@ def _write_photos(root, n:int=128):
             whole = Image.fromarray(load_sample_image(f'{name}.jpg'))
             whole.crop((x, y, x + 500, y + 375)).save(path, quality=92)
 
-def _open_loader(side:str, root, workers:int, img_size:int, batch_size:int):
-    "Ours or timm's loader of training images, with the paper's augmentation."
-    if side == 'ours':
-        train, val, _ = load_folder(root, img_size)
+_TRANSFORMS = {'resized crops': dict(auto_augment=None, re_prob=0., hflip=0.), 'published transforms': {}}
+
+def _open_loader(side:str, root, workers:int, img_size:int, batch_size:int, transforms:str='published transforms'):
+    "Ours, with either decoder ('fast': torchvision's), or timm's loader of training images."
+    if side != 'timm':
+        decoder = 'torchvision' if side == 'fast' else 'pillow'
+        train, val, _ = load_folder(root, img_size, decoder=decoder, **_TRANSFORMS[transforms])
         return make_loaders(train, val, batch_size, workers, on_worker=ignore_signals)[0]
     how = dict(scale=(0.08, 1), hflip=0.5, color_jitter=None, auto_augment='rand-m9-mstd0.5-inc1',
-               interpolation='random', re_prob=0.25, re_mode='pixel')
+               interpolation='random', re_prob=0.25, re_mode='pixel') | _TRANSFORMS[transforms]
     images = create_dataset('', root=root, split='train', is_training=True)
     return create_loader(images, (3, img_size, img_size), batch_size, is_training=True, num_workers=workers,
                          persistent_workers=workers > 0, device=torch.device('cpu'), **how)
 
 # %% ../../nbs/speed/benchmark.ipynb #799c89cd
-def bench_loader(workers=(0, 2), # processes that prepare images, for each a pair of loaders
+def bench_loader(workers=(0, 2), # processes that prepare images, for each a set of loaders
                  images:int=128, # files
                  batch_size:int=16,
                  img_size:int=224, # pixels
                  rounds:int=9, # how often each is timed
-                 sides=('timm', 'ours'),
+                 sides=('timm', 'ours'), # and 'fast': ours with the quick decoder
                  progress:bool=False, # show a bar
                  rows:Table=None, # append to this table, also if it is interrupted
                 )->Table: # a row a loader; `per_core` is images/s for each core that is busy with them
-    "Time our loader and timm's on the same JPEG files, in turns."
-    rows = Table() if rows is None else rows
+    "Time our loader and timm's on the same JPEG files, in turns: with resized crops alone, and as published."
+    rows, first = Table() if rows is None else rows, len(rows or ())
     def one_epoch(loader, epochs):
         if hasattr(loader.sampler, 'set_epoch'): loader.sampler.set_epoch(next(epochs))
         for _ in loader: pass
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
         _write_photos(root, images)
-        chosen, found = [(side, n) for n in workers for side in sides if side != 'fast'], []
-        for side, n in chosen:
-            loader, mode = _open_loader(side, root, n, img_size, batch_size), f"{n} worker{'s' * (n != 1)}"
-            call = partial(one_epoch, loader, itertools.count())
-            found.append(Contender(side, mode, '', call, len(loader) * batch_size))
-        turns = (rounds + 1) * len(found)
-        with tqdm(total=turns, desc='loader', unit='turn', leave=False, disable=hide_progress(progress)) as bar:
-            for c in found:
-                _calibrate(c)
-                bar.update()
-            try: take_turns(found, rounds, bar=bar)
-            finally:
-                facts = dict(what='loader', model='JPEG files', img_size=img_size)
-                rows += [_as_row(c, **facts) for c in found if c.seconds]
-    for row, (_, n) in zip(rows[-len(found):], chosen):
-        row['per_core'] = row['images_per_s'] / max(1, min(n, os.cpu_count() or 1))
+        for transforms in _TRANSFORMS:
+            found = []
+            for n, side in itertools.product(workers, sides):
+                loader = _open_loader(side, root, n, img_size, batch_size, transforms)
+                mode = f"{n} worker{'s' * (n != 1)}"
+                call = partial(one_epoch, loader, itertools.count())
+                facts = dict(cores=max(1, min(n, os.cpu_count() or 1)))
+                found.append(Contender(side, mode, '', call, len(loader) * batch_size, facts=facts))
+            turns = (rounds + 1) * len(found)
+            with tqdm(total=turns, desc=transforms, unit='turn', leave=False, disable=hide_progress(progress)) as bar:
+                for c in found:
+                    _calibrate(c)
+                    bar.update()
+                try: take_turns(found, rounds, bar=bar)
+                finally:
+                    facts = dict(what='loader', model=transforms, img_size=img_size)
+                    rows += [_as_row(c, **facts) for c in found if c.seconds]
+    for row in rows[first:]: row['per_core'] = row['images_per_s'] / row.pop('cores')
     return rows
 
 # %% ../../nbs/speed/benchmark.ipynb #5fd81e9b

@@ -250,6 +250,7 @@ def _validate_command(folder:RunFolder, info, model)->str: # measures the best w
     if info.img_size != get_row(settings['model']).resolution: more += ['--img-size', info.img_size]
     if model.num_classes != len(info.class_names): more += ['--num-classes', model.num_classes]
     if settings.get('data_dir'): more += ['--data-dir', settings['data_dir']]
+    if settings.get('decoder', 'pillow') != 'pillow': more += ['--decoder', settings['decoder']]
     if settings.get('crop_pct'): more += ['--crop-pct', settings['crop_pct']]
     return shlex.join(map(str, ['metaformer-validate', settings['data'], '--model', settings['model'],
                                 '--checkpoint', folder.path / 'best.safetensors', *more]))

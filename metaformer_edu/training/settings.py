@@ -209,6 +209,9 @@ class Settings:
     channels_last: bool = setting('machine', False, 'memory layout of the images: channels last')
     skip_unreadable: bool = setting('machine', False,
         'leave out images that cannot be read, and count them, instead of stopping')
+    decoder: str = setting('machine', 'pillow',
+        'what reads and crops the JPEG files of a folder: pillow, as published, or torchvision, which is quicker and '
+        'gives other pixels (by less than 0.1 of 255 levels on average)', choices=['pillow', 'torchvision'])
     snapshots: int = setting('run', 8,
         'held-out pictures of which each epoch keeps guess and map, 0 for none', low=0, metavar='N')
     amp_dtype: str = setting('machine', 'bfloat16', 'which one (default bfloat16)', choices=['bfloat16', 'float16'])
@@ -319,7 +322,7 @@ def _fill_in(given:dict, world:int)->dict: # world: processes
 
 # %% ../../nbs/training/settings.ipynb #d5a434b4
 _FOR_FOLDERS = ['scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'aa', 'reprob', 'remode', 'recount',
-                'train_interpolation', 'crop_pct', 'skip_unreadable', 'data_dir', 'mean', 'std']
+                'train_interpolation', 'crop_pct', 'skip_unreadable', 'decoder', 'data_dir', 'mean', 'std']
 
 _COMMON_OPTIMIZERS = ['adamw', 'lamb', 'sgd', 'adam']
 
@@ -367,7 +370,8 @@ def _check_together(s:Settings):
     if useless: raise ValueError(f'--{useless[0]} changes nothing for {s.data}, whose transforms are its own.')
     if 'data_dir' in given and s.data not in PUBLIC:
         raise ValueError(f'--data-dir is for public data sets, such as fashion-mnist; {s.data} is a folder.')
-    if s.skip_unreadable and s.data in PUBLIC: raise ValueError('--skip-unreadable is for folders of images.')
+    for name in ('skip_unreadable', 'decoder'):
+        if name in given and s.data in PUBLIC: raise ValueError(f"--{name.replace('_', '-')} is for folders of images.")
     if s.lr > 10 * s.usual_lr:
         s.warning = (f'The rate {s.lr:g} is {s.lr / s.usual_lr:.0f} times the usual one, which is {s.usual_lr:.2g} '
                      f'for {s.global_batch:,} images an update; it may not learn.')

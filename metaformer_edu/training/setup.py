@@ -42,7 +42,7 @@ def _open_data(settings)->tuple: # (training images, held-out images, DataInfo)
     if s.data in SOURCES: return load_data(s.data, s.img_size, s.seed, augment=not s.no_aug)
     changes = dict(transform_options(s), no_aug=s.no_aug, crop_pct=s.crop_pct or 1., **_normalisation(s))
     if s.data in PUBLIC: changes['data_dir'] = s.data_dir
-    else: changes['unreadable'] = 'skip' if s.skip_unreadable else 'stop'
+    else: changes |= dict(unreadable='skip' if s.skip_unreadable else 'stop', decoder=s.decoder)
     return load_data(s.data, s.img_size, s.seed, **changes)
 
 def _normalisation(settings)->dict: # mean and std: what was asked for, else that of the weights, else the data's
@@ -63,7 +63,7 @@ def build(settings)->tuple: # (model, loaders, optimizer, DataInfo)
     if (s.num_classes or known) < known: raise ValueError(f'The data have {known} classes, more than {s.num_classes}.')
     own = TrainSampler(len(train), s.batch_size, s.grad_accum_steps, s.seed, repeats=s.aug_repeats or 1)
     samplers = own, EvalSampler(len(val), held_out)
-    loaders = make_loaders(train, val, s.batch_size, s.workers, s.seed, device.type == 'cuda', held_out, samplers,
+    loaders = make_loaders(train, val, s.batch_size, s.workers, s.seed, device, held_out, samplers,
                            on_worker=ignore_signals)
     seed_everything(s.seed)
     model = create_model(s.model, s.pretrained, s.initial_checkpoint, num_classes=s.num_classes or known,
