@@ -1,0 +1,189 @@
+"""The page that `save_page` writes, in Chromium, opened from a disk without a network: its numbers are PyTorch's."""
+import base64
+import filecmp
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from browser import ROOT, browser, listen
+from metaformer_edu.data.datasets import load_shapes
+from metaformer_edu.interpret.cam import explain
+from metaformer_edu.interpret.influence import channel_directions, influence, mixer_at, mixing_matrix, squared_norms
+from metaformer_edu.models.registry import FAMILIES, create_model
+from metaformer_edu.models.weights import save_weights
+from metaformer_edu.widgets.base import STATIC
+from metaformer_edu.widgets.page import save_page
+from metaformer_edu.widgets.sources import example_models, example_runs
+
+NAMES = ["disc", "ring", "square", "triangle", "cross"]
+WIDE = (64, 96)  # a picture whose grids of tokens are not square
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def made(family, size=WIDE):
+    "A model whose every parameter is away from where it starts, in numbers that float16 has."
+    model = create_model(f"tiny_{family}", num_classes=5, img_size=size).eval()
+    for p in model.parameters():
+        p.data = (p.data + 0.1 * torch.randn_like(p) * p.requires_grad).half().float()
+    return model
+
+
+@pytest.fixture(scope="module")
+def models():
+    torch.manual_seed(0)
+    return {family: made(family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return torch.randn(3, *WIDE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def opened():
+    "Opens pages offline; at the end they must have complained about nothing and asked nobody."
+    said = []
+    with browser() as chromium:
+        def open_page(path, **options):
+            page = chromium.new_context(offline=True, **options).new_page()
+            said.append(listen(page))
+            page.on("request", lambda r: said[-1].append(r.url) if not r.url.startswith((path.as_uri(), "blob:", "data:"))
+                    else None)
+            page.goto(path.as_uri())
+            return page
+        yield open_page
+    assert not any(said), said
+
+
+@pytest.fixture(scope="module")
+def page(opened, models, picture, tmp_path_factory):
+    "A page of the five models that have seen the picture."
+    path = save_page({name: (m, NAMES) for name, m in models.items()}, tmp_path_factory.mktemp("page") / "page.html")
+    found = opened(path)
+    settled(found)
+    for name in models:
+        ask(found, "look", name=f"pictures {name}", image=picture)
+    return found
+
+
+def settled(page):
+    page.wait_for_function("() => !__page.running && __page.device")
+    assert not page.evaluate("__page.failed"), page.inner_text(".status")
+
+
+def ask(page, action, **request):
+    "What the page's worker answers, as an array."
+    if torch.is_tensor(image := request.get("image")):
+        request.update(image=image.flatten().tolist(), shape=list(image.shape))
+    ask_for = """async ([action, request]) => {
+        if (request.image) request.image = new Float32Array(request.image);
+        if (request.bytes) request.weights = Uint8Array.from(atob(request.bytes), (c) => c.charCodeAt(0));
+        const value = await __page.ask(action, request);
+        return action === 'look' ? Array.from(value.logits) : value?.buffer ? Array.from(value) : value }"""
+    return np.array(page.evaluate(ask_for, [action, request]))
+
+
+def near(found, known, tolerance):
+    known = known.detach().flatten().numpy() if torch.is_tensor(known) else known
+    np.testing.assert_allclose(found, known, rtol=tolerance, atol=tolerance)
+
+
+# --- the engine is PyTorch's model ---
+
+@families
+def test_logits(page, models, picture, family):
+    with torch.no_grad():
+        near(ask(page, "look", name=f"pictures {family}", image=picture), models[family](picture[None]), 1e-4)
+
+
+@families
+def test_trained_runs_answer_as_in_pytorch(shapes_page, family):
+    _, held_out, _ = load_shapes("shape", 128)
+    for i in (3, 11):
+        image = held_out[i][0]
+        with torch.no_grad():
+            known = example_models()[family](image[None])
+        near(ask(shapes_page, "look", name=f"shapes {family}", image=image), known, 1e-4)
+
+
+@families
+def test_gradcam(page, models, picture, family):
+    for stage in (1, 3, 4):
+        known = explain(models[family], picture, target=2, stage=stage).maps[0]
+        cam = ask(page, "gradcam", name=f"pictures {family}", stage=stage - 1, label=2).tolist()
+        grid = models[family].grids[stage - 1]
+        found = page.evaluate("([cam, grid, size]) => Array.from(__page.scaleMap(new Float32Array(cam), grid, size))",
+                              [cam, grid, WIDE])
+        assert known.any()
+        near(found, known, 1e-3)
+
+
+@families
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+def test_who_hears_whom(page, models, picture, family, stage):
+    known = mixing_matrix(*mixer_at(models[family], picture, stage), probes=4 if stage < 3 else None)
+    found = ask(page, "matrix", name=f"pictures {family}", stage=stage - 1)
+    if family in ("convformer", "caformer") and stage < 3:  # estimated there, computed here
+        assert np.array_equal(found > 0, known.flatten().numpy() > 0)
+        return
+    near(found, known, 1e-3)
+
+
+@families
+def test_influence_by_gradients(page, models, picture, family):
+    mixer, x = mixer_at(models[family], picture, 3, 2)
+    found = ask(page, "hears", name=f"pictures {family}", stage=2, block=1, token=[1, 4])
+    near(found, influence(mixer, x)[1 * 6 + 4], 1e-3)
+
+
+@families
+def test_influence_through_the_whole_network(page, models, picture, family):
+    model = models[family]
+
+    def to_stage_4(x):
+        for down, stage in zip(model.downsample_layers, model.stages):
+            x = stage(down(x))
+        return x
+    x = picture.permute(1, 2, 0)[None]
+    known = squared_norms(to_stage_4, x, (1, 2), channel_directions(torch.zeros(64))).sqrt()
+    found = ask(page, "hears", name=f"pictures {family}", stage=3, token=[1, 2], whole=True)
+    near(found, known, 1e-3)
+
+
+def test_files_of_our_own_are_read(page, models, picture, tmp_path):
+    "float32 as `save_weights` writes it, and a type that the engine does not have."
+    path = save_weights(models["caformer"], tmp_path / "caformer.safetensors")
+    ask(page, "open", name="caformer", bytes=base64.b64encode(path.read_bytes()).decode())
+    with torch.no_grad():
+        near(ask(page, "look", name="caformer", image=picture), models["caformer"](picture[None]), 1e-4)
+    other = base64.b64encode(save({"a": torch.zeros(2, dtype=torch.bfloat16)})).decode()
+    with pytest.raises(Exception, match="a is BF16; the engine reads F32 and F16"):
+        ask(page, "open", name="other", bytes=other)
+
+
+def test_the_bundle_is_what_npm_builds(tmp_path):
+    npm = shutil.which("npm")
+    if not npm:
+        pytest.skip("npm is not installed.")
+    ignore = shutil.ignore_patterns("node_modules")
+    shutil.copytree(ROOT / "js", tmp_path / "js", ignore=ignore)
+    (tmp_path / "metaformer_edu/static").mkdir(parents=True)
+    for command in ("ci --ignore-scripts --prefer-offline --no-audit --no-fund", "run build"):
+        done = subprocess.run([npm, *command.split()], cwd=tmp_path / "js", capture_output=True, text=True, timeout=300)
+        if done.returncode and command.startswith("ci") and ("network" in done.stderr or "ENOTFOUND" in done.stderr):
+            pytest.skip("npm has no network.")
+        assert not done.returncode, done.stderr
+    assert filecmp.cmp(tmp_path / "metaformer_edu/static/page.js", STATIC / "page.js", shallow=False), (
+        "metaformer_edu/static/page.js is not what js/ builds: run `npm ci && npm run build` there.")
+
+
+@pytest.fixture(scope="module")
+def shapes_page(opened, tmp_path_factory):
+    found = opened(save_page(example_runs(), tmp_path_factory.mktemp("shapes") / "play.html"))
+    settled(found)
+    return found
