@@ -42,8 +42,15 @@ export function Linear(w, x) { // (…, in) → (…, out)
   return w.bias ? y.add(w.bias.ref) : y;
 }
 
-// in memory as it is: jax-js joins operations, and a product would compute its factors again for each of its numbers
-const stored = (x) => np.maximum(x, -3e38);
+// x in memory as it is, and so its gradient: jax-js joins operations, and what is joined into a product or a sum of many
+// terms is computed again for each of them. What is padded is not joined; one more row, taken away again, is enough.
+let one = null; // an array: a product with the number 1 would be left out
+
+function stored(x) {
+  one ??= np.array([1]);
+  const rest = x.shape.slice(1).map(() => [0, 0]);
+  return np.pad(x.mul(one.ref), [[0, 1], ...rest]).slice([0, x.shape[0]]);
+}
 
 const pad = (x, top, left, bottom = top, right = left) => np.pad(x, [[0, 0], [top, bottom], [left, right], [0, 0]]);
 
@@ -82,9 +89,9 @@ const Scale = (w, x) => (w ? x.mul(w.scale.ref) : x); // where a model has none,
 
 export const Identity = (w, x) => x;
 
-export function RandomMixing(w, x) {
-  const [B, H, W, C] = x.shape;
-  return np.matmul(w.random_matrix.ref, x.reshape([B, H * W, C])).reshape([B, H, W, C]);
+export function RandomMixing(w, x) { // from the right: jax-js 0.1.25 turns the gradient of matmul(matrix, batch) around
+  const [B, H, W, C] = x.shape, channels = x.reshape([B, H * W, C]).transpose([0, 2, 1]);
+  return np.matmul(channels, w.random_matrix.ref.transpose()).transpose([0, 2, 1]).reshape([B, H, W, C]);
 }
 
 function neighbours(x) { // the sum over each token's 3×3 window

@@ -1,5 +1,5 @@
 // Where a model looks, and who hears whom: as interpret/cam.py and interpret/influence.py say it.
-import { numpy as np, nn, grad, vmap } from '@jax-js/jax';
+import { numpy as np, nn, grad } from '@jax-js/jax';
 import { Downsampling, Linear, MetaFormerBlock, NORMS, attentionWeights, queriesKeysValues } from './engine.js';
 
 // Grad-CAM at the end of a stage, before it is scaled. tokens (1, h, w, C), label (classes,) one-hot → (h, w)
@@ -24,11 +24,13 @@ export function mixerInput(model, tokens, stage, i = 0) {
   })(tokens);
 }
 
-export function influence(f, x, token, directions) { // f: (1, H, W, C) → (1, H', W', C'), token: one-hot (H', W')
-  // how much one token of f(x) changes with each token of x: gradients along the directions (k, C'), mean of squares
-  const along = (d) => grad((t) => f(t).mul(token.ref.reshape([1, ...token.shape, 1])).mul(d).sum())(x.ref);
-  const squares = np.square(vmap(along)(directions)).mean(0);
-  return np.sqrt(squares.sum(-1)).slice(0);
+// How much one token of f(x) changes with each token of x, as `squared_norms` of interpret/influence.py has it: one copy
+// of x for each direction. f: (B, H, W, C) → (B, H', W', C'); token: one-hot (H', W'); directions (k, C') → (H, W)
+export function influence(f, x, token, directions) {
+  const [k, channels] = directions.shape, [h, w] = token.shape;
+  const along = token.reshape([1, h, w, 1]).mul(directions.reshape([k, 1, 1, channels]));
+  const gradients = grad((copies) => f(copies).mul(along).sum())(np.tile(x, [k, 1, 1, 1]));
+  return np.sqrt(np.square(gradients).sum(-1).mean(0));
 }
 
 // --- who hears whom: the matrix (H·W, H·W) of each mixer ---

@@ -410,7 +410,7 @@ class Page {
       }
     }
     if (what === 'hears') {
-      const asked = this.asked, values = await this.ask('hears', { name, stage, token, whole: true, probes: 8 });
+      const asked = this.asked, values = await this.ask('hears', { name, stage, token, whole: true, probes: 4 });
       card.fresh.hears = asked;
       if (asked === this.asked) {
         card.row = { values, grid: this.task.img_size, whole: true };

@@ -1,7 +1,6 @@
 """The page that `save_page` writes, in Chromium, opened from a disk without a network: its numbers are PyTorch's."""
 import base64
 import filecmp
-import json
 import shutil
 import subprocess
 
@@ -79,10 +78,12 @@ def settled(page):
 def ask(page, action, **request):
     "What the page's worker answers, as an array."
     if torch.is_tensor(image := request.get("image")):
-        request.update(image=image.flatten().tolist(), shape=list(image.shape))
+        pixels = base64.b64encode(image.numpy().astype("<f4").tobytes()).decode()
+        request.update(image=pixels, shape=list(image.shape))
     ask_for = """async ([action, request]) => {
-        if (request.image) request.image = new Float32Array(request.image);
-        if (request.bytes) request.weights = Uint8Array.from(atob(request.bytes), (c) => c.charCodeAt(0));
+        const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+        if (request.image) request.image = new Float32Array(bytes(request.image).buffer);
+        if (request.bytes) request.weights = bytes(request.bytes);
         const value = await __page.ask(action, request);
         return action === 'look' ? Array.from(value.logits) : value?.buffer ? Array.from(value) : value }"""
     return np.array(page.evaluate(ask_for, [action, request]))
@@ -113,7 +114,7 @@ def test_trained_runs_answer_as_in_pytorch(shapes_page, family):
 
 @families
 def test_gradcam(page, models, picture, family):
-    for stage in (1, 3, 4):
+    for stage in (2, 4):
         known = explain(models[family], picture, target=2, stage=stage).maps[0]
         cam = ask(page, "gradcam", name=f"pictures {family}", stage=stage - 1, label=2).tolist()
         grid = models[family].grids[stage - 1]
@@ -124,14 +125,10 @@ def test_gradcam(page, models, picture, family):
 
 
 @families
-@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+@pytest.mark.parametrize("stage", [2, 3])
 def test_who_hears_whom(page, models, picture, family, stage):
-    known = mixing_matrix(*mixer_at(models[family], picture, stage), probes=4 if stage < 3 else None)
-    found = ask(page, "matrix", name=f"pictures {family}", stage=stage - 1)
-    if family in ("convformer", "caformer") and stage < 3:  # estimated there, computed here
-        assert np.array_equal(found > 0, known.flatten().numpy() > 0)
-        return
-    near(found, known, 1e-3)
+    known = mixing_matrix(*mixer_at(models[family], picture, stage), chunk=64)
+    near(ask(page, "matrix", name=f"pictures {family}", stage=stage - 1), known, 1e-3)
 
 
 @families
@@ -141,17 +138,17 @@ def test_influence_by_gradients(page, models, picture, family):
     near(found, influence(mixer, x)[1 * 6 + 4], 1e-3)
 
 
-@families
-def test_influence_through_the_whole_network(page, models, picture, family):
+@pytest.mark.parametrize("family, stage", [("caformer", 3), ("randformer", 4), ("poolformerv2", 2)])
+def test_influence_through_the_whole_network(page, models, picture, family, stage):
     model = models[family]
 
-    def to_stage_4(x):
-        for down, stage in zip(model.downsample_layers, model.stages):
-            x = stage(down(x))
+    def to_stage(x):
+        for down, blocks in zip(model.downsample_layers[:stage], model.stages):
+            x = blocks(down(x))
         return x
     x = picture.permute(1, 2, 0)[None]
-    known = squared_norms(to_stage_4, x, (1, 2), channel_directions(torch.zeros(64))).sqrt()
-    found = ask(page, "hears", name=f"pictures {family}", stage=3, token=[1, 2], whole=True)
+    known = squared_norms(to_stage, x, (1, 2), channel_directions(torch.zeros(model.dims[stage - 1]))).sqrt()
+    found = ask(page, "hears", name=f"pictures {family}", stage=stage - 1, token=[1, 2], whole=True)
     near(found, known, 1e-3)
 
 
