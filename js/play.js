@@ -229,6 +229,7 @@ class Page {
     const [height, width] = task.img_size;
     this.board = new Board(canvas, { size: task.img_size, paper: task.paper, pencil: task.pencil, detail: task.detail,
       patch: Math.min(height, width) / 8 }, () => this.changed());
+    this.summary = add(this.side, 'p', { class: 'summary', 'aria-hidden': 'true' }); // for phones: the cards are below
     const { board } = this, drawn = task.drawn === 'shapes', tools = add(this.side, 'div', { class: 'tools', role: 'group', 'data-label': 'tools' });
     for (const tool of drawn ? ['shape', 'draw', 'rub'] : ['draw', 'rub']) {
       const button = add(tools, 'button', { type: 'button', 'data-word': tool, 'data-tool': tool });
@@ -369,17 +370,17 @@ class Page {
     try {
       await this.begin();
       for (let job = this.next(); job; job = this.next()) await this.work(...job);
-      this.say(this.answered ? t('ready', this.answered) : t('compiled'));
+      this.say(this.answered ? 'ready' : 'compiled', this.answered);
     } catch (error) {
       this.failed = true;
-      this.say(t('failed', { error: error.message }));
+      this.say('failed', { error: error.message });
     }
     this.running = false;
   }
 
   async begin() {
     if (this.device) return;
-    this.say(t('starting', { device: t(this.state.devices[0] === 'webgpu' && navigator.gpu ? 'webgpu' : 'wasm') }));
+    this.say('starting', { device: t(this.state.devices[0] === 'webgpu' && navigator.gpu ? 'webgpu' : 'wasm') });
     this.device = await this.ask('start', { devices: this.state.devices });
   }
 
@@ -429,6 +430,7 @@ class Page {
     card.fresh.look = generation;
     card.first ??= card.answer;
     card.showAnswer();
+    this.showSummary();
     if (!card.cam) card.showMap();
     if (card.answer !== card.first) this.tick(this.board.tool === 'rub' ? 'rub' : 'drag');
     if (card === this.list[0]) this.showHint();
@@ -436,7 +438,7 @@ class Page {
 
   announce(what, card) {
     const i = this.list.indexOf(card) + 1, values = { name: card.name, i, n: this.list.length };
-    this.say(t(what === 'look' ? 'compiling' : 'explaining', values));
+    this.say(what === 'look' ? 'compiling' : 'explaining', values);
   }
 
   hear(token) { // which token is pointed at; null: none
@@ -482,7 +484,11 @@ class Page {
 
   ground() { return matchMedia('(prefers-color-scheme: dark)').matches ? [30, 32, 36] : [255, 255, 255]; }
 
-  say(text) { if (this.status.textContent !== text) this.status.textContent = text; }
+  say(key, values = {}) { // a word, and what stands in it
+    this.said = [key, values];
+    const text = key ? t(key, values) : '';
+    if (this.status.textContent !== text) this.status.textContent = text;
+  }
 
   tick(what) {
     if (this.done.has(what)) return;
@@ -498,6 +504,15 @@ class Page {
       if (this.task.drawn !== 'shapes' && (what === 'drag' || what === 'rub')) continue;
       const done = this.done.has(what), item = add(list, 'li', { class: done ? 'done' : '' }, t(`try ${what}`));
       if (done) add(item, 'b', {}, ` ${t('done')}`);
+    }
+  }
+
+  showSummary() { // all answers in a line
+    this.summary.replaceChildren();
+    for (const card of this.list.filter((c) => c.logits)) {
+      const percent = Math.round(100 * card.probabilities[card.answer]);
+      const one = add(this.summary, 'span', {}, `${card.name} `);
+      add(one, 'b', {}, `${className(this.task.class_names[card.answer])} ${percent} %`);
     }
   }
 
@@ -532,6 +547,8 @@ class Page {
     this.list.forEach((card) => card.showWords());
     this.showTries();
     this.showHint();
+    this.showSummary();
+    this.say(...(this.said ?? ['']));
   }
 }
 
