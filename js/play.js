@@ -445,9 +445,9 @@ class Page {
     if (String(token) === String(this.token) && token && this.asked === `${token} ${this.whole} ${this.generation}`) return;
     Object.assign(this, { token, asked: `${token} ${this.whole} ${this.generation}` });
     for (const card of this.list) {
-      if (!token || this.whole) card.row = null;
+      card.row = null;
       if (token && !this.whole) this.hearOne(card);
-      card.showMap();
+      else card.showMap();
       card.showMatrix();
     }
     if (token) this.tick('hear');
@@ -455,10 +455,10 @@ class Page {
   }
 
   hearOne(card) { // a row of the matrix
-    if (!card.who) return;
+    if (!card.who) return card.showMap();
     const [h, w] = card.grid(), n = h * w, i = this.token[0] * w + this.token[1];
     card.row = { values: card.who.slice(i * n, (i + 1) * n), grid: [h, w] };
-    card.showMap();
+    return card.showMap();
   }
 
   async swap(card, mixer) {
