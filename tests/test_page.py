@@ -51,8 +51,8 @@ def opened():
         def open_page(path, **options):
             page = chromium.new_context(offline=True, **options).new_page()
             said.append(listen(page))
-            page.on("request", lambda r: said[-1].append(r.url) if not r.url.startswith((path.as_uri(), "blob:", "data:"))
-                    else None)
+            own = (path.as_uri(), "blob:", "data:")
+            page.on("request", lambda r: None if r.url.startswith(own) else said[-1].append(r.url))
             page.goto(path.as_uri())
             return page
         yield open_page
@@ -184,3 +184,160 @@ def shapes_page(opened, tmp_path_factory):
     found = opened(save_page(example_runs(), tmp_path_factory.mktemp("shapes") / "play.html"))
     settled(found)
     return found
+
+
+# --- Play ---
+
+@pytest.fixture(scope="module")
+def play(shapes_page):
+    "The page of the five runs that come along, and one step at a time."
+    def wait():
+        settled(shapes_page)
+        return shapes_page
+    return wait
+
+
+def state(page, of):
+    "A field of every card, by the model's key."
+    return page.evaluate("(of) => Object.fromEntries(__page.list.map((c) => [c.model.name, "
+                         "c[of]?.buffer ? Array.from(c[of]) : c[of]]))", of)
+
+
+def seen(page):
+    "What the models have been shown."
+    size = (3, 128, 128)
+    return torch.tensor(page.evaluate("Array.from(__page.image)")).view(size)
+
+
+def matches_pytorch(page):
+    image, models = seen(page), example_models()
+    for family, logits in state(page, "logits").items():
+        with torch.no_grad():
+            near(logits, models[family](image[None]), 1e-4)
+
+
+def test_five_models_answer_to_what_is_drawn(play):
+    page = play()
+    first = state(page, "logits")
+    board = page.locator(".board")
+    box = board.bounding_box()
+    for tool in ("drag a shape", "draw", "rub out"):
+        page.get_by_role("button", name=tool).click()
+        before = page.evaluate("__page.generation")
+        page.mouse.move(box["x"] + 60, box["y"] + 60)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 120, box["y"] + 90)
+        page.mouse.up()
+        assert page.evaluate("__page.generation") > before
+        play()
+        matches_pytorch(page)
+    page.get_by_role("button", name="empty").click()
+    play()
+    assert all(np.ptp(channel) < 1e-6 for channel in seen(page).flatten(1).numpy())
+    for _ in range(4):
+        page.get_by_role("button", name="undo").click()
+    play()
+    for family, logits in state(page, "logits").items():
+        near(logits, np.array(first[family]), 1e-5)
+
+
+def test_the_board_by_keyboard(play):
+    page = play()
+    page.get_by_role("button", name="triangle", exact=True).first.click()
+    page.get_by_role("button", name="drag a shape").click()
+    page.locator(".board").focus()
+    before = page.evaluate("__page.board.thing?.at")
+    for key in ("ArrowRight", "ArrowDown", " ", "ArrowRight"):
+        page.keyboard.press(key)
+    after = page.evaluate("__page.board.thing.at")
+    assert after != before
+    play()
+    matches_pytorch(page)
+
+
+def test_a_click_on_a_class_asks_where_it_is_looked_for(play):
+    page = play()
+    page.locator(".card").nth(3).get_by_role("button", name="cross").click()
+    play()
+    assert set(state(page, "label").values()) == {NAMES.index("cross")}
+    for family, cam in state(page, "cam").items():
+        near(cam, explain(example_models()[family], seen(page), NAMES.index("cross"), stage=3).maps[0], 1e-3)
+    page.locator(".card").nth(0).get_by_role("button", name="cross").click()
+    play()
+    assert set(state(page, "label").values()) == {None}
+
+
+def test_a_token_says_whom_it_hears(play):
+    page = play()
+    canvas = page.locator(".map canvas").nth(2)
+    canvas.focus()
+    page.keyboard.press("ArrowLeft")
+    row, column = page.evaluate("__page.token")
+    for family, found in state(page, "row").items():
+        known = mixing_matrix(*mixer_at(example_models()[family], seen(page), 3))[row * 8 + column]
+        near(np.array(list(found["values"].values())), known, 1e-3)
+    assert "itself alone" in page.locator(".map figcaption").first.inner_text()
+    page.keyboard.press("Escape")
+    assert page.evaluate("__page.token") is None
+
+
+def test_another_mixer_changes_answer_and_matrix(play):
+    page = play()
+    page.get_by_label("mixer of stage 3").nth(4).select_option("Identity")
+    page.wait_for_function("() => __page.list[4].mixers[2] === 'Identity' && !__page.running")
+    n = len(state(page, "who")["caformer"])
+    assert np.array_equal(state(page, "who")["caformer"], np.eye(round(n**0.5)).ravel())
+    assert "untrained" in page.locator(".card .note").nth(4).inner_text()
+    page.get_by_role("button", name="take the trained one back").click()
+    page.wait_for_function("() => __page.list[4].who && !__page.running")
+    matches_pytorch(page)
+
+
+def test_it_speaks_chinese(play):
+    page = play()
+    page.get_by_role("button", name="中文").click()
+    assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    assert page.locator(".bars .name").first.inner_text() == "圆盘"
+    page.get_by_role("button", name="English").click()
+    assert page.locator(".bars .name").first.inner_text() == "disc"
+
+
+def test_words_are_there_in_both_languages():
+    import json
+    words = json.loads((ROOT / "js/words.json").read_text(encoding="utf-8"))
+    assert words["en"].keys() == words["zh"].keys()
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_it_fits(play, width):
+    page = play()
+    page.set_viewport_size(dict(width=width, height=800))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_bytes():
+    "A page for a phone: under 3 MB."
+    from metaformer_edu.widgets.page import page_state
+    assert (STATIC / "page.js").stat().st_size + sum(
+        len(m["weights"]) for task in page_state(example_runs(), {})["tasks"] for m in task["models"]) < 2_950_000
+
+
+# --- what cannot be computed there is refused ---
+
+@pytest.mark.parametrize("change, why", [
+    (dict(mlps=lambda dim: torch.nn.Linear(dim, dim)), "cannot compute Linear"),
+    (dict(token_mixers="Pooling", in_chans=1), "3 channels"),
+    (dict(num_classes=0), "classifiers"), (dict(global_pool=""), "classifiers")])
+def test_other_models_are_refused(change, why, tmp_path):
+    model = create_model("tiny_poolformerv2", **{"num_classes": 5, "img_size": 64, **change})
+    with pytest.raises(ValueError, match=why):
+        save_page({"mine": (model, NAMES[:max(model.num_classes, 0)])}, tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_do_not_fit_are_refused(tmp_path):
+    model = create_model("tiny_poolformerv2", num_classes=5, img_size=64)
+    with pytest.raises(ValueError, match="5 classes, and there are 2 names"):
+        save_page({"mine": (model, ["a", "b"])}, tmp_path / "page.html")
+    with pytest.raises(ValueError, match="at least one run"):
+        save_page({}, tmp_path / "page.html")

@@ -136,7 +136,17 @@ def parse(argv=None):
         help='of the page; 0, the default, takes a free one')
     add('--theme', choices=['light', 'dark'], default='light', help='of the page (default %(default)s)')
     add('--no-browser', action='store_true', help='only print the address')
+    add('--save', metavar='FILE',
+        help='write the models into one HTML file that needs neither server nor network, and end')
     return parser.parse_args(argv)
+
+# %% ../../nbs/commands/explore.ipynb #5a7e9a9e
+def save(file:str, runs, images):
+    "Write the page that needs no kernel, see `save_page`, and say so."
+    from metaformer_edu.widgets.page import save_page
+    from metaformer_edu.widgets.sources import example_runs
+    path = save_page(list(runs) or example_runs(), Path(file).expanduser(), list(images) or None)
+    print(f'{path}: {path.stat().st_size / 1e6:.1f} MB. Open it in a browser, here or anywhere.')
 
 # %% ../../nbs/commands/explore.ipynb #75971bff
 def main(argv=None):
@@ -145,11 +155,12 @@ def main(argv=None):
     from metaformer_edu.commands.explain import find_images
     from metaformer_edu.widgets.sources import load_run, named_images
     with cli_errors('metaformer-explore'), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        files, missing = find_images(args.images)
+        if missing: raise ValueError(' '.join(missing))
+        if args.save: return save(args.save, args.runs, files)
         if not importlib.util.find_spec('voila'):
             raise ValueError("The page is served by Voilà, which is not installed: pip install 'metaformer_edu[app]'.")
         for run in args.runs: load_run(run)
-        files, missing = find_images(args.images)
-        if missing: raise ValueError(' '.join(missing))
         if files: named_images(files) # which says if one cannot be read
         print('metaformer-explore: starting …', file=sys.stderr)
         runs = [Path(run).expanduser().resolve() for run in args.runs]

@@ -8,7 +8,7 @@ __all__ = ['MOST_BYTES', 'save_page']
 # %% ../../nbs/widgets/page.ipynb #4867a936
 import base64, html, io, json, re, zlib
 from pathlib import Path
-import numpy as np, safetensors.torch, torch
+import safetensors.torch
 from torch import nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath
@@ -23,7 +23,7 @@ from ..models.metaformer import LinearHead, MetaFormer, as_pair
 from ..data.datasets import SOURCES, load_val
 from ..training.run_folder import read_about
 from .base import STATIC
-from .sources import example_runs, load_run, named_images, to_pil
+from .sources import load_run, named_images, to_pil
 
 # %% ../../nbs/widgets/page.ipynb #23ff8d3d
 _LETTERS = bytes.maketrans(b'<', b'/') # the letters of base 85 have a < and no /: so no tag can begin
@@ -39,7 +39,7 @@ def as_float16(model:nn.Module)->bytes: # of a safetensors file
     state = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
     return safetensors.torch.save(state)
 
-# %% ../../nbs/widgets/page.ipynb #cd881131
+# %% ../../nbs/widgets/page.ipynb #5e8fb1ca
 _KNOWN = {MetaFormer, nn.ModuleList, Stage, MetaFormerBlock, Downsampling, Mlp, MlpHead, LinearHead, Scale, Linear,
           _UncastLinear, DepthwiseConv, nn.Conv2d, nn.AvgPool2d, nn.LayerNorm, LayerNormGeneral, LayerNormWithoutBias,
           StarReLU, SquaredReLU, nn.Identity, nn.Dropout, DropPath, *MIXERS.values()} # what the engine computes
@@ -48,7 +48,7 @@ def _unlike(module:nn.Module)->str: # '' if it is as the engine has it
     "What the engine would compute otherwise."
     if type(module) not in _KNOWN: return type(module).__name__
     if isinstance(module, Pooling) and module.pool.kernel_size != 3: return 'Pooling over another window than 3×3'
-    if isinstance(module, SepConv) and not isinstance(module.act2, nn.Identity): return 'SepConv with a second activation'
+    if isinstance(module, SepConv) and not isinstance(module.act2, nn.Identity): return 'SepConv with two activations'
     if isinstance(module, DepthwiseConv):
         (height, width), padding = module.kernel_size, module.padding
         if not height == width == 2 * padding[0] + 1 or padding[0] != padding[1] or module.stride != (1, 1):
@@ -56,7 +56,7 @@ def _unlike(module:nn.Module)->str: # '' if it is as the engine has it
     biased = module.bias is not None if isinstance(module, DepthwiseConv) else False
     return 'a depthwise convolution with biases' if biased else ''
 
-# %% ../../nbs/widgets/page.ipynb #5e8fb1ca
+# %% ../../nbs/widgets/page.ipynb #528a1dbd
 def _only(values, what:str): # the one value of several
     found = list(dict.fromkeys(values))
     if len(found) == 1: return found[0]
@@ -64,17 +64,20 @@ def _only(values, what:str): # the one value of several
 
 def describe(model:nn.Module)->dict: # what js/engine.js has to know beside the weights
     "The mixer of each stage and the norm. ValueError for a model with parts that the page cannot compute."
-    if not isinstance(model, MetaFormer) or len(model.stages) != 4 or model.global_pool != 'avg' or not model.num_classes:
+    classifier = isinstance(model, MetaFormer) and len(model.stages) == 4 and model.global_pool == 'avg'
+    if not classifier or not model.num_classes:
         raise ValueError(f'The page computes MetaFormer classifiers of four stages, not this {type(model).__name__}.')
     strange = distinct(filter(None, map(_unlike, model.modules())))
-    if strange: raise ValueError(f'The page cannot compute {strange[0]}: it knows the five mixers as the paper has them.')
-    if model.in_chans != 3: raise ValueError(f'The page shows pictures of 3 channels, and this model takes {model.in_chans}.')
+    if strange:
+        raise ValueError(f'The page cannot compute {strange[0]}: it knows the five mixers as the paper has them.')
+    if model.in_chans != 3:
+        raise ValueError(f'The page shows pictures of 3 channels, and this model takes {model.in_chans}.')
     mixers = [_only((type(b.token_mixer).__name__ for b in stage), 'mixer a stage') for stage in model.stages]
     norm = _only((type(n).__name__ for s in model.stages for b in s for n in (b.norm1, b.norm2)), 'kind of norm')
     heads = [m.head_dim for m in model.modules() if isinstance(m, Attention)]
     return dict(token_mixers=mixers, norm=norm, head_dim=_only(heads or [32], 'size of heads'))
 
-# %% ../../nbs/widgets/page.ipynb #766da501
+# %% ../../nbs/widgets/page.ipynb #3fdcc5c1
 def _held_out(about:dict, names:list)->dict: # what a run says of itself → class → PIL image
     "The first held-out picture of each class; none if the data are not drawn or do not come along."
     data = about.get('settings', {}).get('data')
@@ -92,10 +95,12 @@ def _data_url(image)->str: # a PIL image
     image.convert('RGB').save(file, 'JPEG', quality=92)
     return 'data:image/jpeg;base64,' + base64.b64encode(file.getvalue()).decode()
 
-# %% ../../nbs/widgets/page.ipynb #3fdcc5c1
+# %% ../../nbs/widgets/page.ipynb #67ff7343
 def _look_of(data:str)->dict: # what the board is like
-    if data.startswith('shapes'): return dict(name='shapes', drawn='shapes', paper='#292929', pencil='#3366e6', detail=0)
-    if data == 'digits': return dict(name='digits', drawn='digits', paper='#000000', pencil='#ffffff', detail=8)
+    if data.startswith('shapes'):
+        return dict(name='shapes', drawn='shapes', paper='#292929', pencil='#3366e6', detail=0)
+    if data == 'digits':
+        return dict(name='digits', drawn='digits', paper='#000000', pencil='#ffffff', detail=8)
     return dict(name=data or 'pictures', drawn='', paper='#808080', pencil='#ffffff', detail=0)
 
 def _task(models:dict, names:list, data:str, images:dict)->dict: # name → model, all of them for the same pictures
@@ -109,8 +114,8 @@ def _task(models:dict, names:list, data:str, images:dict)->dict: # name → mode
     return dict(_look_of(data), class_names=names, img_size=list(as_pair(first.img_size)), **normalise, models=own,
                 examples=shown)
 
-# %% ../../nbs/widgets/page.ipynb #989c8989
-def _open(source)->tuple: # a run's folder, or (model, class names) → (model, class names, what the run says)
+# %% ../../nbs/widgets/page.ipynb #96df3607
+def _open(source)->tuple: # a folder, or (model, class names) → (model, class names, what the run says)
     if isinstance(source, (tuple, list)):
         model, names = source
         return model.eval(), list(map(str, names)), {}
@@ -139,12 +144,12 @@ def page_state(runs, images=None)->dict: # as for `save_page`
     for task, name in zip(tasks, distinct(task['name'] for task in tasks)): task['name'] = name
     return dict(tasks=tasks, devices=['webgpu', 'wasm'])
 
-# %% ../../nbs/widgets/page.ipynb #96df3607
+# %% ../../nbs/widgets/page.ipynb #167dc303
 MOST_BYTES = 50_000_000 # of a page
 
-def save_page(runs, # a folder that metaformer-train wrote, a list of them, or name → folder or (model, class names)
+def save_page(runs, # folder of metaformer-train, a list of them, or name → folder or (model, class names)
               path, # of the HTML file to write
-              images=None, # what there is to look at beside own drawings, as PIL images, files or tensors; None: held-out ones
+              images=None, # to look at beside drawings: PIL images, files or tensors; None: held-out ones
               title:str=None, # above all; None: the page's own
              )->Path: # the file
     """Write trained models into one HTML file that computes in the browser: no network, no kernel, no install.
