@@ -524,9 +524,10 @@ class Page {
 
   showWords() {
     document.documentElement.lang = language === 'zh' ? 'zh-CN' : 'en';
-    this.title.textContent = this.state.title || t(this.list.length > 1 ? 'title' : 'title one');
+    const five = this.list.length === 5 ? '' : ' one';
+    this.title.textContent = this.state.title || t(`title${five}`);
     document.title = this.title.textContent;
-    this.lead.textContent = this.state.title ? '' : t('lead');
+    this.lead.textContent = t(`lead${five}`);
     this.tongue.textContent = t('language');
     for (const tab of this.tabs.children) {
       tab.textContent = t(tab.dataset.task);

@@ -1,6 +1,7 @@
 """The page that `save_page` writes, in Chromium, opened from a disk without a network: its numbers are PyTorch's."""
 import base64
 import filecmp
+import json
 import shutil
 import subprocess
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from browser import ROOT, browser, listen
+from browser import PATIENCE, ROOT, browser, listen
 from metaformer_edu.data.datasets import load_shapes
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.influence import channel_directions, influence, mixer_at, mixing_matrix, squared_norms
@@ -50,6 +51,7 @@ def opened():
     with browser() as chromium:
         def open_page(path, **options):
             page = chromium.new_context(offline=True, **options).new_page()
+            page.set_default_timeout(PATIENCE)
             said.append(listen(page))
             own = (path.as_uri(), "blob:", "data:")
             page.on("request", lambda r: None if r.url.startswith(own) else said[-1].append(r.url))
@@ -275,7 +277,7 @@ def test_a_token_says_whom_it_hears(play):
     row, column = page.evaluate("__page.token")
     for family, found in state(page, "row").items():
         known = mixing_matrix(*mixer_at(example_models()[family], seen(page), 3))[row * 8 + column]
-        near(np.array(list(found["values"].values())), known, 1e-3)
+        near(np.array(found["values"]), known, 1e-3)
     assert "itself alone" in page.locator(".map figcaption").first.inner_text()
     page.keyboard.press("Escape")
     assert page.evaluate("__page.token") is None
@@ -303,7 +305,6 @@ def test_it_speaks_chinese(play):
 
 
 def test_words_are_there_in_both_languages():
-    import json
     words = json.loads((ROOT / "js/words.json").read_text(encoding="utf-8"))
     assert words["en"].keys() == words["zh"].keys()
 
