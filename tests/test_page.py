@@ -2,6 +2,7 @@
 import base64
 import filecmp
 import json
+import re
 import shutil
 import subprocess
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save
 
 from browser import PATIENCE, ROOT, browser, listen
+from metaformer_edu.core.basics import sample_photo
 from metaformer_edu.data.datasets import load_shapes
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.influence import channel_directions, influence, mixer_at, mixing_matrix, squared_norms
@@ -18,7 +20,7 @@ from metaformer_edu.models.registry import FAMILIES, create_model
 from metaformer_edu.models.weights import save_weights
 from metaformer_edu.widgets.base import STATIC
 from metaformer_edu.widgets.page import save_page
-from metaformer_edu.widgets.sources import example_models, example_runs
+from metaformer_edu.widgets.sources import example_models, example_runs, to_pil
 
 NAMES = ["disc", "ring", "square", "triangle", "cross"]
 WIDE = (64, 96)  # a picture whose grids of tokens are not square
@@ -342,3 +344,19 @@ def test_names_that_do_not_fit_are_refused(tmp_path):
         save_page({"mine": (model, ["a", "b"])}, tmp_path / "page.html")
     with pytest.raises(ValueError, match="at least one run"):
         save_page({}, tmp_path / "page.html")
+
+
+def test_the_command_saves_a_page(tmp_path, capsys):
+    from metaformer_edu.commands.explore import main
+    run = example_runs()["identityformer"]
+    to_pil(sample_photo("flower", 96)).save(photo := tmp_path / "mine.png")
+    main([str(run), "--images", str(photo), "--save", str(tmp_path / "page.html")])
+    assert "MB. Open it in a browser" in capsys.readouterr().out
+    found = re.search(r'id="state">(.*?)</script>', (tmp_path / "page.html").read_text(encoding="utf-8"), re.S)
+    (task,) = json.loads(found[1])["tasks"]
+    assert [m["name"] for m in task["models"]] == ["identityformer"]
+    assert [e["name"] for e in task["examples"]] == ["mine.png"] and task["class_names"] == NAMES
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path), "--save", str(tmp_path / "other.html")])
+    assert ended.value.code == 2 and "is no folder of a run" in capsys.readouterr().err
+    assert not (tmp_path / "other.html").exists()
