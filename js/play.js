@@ -367,15 +367,31 @@ class Page {
   async run() {
     if (this.running) return;
     this.running = true;
+    this.failed = false;
     try {
       await this.begin();
       for (let job = this.next(); job; job = this.next()) await this.work(...job);
       this.say(this.answered ? 'ready' : 'compiled', this.answered);
     } catch (error) {
-      this.failed = true;
-      this.say('failed', { error: error.message });
+      if (this.device === 'webgpu') this.withoutGraphics();
+      else {
+        this.failed = true;
+        this.say('failed', { error: error.message });
+      }
     }
     this.running = false;
+    if (this.again) {
+      this.again = false;
+      this.run();
+    }
+  }
+
+  withoutGraphics() { // a graphics processor that does not work, or is lost: all again, on the other one
+    Object.assign(this, { ask: assistant(), device: null, again: true });
+    this.state.devices = ['wasm'];
+    for (const card of Object.values(this.cardsOf).flat()) {
+      Object.assign(card, { opened: false, fresh: {}, compiled: {}, mixers: [...card.model.config.token_mixers] });
+    }
   }
 
   async begin() {

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -156,6 +157,32 @@ def test_influence_through_the_whole_network(page, models, picture, family, stag
     near(found, known, 1e-3)
 
 
+def test_webgpu_computes_the_same(models, picture, tmp_path):
+    "In a process of its own, as one process has one Playwright."
+    path = save_page({"caformer": (models["caformer"], NAMES)}, tmp_path / "page.html")
+    program = f"""
+import json
+from browser import PATIENCE, WEBGPU, browser
+with browser(WEBGPU) as chromium:
+    page = chromium.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto({path.as_uri()!r})
+    page.wait_for_function("() => !__page.running && (__page.device || __page.failed)")
+    print(json.dumps(page.evaluate(
+        "[__page.device, ...[__page.image, __page.list[0].logits, __page.list[0].cam].map((x) => Array.from(x))]")))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "tests", capture_output=True, text=True,
+                          timeout=200)
+    assert not done.returncode, done.stderr
+    device, image, logits, cam = json.loads(done.stdout)
+    if device != "webgpu":
+        pytest.skip("This Chromium has no WebGPU.")
+    image = torch.tensor(image).view(3, *WIDE)
+    with torch.no_grad():
+        near(logits, models["caformer"](image[None]), 1e-4)
+    near(cam, explain(models["caformer"], image, stage=3).maps[0], 1e-3)
+
+
 def test_files_of_our_own_are_read(page, models, picture, tmp_path):
     "float32 as `save_weights` writes it, and a type that the engine does not have."
     path = save_weights(models["caformer"], tmp_path / "caformer.safetensors")
@@ -294,6 +321,16 @@ def test_another_mixer_changes_answer_and_matrix(play):
     assert "untrained" in page.locator(".card .note").nth(4).inner_text()
     page.get_by_role("button", name="take the trained one back").click()
     page.wait_for_function("() => __page.list[4].who && !__page.running")
+    matches_pytorch(page)
+
+
+def test_a_lost_graphics_processor_is_no_loss(play):
+    page = play()
+    page.evaluate("""() => {
+        __page.device = 'webgpu';
+        __page.ask = async () => { throw new Error('lost') };
+        __page.board.show() }""")
+    page.wait_for_function("() => __page.device === 'wasm' && !__page.running")
     matches_pytorch(page)
 
 
