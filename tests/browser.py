@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+WEBGPU = [*FLAGS[:1], *FLAGS[2:], "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader",  # on any processor
+          "--enable-features=Vulkan", "--use-vulkan=swiftshader", "--ignore-gpu-blocklist"]
 PATIENCE = 60_000  # ms; a busy machine imports PyTorch for a while
 
 OF_OTHERS = ("Unsatisfied version", "No satisfying version", "favicon")  # Voilà's own versions of JupyterLab's modules
@@ -27,13 +29,13 @@ ALL_DRAWN = """n => {
 
 
 @contextmanager
-def browser():
+def browser(flags=FLAGS):
     "Chromium, or a skipped test that says what is missing."
     api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[dev]'.")
     if not CHROMIUM:
         pytest.skip("No Chromium is installed (Debian: apt-get install chromium).")
     with api.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield chromium
         chromium.close()
 

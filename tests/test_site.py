@@ -353,6 +353,8 @@ def test_in_a_browser(site):
         assert page.get_by_role("status").inner_text() == f"{len(column(1))} of {len(names)}"
         page.goto(address("explorer.html"))
         page.frame_locator("iframe").locator("canvas").first.wait_for()
+        page.get_by_role("link", name="Draw something").click()
+        page.wait_for_function("() => __page.list.every((card) => card.logits)")
         page.goto(address("search.html") + "?q=pooling")
         page.locator("#search-results li a").first.wait_for()
         assert "Pooling" in page.locator("#search-results").inner_text()

@@ -782,6 +782,19 @@ def with_mine(): return explore_mixing(swap_mixer(create_model('tiny_identityfor
             "def answer_3(shots): return (shots.probabilities.argmax(-1) != "
             "shots.probabilities.argmax(-1)[0]).sum(1).tolist()": "yours are 20"},
     },
+    "widgets/page": {
+        1: {"answer_1 = [example_runs()['convformer'], example_runs()['caformer']]": "a list gives each model",
+            "answer_1 = dict(attention=example_runs()['caformer'])": "the names on the page are",
+            "answer_1 = dict(convolutions=example_runs()['caformer'], attention=example_runs()['convformer'])":
+            "in stage 3 they mix"},
+        2: {"answer_2 = 2**-12": "one of 200,000 weights changes", "answer_2 = 2**-10": "that is never reached"},
+        3: {"def unpack(text): return zlib.decompress(base64.b85decode(text.replace('/', '<')))": "come back changed",
+            """
+def unpack(text):
+    planes = zlib.decompress(base64.b85decode(text.replace('/', '<')))
+    half = len(planes) // 2
+    return b''.join(bytes(pair) for pair in zip(planes[:half], planes[half:]))""": "bytes come back as"},
+    },
     "commands/explore": {
         1: {"answer_1 = {**SECTIONS, 'activation': SECTIONS['activation']}": "it begins with model",
             "answer_1 = {'activation': SECTIONS['activation']}": "not the same sections",

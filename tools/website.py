@@ -411,8 +411,13 @@ Everything is in the page: it asks no network and no kernel.
   loading="lazy"></iframe>
 ```
 
-Lesson {link_to("widgets/mixing_explorer")} builds it and says what the numbers are.
-`save_mixing_page('mine.html', model, image)` writes such a page for your own model.
+```{{raw}} html
+<p><a href="_static/play.html">Draw something for the same five models</a>: they compute in your browser, and show
+what they answer, where they look and who hears whom.</p>
+```
+
+Lessons {link_to("widgets/mixing_explorer")} and {link_to("widgets/page")} build the two and say what the numbers are.
+`save_mixing_page('mine.html', model, image)` and `save_page(run, 'mine.html')` write such pages for your own models.
 """
 
 
@@ -560,13 +565,17 @@ def build(out):
         write_pages(pages)
         sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
         from metaformer_edu.widgets.mixing_explorer import save_mixing_page
+        from metaformer_edu.widgets.page import save_page
+        from metaformer_edu.widgets.sources import example_runs
         from sphinx.cmd.build import main as sphinx
         save_mixing_page(f"{folder}/mixing.html")
+        save_page(example_runs(), f"{folder}/play.html")
         shutil.rmtree(out, ignore_errors=True)
         options = ["-q", "-n", "-W", "--keep-going", "-T", "-j", "auto", "-c", str(DOCS), "-d", f"{folder}/doctrees"]
         if sphinx([*options, "-b", "html", str(pages), str(out)]):
             raise SiteError("Sphinx warned, see above: the site is not finished.")
-        shutil.copy(f"{folder}/mixing.html", out / "_static")
+        for name in ("mixing.html", "play.html"):
+            shutil.copy(f"{folder}/{name}", out / "_static")
     if wrong := check_links(out):
         raise SiteError("\n".join(wrong))
 

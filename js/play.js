@@ -1,0 +1,573 @@
+// The page: models answer side by side about what is on the board, and show where they look and who hears whom.
+import { Board, SHAPES } from './board.js';
+import { drawMap, drawMatrix, drawPicture, drawRow, scaleMap } from './views.js';
+import { MIXERS } from './engine.js';
+import { work } from './worker.js';
+import words from './words.json';
+
+let language = 'en';
+
+const t = (key, values = {}) => (words[language][key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+const className = (name) => (language === 'zh' && words.classes[name]) || name;
+
+function add(parent, tag, attributes = {}, text = '') {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (text) node.textContent = text;
+  return parent.appendChild(node);
+}
+
+// --- the worker, asked by promises ---
+
+function assistant() { // this script again, beside the page
+  const script = document.getElementById('script').textContent, waiting = new Map();
+  const worker = new Worker(URL.createObjectURL(new Blob([script], { type: 'text/javascript' })));
+  worker.onmessage = ({ data: { id, value, error } }) => {
+    const [resolve, reject] = waiting.get(id);
+    waiting.delete(id);
+    if (error) reject(new Error(error)); else resolve(value);
+  };
+  return (action, request = {}) => new Promise((resolve, reject) => {
+    waiting.set(waiting.id = (waiting.id ?? 0) + 1, [resolve, reject]);
+    worker.postMessage({ id: waiting.id, action, request });
+  });
+}
+
+// --- one model ---
+
+class Card {
+  constructor(page, model, task) {
+    Object.assign(this, { page, task, name: words.names[model.name] ?? model.name, key: `${task.name} ${model.name}`, model });
+    Object.assign(this, { mixers: [...model.config.token_mixers], label: null, fresh: {}, row: null, compiled: {} });
+    this.root = add(page.cards, 'article', { class: 'card', 'aria-label': this.name });
+    const head = add(this.root, 'header');
+    add(head, 'h2', {}, this.name);
+    this.kind = add(head, 'p', { class: 'kind' });
+    this.bars = add(this.root, 'div', { class: 'bars', role: 'group' });
+    this.buttons = task.class_names.map((name, i) => this.bar(name, i));
+    this.map = this.figure('map');
+    this.matrix = this.figure('matrix');
+    this.foot = add(this.root, 'div', { class: 'swap' });
+    this.select = add(add(this.foot, 'label'), 'select');
+    this.swapLabel = this.foot.firstChild.insertBefore(document.createElement('span'), this.select);
+    for (const mixer of Object.keys(MIXERS)) add(this.select, 'option', { value: mixer }, mixer);
+    this.select.addEventListener('change', () => page.swap(this, this.select.value));
+    this.note = add(this.foot, 'p', { class: 'note' });
+    this.back = add(this.foot, 'button', { type: 'button', hidden: '' });
+    this.back.addEventListener('click', () => page.restore(this));
+    this.root.addEventListener('pointerenter', () => { page.pointed = this; });
+    this.root.addEventListener('focusin', () => { page.pointed = this; });
+    this.listen();
+  }
+
+  bar(name, i) {
+    const button = add(this.bars, 'button', { type: 'button', 'aria-pressed': 'false' });
+    const parts = ['name', 'track', 'percent'].map((part) => add(button, 'span', { class: part }));
+    add(parts[1], 'i');
+    button.addEventListener('click', () => this.page.explain(this.label === i ? null : i));
+    return button;
+  }
+
+  figure(kind) {
+    const figure = add(this.root, 'figure', { class: kind });
+    const canvas = add(figure, 'canvas', { role: 'img', width: 8, height: 8 });
+    return { canvas, caption: add(figure, 'figcaption') };
+  }
+
+  listen() { // to a pointer or the keys on the map: a token
+    const { canvas } = this.map, { page } = this;
+    canvas.tabIndex = 0;
+    const at = (e) => {
+      const box = canvas.getBoundingClientRect(), [h, w] = this.grid();
+      const inside = (v, n) => Math.min(Math.max(Math.floor(v * n), 0), n - 1);
+      return [inside((e.clientY - box.top) / box.height, h), inside((e.clientX - box.left) / box.width, w)];
+    };
+    canvas.addEventListener('pointermove', (e) => { if (this.logits) page.hear(at(e)); });
+    canvas.addEventListener('pointerdown', (e) => { if (this.logits) page.hear(at(e)); });
+    canvas.addEventListener('pointerleave', (e) => { if (e.pointerType === 'mouse') page.hear(null); });
+    canvas.addEventListener('blur', () => page.hear(null));
+    canvas.addEventListener('keydown', (e) => {
+      const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[e.key];
+      if (e.key === 'Escape') page.hear(null);
+      if (!step || !this.logits) return;
+      e.preventDefault();
+      const [h, w] = this.grid(), [r, c] = page.token ?? [Math.floor(h / 2), Math.floor(w / 2)];
+      page.hear([Math.min(Math.max(r + step[0], 0), h - 1), Math.min(Math.max(c + step[1], 0), w - 1)]);
+    });
+  }
+
+  grid() { return this.grids?.[this.page.stage] ?? [1, 1]; }
+
+  get answer() { return this.logits ? this.logits.indexOf(Math.max(...this.logits)) : null; }
+
+  get chosen() { return this.label ?? this.answer; }
+
+  get probabilities() {
+    const most = Math.max(...this.logits), e = this.logits.map((v) => Math.exp(v - most));
+    const sum = e.reduce((a, b) => a + b);
+    return [...e].map((v) => v / sum);
+  }
+
+  showWords() {
+    this.kind.textContent = [...new Set(this.mixers)].join(', ');
+    this.swapLabel.textContent = t('mixer of', { stage: this.page.stage + 1 });
+    this.select.value = this.mixers[this.page.stage];
+    const changed = this.mixers[this.page.stage] !== this.model.config.token_mixers[this.page.stage];
+    this.note.textContent = changed ? t('untrained') : '';
+    this.back.hidden = this.mixers.every((m, s) => m === this.model.config.token_mixers[s]);
+    this.back.textContent = t('back');
+    this.showAnswer();
+    this.showMap();
+    this.showMatrix();
+  }
+
+  showAnswer() {
+    const p = this.logits && this.probabilities, right = this.answer;
+    this.bars.setAttribute('aria-label', t('class'));
+    this.buttons.forEach((button, i) => {
+      const [name, track, percent] = button.children;
+      name.textContent = className(this.task.class_names[i]);
+      track.firstChild.style.width = p ? `${100 * p[i]}%` : '0';
+      percent.textContent = p ? `${Math.round(100 * p[i])} %` : '';
+      button.classList.toggle('most', i === right);
+      button.setAttribute('aria-pressed', String(this.label === i));
+    });
+  }
+
+  showMap() {
+    const { page, task } = this, { canvas, caption } = this.map, pixels = this.pixels ?? page.pixels, size = task.img_size;
+    if (!pixels) return;
+    const values = { name: this.name, class: className(task.class_names[this.chosen] ?? '') };
+    if (page.token && this.row) {
+      drawRow(canvas, pixels, size, this.row.values, this.row.grid, page.token, this.grid());
+      caption.textContent = this.hearing();
+    } else if (this.cam) {
+      drawMap(canvas, pixels, size, this.cam);
+      caption.textContent = this.cam.some((v) => v > 0) ? t('map of', values) : t('nothing', values);
+    } else {
+      drawPicture(canvas, pixels, size);
+      caption.textContent = '';
+    }
+    canvas.setAttribute('aria-label', `${caption.textContent}. ${t('point')}`);
+  }
+
+  hearing() { // in words
+    const { values, grid: [, w], whole } = this.row, [r, c] = this.page.token;
+    const most = values.reduce((m, v) => Math.max(m, Math.abs(v)), 0);
+    const n = values.reduce((count, v) => count + (Math.abs(v) > 1e-3 * most), 0), all = values.length;
+    if (!most) return t('hears nobody', this);
+    if (whole) return t('hears pixels', { name: this.name, n: Math.round(100 * n / all) });
+    const at = values.findIndex((v) => Math.abs(v) === most), self = r * w + c;
+    if (n === 1 && at === self) return t('hears itself', this);
+    return t('hears many', { name: this.name, n, all, row: Math.floor(at / w) + 1, column: at % w + 1 });
+  }
+
+  showMatrix() {
+    const { canvas, caption } = this.matrix, { page } = this;
+    if (!this.who) return;
+    const n = Math.round(Math.sqrt(this.who.length)), [, w] = this.grid();
+    drawMatrix(canvas, this.who, n, page.ground(), page.token ? page.token[0] * w + page.token[1] : null);
+    caption.textContent = t('matrix of', { mixer: this.mixers[page.stage] });
+    canvas.setAttribute('aria-label', `${caption.textContent}. ${t('matrix help')}`);
+    canvas.title = t('matrix help');
+  }
+}
+
+// --- the page ---
+
+class Page {
+  constructor(root, state) {
+    Object.assign(this, { root, state, cardsOf: {}, generation: 0, stage: 2, token: null, whole: false, times: [] });
+    this.ask = assistant();
+    this.build();
+    this.open(state.tasks[0]);
+  }
+
+  build() {
+    const { root, state } = this;
+    const header = add(root, 'header', { class: 'top' });
+    this.title = add(header, 'h1');
+    this.tabs = add(header, 'div', { class: 'tabs', role: 'group' });
+    if (state.tasks.length > 1) {
+      for (const task of state.tasks) {
+        const tab = add(this.tabs, 'button', { type: 'button', 'data-task': task.name });
+        tab.addEventListener('click', () => this.open(task));
+      }
+    }
+    this.tongue = add(header, 'button', { type: 'button', class: 'tongue' });
+    this.tongue.addEventListener('click', () => { language = language === 'en' ? 'zh' : 'en'; this.showWords(); });
+    this.lead = add(root, 'p', { class: 'lead' });
+    const main = add(root, 'div', { class: 'main' });
+    this.side = add(main, 'section', { class: 'side' });
+    this.right = add(main, 'section', { class: 'models' });
+    this.buildControls();
+    this.status = add(this.right, 'p', { class: 'status', role: 'status', 'aria-live': 'polite' });
+    this.cards = add(this.right, 'div', { class: 'cards' });
+  }
+
+  choice(parent, key, options, react) { // a list with a name
+    const label = add(parent, 'label'), text = add(label, 'span', { 'data-word': key });
+    const select = add(label, 'select');
+    for (const [value, word] of options) add(select, 'option', { value, ...(word && { 'data-word': word }) }, value);
+    select.addEventListener('change', () => react(select.value));
+    return select;
+  }
+
+  buildControls() {
+    const row = add(this.right, 'div', { class: 'controls' });
+    this.stages = this.choice(row, 'stage', [1, 2, 3, 4].map((s) => [String(s)]), (s) => this.setStage(Number(s) - 1));
+    this.choice(row, 'whom', [['one', 'one'], ['whole', 'whole']], (value) => {
+      this.whole = value === 'whole';
+      this.hear(this.token);
+    });
+    this.hint = add(this.right, 'p', { class: 'hint' });
+  }
+
+  buildBoard(task) { // anew for each task
+    this.side.replaceChildren();
+    const canvas = add(this.side, 'canvas', { class: 'board', tabindex: 0, role: 'application', 'data-label': 'board' });
+    const [height, width] = task.img_size;
+    this.board = new Board(canvas, { size: task.img_size, paper: task.paper, pencil: task.pencil, detail: task.detail,
+      patch: Math.min(height, width) / 8 }, () => this.changed());
+    this.summary = add(this.side, 'p', { class: 'summary', 'aria-hidden': 'true' }); // for phones: the cards are below
+    const { board } = this, drawn = task.drawn === 'shapes', tools = add(this.side, 'div', { class: 'tools', role: 'group', 'data-label': 'tools' });
+    for (const tool of drawn ? ['shape', 'draw', 'rub'] : ['draw', 'rub']) {
+      const button = add(tools, 'button', { type: 'button', 'data-word': tool, 'data-tool': tool });
+      button.addEventListener('click', () => this.setTool(tool));
+    }
+    for (const act of ['undo', 'clear']) {
+      const button = add(tools, 'button', { type: 'button', 'data-word': act });
+      button.addEventListener('click', () => board[act]());
+    }
+    if (drawn) this.buildShapes();
+    const examples = add(this.side, 'div', { class: 'examples', role: 'group', 'data-label': 'examples' });
+    task.examples.forEach(({ name, url }) => {
+      const button = add(examples, 'button', { type: 'button', 'data-class': name });
+      const image = add(button, 'img', { src: url, alt: '' });
+      button.addEventListener('click', () => this.board.picture(image));
+    });
+    const own = add(this.side, 'label', { class: 'own' });
+    add(own, 'span', { 'data-word': 'own' });
+    const file = add(own, 'input', { type: 'file', accept: 'image/*' });
+    file.addEventListener('change', async () => { if (file.files[0]) board.picture(await createImageBitmap(file.files[0])); });
+    this.tries = add(this.side, 'div', { class: 'tries' });
+  }
+
+  buildShapes() {
+    const { board, side } = this;
+    const kinds = add(side, 'div', { class: 'tools', role: 'group', 'data-label': 'kind' });
+    for (const kind of Object.keys(SHAPES)) {
+      const button = add(kinds, 'button', { type: 'button', 'data-class': kind, 'data-kind': kind });
+      const icon = add(button, 'canvas', { width: 36, height: 36, 'aria-hidden': 'true' }), c = icon.getContext('2d');
+      c.translate(18, 18);
+      c.scale(10, 10);
+      c.fillStyle = '#888';
+      SHAPES[kind](c);
+      c.fill();
+      button.addEventListener('click', () => this.reshape({ kind }));
+    }
+    const colors = add(side, 'div', { class: 'tools', role: 'group', 'data-label': 'colour' });
+    for (const [name, [color]] of Object.entries(words.colours)) {
+      const button = add(colors, 'button', { type: 'button', class: 'swatch', 'data-colour': name, style: `--c:${color}` });
+      button.addEventListener('click', () => this.reshape({ color }));
+    }
+    const size = add(add(side, 'label', { class: 'size' }), 'input', { type: 'range', min: 0.08, max: 0.3, step: 0.01, value: 0.2 });
+    add(size.parentNode, 'span', { 'data-word': 'size' });
+    size.parentNode.prepend(size.nextSibling);
+    size.addEventListener('input', () => this.reshape({ radius: Number(size.value) }));
+    board.thing = { kind: 'ring', radius: 0.2, color: board.color, at: [board.width * 0.5, board.height * 0.5] };
+  }
+
+  reshape(change) { // the shape in hand, and the next one
+    const { board } = this;
+    Object.assign(board, change);
+    if (board.thing) board.thing = { ...board.thing, ...change };
+    this.pressed();
+    board.show();
+  }
+
+  setTool(tool) {
+    this.board.tool = tool;
+    this.pressed();
+  }
+
+  pressed() {
+    const { board } = this, now = { tool: board.tool, kind: board.kind };
+    for (const [key, value] of Object.entries(now)) {
+      for (const b of this.side.querySelectorAll(`[data-${key}]`)) b.setAttribute('aria-pressed', String(b.dataset[key] === value));
+    }
+    for (const b of this.side.querySelectorAll('[data-colour]')) {
+      b.setAttribute('aria-pressed', String(words.colours[b.dataset.colour][0] === board.color));
+    }
+  }
+
+  open(task) {
+    this.task = task;
+    this.token = null;
+    this.buildBoard(task);
+    for (const old of this.cards.children) old.hidden = true;
+    this.cardsOf[task.name] ??= task.models.map((model) => new Card(this, model, task));
+    this.list = this.cardsOf[task.name];
+    this.list.forEach((card) => { card.root.hidden = false; });
+    this.pointed = this.list[0];
+    this.setTool(task.drawn === 'shapes' ? 'shape' : 'draw');
+    this.start = new Map(Object.entries({ drag: null, rub: null, class: null, hear: null, swap: null }));
+    this.done = new Set();
+    if (!this.board.thing && task.examples[0]) {
+      const image = new Image();
+      image.onload = () => { if (this.task === task) this.board.picture(image); };
+      image.src = task.examples[0].url;
+    }
+    this.showWords();
+    this.board.show();
+  }
+
+  setStage(stage) {
+    this.stage = stage;
+    this.token = null;
+    for (const card of this.list) {
+      Object.assign(card, { cam: null, who: null, row: null });
+      Object.assign(card.fresh, { cam: null, who: null });
+    }
+    this.showWords();
+    this.run();
+  }
+
+  explain(label) { // the class that all maps are about; null: each model's own answer
+    for (const card of this.list) {
+      card.label = label;
+      card.fresh.cam = null;
+      card.showAnswer();
+    }
+    if (label !== null) this.tick('class');
+    this.run();
+  }
+
+  changed() { // the picture
+    const pixels = this.board.pixels(), { mean, std, img_size: [h, w] } = this.task;
+    const image = new Float32Array(3 * h * w);
+    for (let i = 0; i < h * w; i++) {
+      for (let k = 0; k < 3; k++) image[k * h * w + i] = (pixels[4 * i + k] / 255 - mean[k]) / std[k];
+    }
+    Object.assign(this, { pixels, image, generation: this.generation + 1 });
+    this.run();
+  }
+
+  // what is most wanted: answers before maps before matrices, the model pointed at first
+  next() {
+    const cards = [this.pointed, ...this.list.filter((c) => c !== this.pointed)], g = this.generation;
+    const stale = (what, list = cards) => list.filter((c) => c.fresh[what] !== g)
+      .sort((a, b) => (a === this.pointed ? -1 : b === this.pointed ? 1 : (a.fresh[what] ?? 0) - (b.fresh[what] ?? 0)))[0];
+    const hearing = this.token && cards.find((c) => c.fresh.hears !== this.asked && c.fresh.look === g);
+    const found = (what, list) => { const card = stale(what, list); return card && [what, card]; };
+    return found('look', [this.pointed]) ?? found('cam', [this.pointed]) ?? found('look')
+      ?? (hearing && this.whole ? ['hears', hearing] : null) ?? found('cam') ?? found('who');
+  }
+
+  async run() {
+    if (this.running) return;
+    this.running = true;
+    this.failed = false;
+    try {
+      await this.begin();
+      for (let job = this.next(); job; job = this.next()) await this.work(...job);
+      this.say(this.answered ? 'ready' : 'compiled', this.answered);
+    } catch (error) {
+      if (this.device === 'webgpu') this.withoutGraphics();
+      else {
+        this.failed = true;
+        this.say('failed', { error: error.message });
+      }
+    }
+    this.running = false;
+    if (this.again) {
+      this.again = false;
+      this.run();
+    }
+  }
+
+  withoutGraphics() { // a graphics processor that does not work, or is lost: all again, on the other one
+    Object.assign(this, { ask: assistant(), device: null, again: true });
+    this.state.devices = ['wasm'];
+    for (const card of Object.values(this.cardsOf).flat()) {
+      Object.assign(card, { opened: false, fresh: {}, compiled: {}, mixers: [...card.model.config.token_mixers] });
+    }
+  }
+
+  async begin() {
+    if (this.device) return;
+    this.say('starting', { device: t(this.state.devices[0] === 'webgpu' && navigator.gpu ? 'webgpu' : 'wasm') });
+    this.device = await this.ask('start', { devices: this.state.devices });
+  }
+
+  async work(what, card) {
+    const { generation, stage, pixels, token } = this, began = performance.now();
+    if (!card.compiled[what + stage]) this.announce(what, card);
+    if (!card.opened) {
+      await this.ask('open', { name: card.key, weights: card.model.weights, config: card.model.config });
+      card.opened = true;
+    }
+    const known = card.compiled[what + stage], name = card.key;
+    if (what === 'look') await this.look(card, generation, pixels);
+    if (what === 'cam') {
+      const label = card.chosen, cam = await this.ask('gradcam', { name, label, stage });
+      if (stage === this.stage && label === card.chosen) {
+        card.cam = this.scaleMap(cam, card.grids[stage], this.task.img_size);
+        card.fresh.cam = generation;
+        card.showMap();
+      }
+    }
+    if (what === 'who') {
+      const who = await this.ask('matrix', { name, stage });
+      if (stage === this.stage) {
+        Object.assign(card, { who });
+        card.fresh.who = generation;
+        card.showMatrix();
+        if (this.token && !this.whole) this.hearOne(card);
+      }
+    }
+    if (what === 'hears') {
+      const asked = this.asked, values = await this.ask('hears', { name, stage, token, whole: true, probes: 4 });
+      card.fresh.hears = asked;
+      if (asked === this.asked) {
+        card.row = { values, grid: this.task.img_size, whole: true };
+        card.showMap();
+      }
+    }
+    const ms = performance.now() - began;
+    if (known) this.times.push({ what, name: card.name, ms });
+    if (known && what === 'look') this.answered = { name: card.name, ms: Math.round(ms) };
+    card.compiled[what + stage] = true;
+  }
+
+  async look(card, generation, pixels) {
+    const { logits, grids } = await this.ask('look', { name: card.key, image: this.image, shape: [3, ...this.task.img_size] });
+    Object.assign(card, { logits, grids, pixels });
+    card.fresh.look = generation;
+    card.first ??= card.answer;
+    card.showAnswer();
+    this.showSummary();
+    if (!card.cam) card.showMap();
+    if (card.answer !== card.first) this.tick(this.board.tool === 'rub' ? 'rub' : 'drag');
+    if (card === this.list[0]) this.showHint();
+  }
+
+  announce(what, card) {
+    const i = this.list.indexOf(card) + 1, values = { name: card.name, i, n: this.list.length };
+    this.say(what === 'look' ? 'compiling' : 'explaining', values);
+  }
+
+  hear(token) { // which token is pointed at; null: none
+    if (String(token) === String(this.token) && token && this.asked === `${token} ${this.whole} ${this.generation}`) return;
+    Object.assign(this, { token, asked: `${token} ${this.whole} ${this.generation}` });
+    for (const card of this.list) {
+      card.row = null;
+      if (token && !this.whole) this.hearOne(card);
+      else card.showMap();
+      card.showMatrix();
+    }
+    if (token) this.tick('hear');
+    if (token && this.whole) this.run();
+  }
+
+  hearOne(card) { // a row of the matrix
+    if (!card.who) return card.showMap();
+    const [h, w] = card.grid(), n = h * w, i = this.token[0] * w + this.token[1];
+    card.row = { values: card.who.slice(i * n, (i + 1) * n), grid: [h, w] };
+    return card.showMap();
+  }
+
+  async swap(card, mixer) {
+    const { stage } = this;
+    card.mixers = await this.ask('swap', { name: card.key, stage, mixer });
+    this.renew(card);
+    this.tick('swap');
+  }
+
+  restore(card) {
+    card.opened = false;
+    card.mixers = [...card.model.config.token_mixers];
+    this.renew(card);
+  }
+
+  renew(card) {
+    Object.assign(card, { fresh: {}, compiled: {}, cam: null, who: null, row: null });
+    card.showWords();
+    this.run();
+  }
+
+  scaleMap(...args) { return scaleMap(...args); }
+
+  ground() { return matchMedia('(prefers-color-scheme: dark)').matches ? [30, 32, 36] : [255, 255, 255]; }
+
+  say(key, values = {}) { // a word, and what stands in it
+    this.said = [key, values];
+    const text = key ? t(key, values) : '';
+    if (this.status.textContent !== text) this.status.textContent = text;
+  }
+
+  tick(what) {
+    if (this.done.has(what)) return;
+    this.done.add(what);
+    this.showTries();
+  }
+
+  showTries() {
+    this.tries.replaceChildren();
+    add(this.tries, 'h2', {}, t('try'));
+    const list = add(this.tries, 'ul', { 'aria-live': 'polite' });
+    for (const what of ['drag', 'rub', 'class', 'hear', 'swap']) {
+      if (this.task.drawn !== 'shapes' && (what === 'drag' || what === 'rub')) continue;
+      const done = this.done.has(what), item = add(list, 'li', { class: done ? 'done' : '' }, t(`try ${what}`));
+      if (done) add(item, 'b', {}, ` ${t('done')}`);
+    }
+  }
+
+  showSummary() { // all answers in a line
+    this.summary.replaceChildren();
+    for (const card of this.list.filter((c) => c.logits)) {
+      const percent = Math.round(100 * card.probabilities[card.answer]);
+      const one = add(this.summary, 'span', {}, `${card.name} `);
+      add(one, 'b', {}, `${className(this.task.class_names[card.answer])} ${percent} %`);
+    }
+  }
+
+  showHint() {
+    const [h, w] = this.list[0].grid();
+    const side = Math.round(this.task.img_size[0] / h);
+    this.hint.textContent = this.list[0].grids ? `${t('look at', { h, w, side })} ${t('point')}` : t('point');
+  }
+
+  showWords() {
+    document.documentElement.lang = language === 'zh' ? 'zh-CN' : 'en';
+    const five = this.list.length === 5 ? '' : ' one';
+    this.title.textContent = this.state.title || t(`title${five}`);
+    document.title = this.title.textContent;
+    this.lead.textContent = t(`lead${five}`);
+    this.tongue.textContent = t('language');
+    for (const tab of this.tabs.children) {
+      tab.textContent = t(tab.dataset.task);
+      tab.setAttribute('aria-pressed', String(tab.dataset.task === this.task.name));
+    }
+    this.tabs.setAttribute('aria-label', t('task'));
+    for (const node of this.root.querySelectorAll('[data-word]')) node.textContent = t(node.dataset.word);
+    for (const node of this.root.querySelectorAll('[data-label]')) node.setAttribute('aria-label', t(node.dataset.label));
+    for (const node of this.root.querySelectorAll('[data-class]')) {
+      const name = className(node.dataset.class);
+      Object.assign(node, { title: name, ariaLabel: name });
+    }
+    for (const node of this.root.querySelectorAll('[data-colour]')) {
+      const name = language === 'zh' ? words.colours[node.dataset.colour][1] : node.dataset.colour;
+      Object.assign(node, { title: name, ariaLabel: name });
+    }
+    this.stages.value = String(this.stage + 1);
+    this.list.forEach((card) => card.showWords());
+    this.showTries();
+    this.showHint();
+    this.showSummary();
+    this.say(...(this.said ?? ['']));
+  }
+}
+
+if (typeof document === 'undefined') work();
+else globalThis.__page = new Page(document.getElementById('page'), JSON.parse(document.getElementById('state').textContent));

@@ -1,0 +1,100 @@
+// What the page asks for, computed beside it, so that the page never waits: models by name, one request at a time.
+import { numpy as np } from '@jax-js/jax';
+import { FAMILIES, MetaFormer, MIXERS } from './engine.js';
+import { MATRICES, gradcam, influence, mixerInput } from './explain.js';
+import { newMixer, readWeights, start } from './weights.js';
+import { unpack } from './pack.js';
+
+const models = {}; // name → { model, seen: what it thinks of the last picture }
+
+const numbers = async (x) => new Float32Array(await x.data());
+
+function forget({ seen }) {
+  if (seen) [seen.image, seen.logits, ...seen.tokens].forEach((x) => x.dispose());
+}
+
+const tokensBefore = ({ seen }, stage) => // pixels before the first stage
+  (stage ? seen.tokens[stage - 1].ref : seen.image.ref.transpose([0, 2, 3, 1]));
+
+function signs(k, channels, seed) { // random weightings of a token's channels
+  const next = () => { seed = (Math.imul(seed, 1664525) + 1013904223) | 0; return seed < 0 ? -1 : 1; };
+  return np.array(Float32Array.from({ length: k * channels }, next)).reshape([k, channels]).mul(channels ** -0.5);
+}
+
+function path(found, stage, block, whole) { // a function of tokens, its input, and a name for what is compiled
+  const { model } = found;
+  if (whole) {
+    const f = (t) => { // from the pixels to the end of the stage
+      for (let s = 0; s <= stage; s++) t = model.stage(s, t);
+      return t;
+    };
+    return [f, tokensBefore(found, 0), `whole ${stage}`];
+  }
+  const [w, options] = model.block(stage, block);
+  const f = (t) => MIXERS[options.token_mixer](w.token_mixer, t, options);
+  return [f, mixerInput(model, tokensBefore(found, stage), stage, block), `mixer ${stage} ${block}`];
+}
+
+const actions = {
+  async start({ devices }) { return start(devices); },
+
+  async open({ name, weights, config }) { // weights: bytes of a safetensors file, or as `pack` of widgets/page.py writes
+    const bytes = typeof weights === 'string' ? await unpack(weights) : weights;
+    models[name] = { model: new MetaFormer(readWeights(bytes), config ?? FAMILIES[name]) };
+    return models[name].model.w.stages.map((blocks) => blocks.length);
+  },
+
+  async look({ name, image, shape }) { // a normalised picture (3, H, W) → logits, and the grid of each stage
+    const found = models[name];
+    forget(found);
+    const x = np.array(image).reshape([1, ...shape]);
+    found.seen = { image: x.ref, ...found.model.look(x) };
+    return { logits: await numbers(found.seen.logits.ref), grids: found.seen.tokens.map((t) => t.shape.slice(1, 3)) };
+  },
+
+  async gradcam({ name, label, stage }) { // (h, w) at the end of the stage, as it is before it is scaled
+    const { model, seen } = models[name];
+    const onehot = Float32Array.from({ length: seen.logits.shape[1] }, (_, i) => Number(i === label));
+    return numbers(gradcam(model, seen.tokens[stage].ref, np.array(onehot), stage));
+  },
+
+  async matrix({ name, stage, block = 0 }) { // who hears whom in a mixer, (n, n)
+    const found = models[name], { model } = found, [w, options] = model.block(stage, block);
+    const f = model.compiled(`matrix ${stage} ${block}`, (t) => MATRICES[options.token_mixer](w.token_mixer, t, options));
+    return numbers(f(mixerInput(model, tokensBefore(found, stage), stage, block)));
+  },
+
+  async hears({ name, stage, block = 0, token, whole = false, probes = null }) { // by gradients, for one token
+    const found = models[name], [f, x, what] = path(found, stage, block, whole);
+    const [h, w] = found.seen.tokens[stage].shape.slice(1, 3), channels = found.seen.tokens[stage].shape[3];
+    const all = probes ? signs(probes, channels, 1) : np.eye(channels), size = Math.min(8, all.shape[0]);
+    const place = Float32Array.from({ length: h * w }, (_, i) => Number(i === token[0] * w + token[1]));
+    const row = found.model.compiled(`hears ${what} ${size}`, (t, p, d) => influence(f, t, p, d));
+    let sum = null;
+    for (let i = 0; i < all.shape[0]; i += size) { // few at a time, for the memory
+      const part = await numbers(row(x.ref, np.array(place).reshape([h, w]), all.ref.slice([i, i + size])));
+      sum = sum ? sum.map((v, j) => v + part[j] ** 2) : part.map((v) => v ** 2);
+    }
+    const parts = all.shape[0] / size;
+    all.dispose();
+    x.dispose();
+    return sum.map((v) => Math.sqrt(v / parts));
+  },
+
+  async swap({ name, stage, mixer, seed = 0 }) { // every block of a stage gets a new, untrained mixer
+    const found = models[name], { model, seen } = found, [, h, w, dim] = seen.tokens[stage].shape;
+    for (const block of model.w.stages[stage]) block.token_mixer = newMixer(mixer, dim, h * w, seed++);
+    model.token_mixers = model.token_mixers.map((m, s) => (s === stage ? mixer : m));
+    model.known.clear();
+    return model.token_mixers;
+  },
+};
+
+export function work() {
+  let last = Promise.resolve();
+  self.onmessage = ({ data: { id, action, request } }) => {
+    last = last.then(() => actions[action](request)).then(
+      (value) => self.postMessage({ id, value }),
+      (error) => self.postMessage({ id, error: `${action}: ${error.message}` }));
+  };
+}

@@ -1,0 +1,399 @@
+"""The page that `save_page` writes, in Chromium, opened from a disk without a network: its numbers are PyTorch's."""
+import base64
+import filecmp
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from browser import PATIENCE, ROOT, browser, listen
+from metaformer_edu.core.basics import sample_photo
+from metaformer_edu.data.datasets import load_shapes
+from metaformer_edu.interpret.cam import explain
+from metaformer_edu.interpret.influence import channel_directions, influence, mixer_at, mixing_matrix, squared_norms
+from metaformer_edu.models.registry import FAMILIES, create_model
+from metaformer_edu.models.weights import save_weights
+from metaformer_edu.widgets.base import STATIC
+from metaformer_edu.widgets.page import save_page
+from metaformer_edu.widgets.sources import example_models, example_runs, to_pil
+
+NAMES = ["disc", "ring", "square", "triangle", "cross"]
+WIDE = (64, 96)  # a picture whose grids of tokens are not square
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def made(family, size=WIDE):
+    "A model whose every parameter is away from where it starts, in numbers that float16 has."
+    model = create_model(f"tiny_{family}", num_classes=5, img_size=size).eval()
+    for p in model.parameters():
+        p.data = (p.data + 0.1 * torch.randn_like(p) * p.requires_grad).half().float()
+    return model
+
+
+@pytest.fixture(scope="module")
+def models():
+    torch.manual_seed(0)
+    return {family: made(family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return torch.randn(3, *WIDE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def opened():
+    "Opens pages offline; at the end they must have complained about nothing and asked nobody."
+    said = []
+    with browser() as chromium:
+        def open_page(path, **options):
+            page = chromium.new_context(offline=True, **options).new_page()
+            page.set_default_timeout(PATIENCE)
+            said.append(listen(page))
+            own = (path.as_uri(), "blob:", "data:")
+            page.on("request", lambda r: None if r.url.startswith(own) else said[-1].append(r.url))
+            page.goto(path.as_uri())
+            return page
+        yield open_page
+    assert not any(said), said
+
+
+@pytest.fixture(scope="module")
+def page(opened, models, picture, tmp_path_factory):
+    "A page of the five models that have seen the picture."
+    path = save_page({name: (m, NAMES) for name, m in models.items()}, tmp_path_factory.mktemp("page") / "page.html")
+    found = opened(path)
+    settled(found)
+    for name in models:
+        ask(found, "look", name=f"pictures {name}", image=picture)
+    return found
+
+
+def settled(page):
+    page.wait_for_function("() => !__page.running && __page.device")
+    assert not page.evaluate("__page.failed"), page.inner_text(".status")
+
+
+def ask(page, action, **request):
+    "What the page's worker answers, as an array."
+    if torch.is_tensor(image := request.get("image")):
+        pixels = base64.b64encode(image.numpy().astype("<f4").tobytes()).decode()
+        request.update(image=pixels, shape=list(image.shape))
+    ask_for = """async ([action, request]) => {
+        const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+        if (request.image) request.image = new Float32Array(bytes(request.image).buffer);
+        if (request.bytes) request.weights = bytes(request.bytes);
+        const value = await __page.ask(action, request);
+        return action === 'look' ? Array.from(value.logits) : value?.buffer ? Array.from(value) : value }"""
+    return np.array(page.evaluate(ask_for, [action, request]))
+
+
+def near(found, known, tolerance):
+    known = known.detach().flatten().numpy() if torch.is_tensor(known) else known
+    np.testing.assert_allclose(found, known, rtol=tolerance, atol=tolerance)
+
+
+# --- the engine is PyTorch's model ---
+
+@families
+def test_logits(page, models, picture, family):
+    with torch.no_grad():
+        near(ask(page, "look", name=f"pictures {family}", image=picture), models[family](picture[None]), 1e-4)
+
+
+@families
+def test_trained_runs_answer_as_in_pytorch(shapes_page, family):
+    _, held_out, _ = load_shapes("shape", 128)
+    for i in (3, 11):
+        image = held_out[i][0]
+        with torch.no_grad():
+            known = example_models()[family](image[None])
+        near(ask(shapes_page, "look", name=f"shapes {family}", image=image), known, 1e-4)
+
+
+@families
+def test_gradcam(page, models, picture, family):
+    for stage in (2, 4):
+        known = explain(models[family], picture, target=2, stage=stage).maps[0]
+        cam = ask(page, "gradcam", name=f"pictures {family}", stage=stage - 1, label=2).tolist()
+        grid = models[family].grids[stage - 1]
+        found = page.evaluate("([cam, grid, size]) => Array.from(__page.scaleMap(new Float32Array(cam), grid, size))",
+                              [cam, grid, WIDE])
+        assert known.any()
+        near(found, known, 1e-3)
+
+
+@families
+@pytest.mark.parametrize("stage", [2, 3])
+def test_who_hears_whom(page, models, picture, family, stage):
+    known = mixing_matrix(*mixer_at(models[family], picture, stage), chunk=64)
+    near(ask(page, "matrix", name=f"pictures {family}", stage=stage - 1), known, 1e-3)
+
+
+@families
+def test_influence_by_gradients(page, models, picture, family):
+    mixer, x = mixer_at(models[family], picture, 3, 2)
+    found = ask(page, "hears", name=f"pictures {family}", stage=2, block=1, token=[1, 4])
+    near(found, influence(mixer, x)[1 * 6 + 4], 1e-3)
+
+
+@pytest.mark.parametrize("family, stage", [("caformer", 3), ("randformer", 4), ("poolformerv2", 2)])
+def test_influence_through_the_whole_network(page, models, picture, family, stage):
+    model = models[family]
+
+    def to_stage(x):
+        for down, blocks in zip(model.downsample_layers[:stage], model.stages):
+            x = blocks(down(x))
+        return x
+    x = picture.permute(1, 2, 0)[None]
+    known = squared_norms(to_stage, x, (1, 2), channel_directions(torch.zeros(model.dims[stage - 1]))).sqrt()
+    found = ask(page, "hears", name=f"pictures {family}", stage=stage - 1, token=[1, 2], whole=True)
+    near(found, known, 1e-3)
+
+
+def test_webgpu_computes_the_same(models, picture, tmp_path):
+    "In a process of its own, as one process has one Playwright."
+    path = save_page({"caformer": (models["caformer"], NAMES)}, tmp_path / "page.html")
+    program = f"""
+import json
+from browser import PATIENCE, WEBGPU, browser
+with browser(WEBGPU) as chromium:
+    page = chromium.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto({path.as_uri()!r})
+    page.wait_for_function("() => !__page.running && (__page.device || __page.failed)")
+    print(json.dumps(page.evaluate(
+        "[__page.device, ...[__page.image, __page.list[0].logits, __page.list[0].cam].map((x) => Array.from(x))]")))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "tests", capture_output=True, text=True,
+                          timeout=200)
+    assert not done.returncode, done.stderr
+    device, image, logits, cam = json.loads(done.stdout)
+    if device != "webgpu":
+        pytest.skip("This Chromium has no WebGPU.")
+    image = torch.tensor(image).view(3, *WIDE)
+    with torch.no_grad():
+        near(logits, models["caformer"](image[None]), 1e-4)
+    near(cam, explain(models["caformer"], image, stage=3).maps[0], 1e-3)
+
+
+def test_files_of_our_own_are_read(page, models, picture, tmp_path):
+    "float32 as `save_weights` writes it, and a type that the engine does not have."
+    path = save_weights(models["caformer"], tmp_path / "caformer.safetensors")
+    ask(page, "open", name="caformer", bytes=base64.b64encode(path.read_bytes()).decode())
+    with torch.no_grad():
+        near(ask(page, "look", name="caformer", image=picture), models["caformer"](picture[None]), 1e-4)
+    other = base64.b64encode(save({"a": torch.zeros(2, dtype=torch.bfloat16)})).decode()
+    with pytest.raises(Exception, match="a is BF16; the engine reads F32 and F16"):
+        ask(page, "open", name="other", bytes=other)
+
+
+def test_the_bundle_is_what_npm_builds(tmp_path):
+    npm = shutil.which("npm")
+    if not npm:
+        pytest.skip("npm is not installed.")
+    ignore = shutil.ignore_patterns("node_modules")
+    shutil.copytree(ROOT / "js", tmp_path / "js", ignore=ignore)
+    (tmp_path / "metaformer_edu/static").mkdir(parents=True)
+    for command in ("ci --ignore-scripts --prefer-offline --no-audit --no-fund", "run build"):
+        done = subprocess.run([npm, *command.split()], cwd=tmp_path / "js", capture_output=True, text=True, timeout=300)
+        if done.returncode and command.startswith("ci") and ("network" in done.stderr or "ENOTFOUND" in done.stderr):
+            pytest.skip("npm has no network.")
+        assert not done.returncode, done.stderr
+    assert filecmp.cmp(tmp_path / "metaformer_edu/static/page.js", STATIC / "page.js", shallow=False), (
+        "metaformer_edu/static/page.js is not what js/ builds: run `npm ci && npm run build` there.")
+
+
+@pytest.fixture(scope="module")
+def shapes_page(opened, tmp_path_factory):
+    found = opened(save_page(example_runs(), tmp_path_factory.mktemp("shapes") / "play.html"))
+    settled(found)
+    return found
+
+
+# --- Play ---
+
+@pytest.fixture(scope="module")
+def play(shapes_page):
+    "The page of the five runs that come along, and one step at a time."
+    def wait():
+        settled(shapes_page)
+        return shapes_page
+    return wait
+
+
+def state(page, of):
+    "A field of every card, by the model's key."
+    return page.evaluate("(of) => Object.fromEntries(__page.list.map((c) => [c.model.name, "
+                         "c[of]?.buffer ? Array.from(c[of]) : c[of]]))", of)
+
+
+def seen(page):
+    "What the models have been shown."
+    size = (3, 128, 128)
+    return torch.tensor(page.evaluate("Array.from(__page.image)")).view(size)
+
+
+def matches_pytorch(page):
+    image, models = seen(page), example_models()
+    for family, logits in state(page, "logits").items():
+        with torch.no_grad():
+            near(logits, models[family](image[None]), 1e-4)
+
+
+def test_five_models_answer_to_what_is_drawn(play):
+    page = play()
+    first = state(page, "logits")
+    board = page.locator(".board")
+    box = board.bounding_box()
+    for tool in ("drag a shape", "draw", "rub out"):
+        page.get_by_role("button", name=tool).click()
+        before = page.evaluate("__page.generation")
+        page.mouse.move(box["x"] + 60, box["y"] + 60)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 120, box["y"] + 90)
+        page.mouse.up()
+        assert page.evaluate("__page.generation") > before
+        play()
+        matches_pytorch(page)
+    page.get_by_role("button", name="empty").click()
+    play()
+    assert all(np.ptp(channel) < 1e-6 for channel in seen(page).flatten(1).numpy())
+    for _ in range(4):
+        page.get_by_role("button", name="undo").click()
+    play()
+    for family, logits in state(page, "logits").items():
+        near(logits, np.array(first[family]), 1e-5)
+
+
+def test_the_board_by_keyboard(play):
+    page = play()
+    page.get_by_role("button", name="triangle", exact=True).first.click()
+    page.get_by_role("button", name="drag a shape").click()
+    page.locator(".board").focus()
+    before = page.evaluate("__page.board.thing?.at")
+    for key in ("ArrowRight", "ArrowDown", " ", "ArrowRight"):
+        page.keyboard.press(key)
+    after = page.evaluate("__page.board.thing.at")
+    assert after != before
+    play()
+    matches_pytorch(page)
+
+
+def test_a_click_on_a_class_asks_where_it_is_looked_for(play):
+    page = play()
+    page.locator(".card").nth(3).get_by_role("button", name="cross").click()
+    play()
+    assert set(state(page, "label").values()) == {NAMES.index("cross")}
+    for family, cam in state(page, "cam").items():
+        near(cam, explain(example_models()[family], seen(page), NAMES.index("cross"), stage=3).maps[0], 1e-3)
+    page.locator(".card").nth(0).get_by_role("button", name="cross").click()
+    play()
+    assert set(state(page, "label").values()) == {None}
+
+
+def test_a_token_says_whom_it_hears(play):
+    page = play()
+    canvas = page.locator(".map canvas").nth(2)
+    canvas.focus()
+    page.keyboard.press("ArrowLeft")
+    row, column = page.evaluate("__page.token")
+    for family, found in state(page, "row").items():
+        known = mixing_matrix(*mixer_at(example_models()[family], seen(page), 3))[row * 8 + column]
+        near(np.array(found["values"]), known, 1e-3)
+    assert "itself alone" in page.locator(".map figcaption").first.inner_text()
+    page.keyboard.press("Escape")
+    assert page.evaluate("__page.token") is None
+
+
+def test_another_mixer_changes_answer_and_matrix(play):
+    page = play()
+    page.get_by_label("mixer of stage 3").nth(4).select_option("Identity")
+    page.wait_for_function("() => __page.list[4].mixers[2] === 'Identity' && !__page.running")
+    n = len(state(page, "who")["caformer"])
+    assert np.array_equal(state(page, "who")["caformer"], np.eye(round(n**0.5)).ravel())
+    assert "untrained" in page.locator(".card .note").nth(4).inner_text()
+    page.get_by_role("button", name="take the trained one back").click()
+    page.wait_for_function("() => __page.list[4].who && !__page.running")
+    matches_pytorch(page)
+
+
+def test_a_lost_graphics_processor_is_no_loss(play):
+    page = play()
+    page.evaluate("""() => {
+        __page.device = 'webgpu';
+        __page.ask = async () => { throw new Error('lost') };
+        __page.board.show() }""")
+    page.wait_for_function("() => __page.device === 'wasm' && !__page.running")
+    matches_pytorch(page)
+
+
+def test_it_speaks_chinese(play):
+    page = play()
+    page.get_by_role("button", name="中文").click()
+    assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    assert page.locator(".bars .name").first.inner_text() == "圆盘"
+    page.get_by_role("button", name="English").click()
+    assert page.locator(".bars .name").first.inner_text() == "disc"
+
+
+def test_words_are_there_in_both_languages():
+    words = json.loads((ROOT / "js/words.json").read_text(encoding="utf-8"))
+    assert words["en"].keys() == words["zh"].keys()
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_it_fits(play, width):
+    page = play()
+    page.set_viewport_size(dict(width=width, height=800))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_bytes():
+    "A page for a phone: under 3 MB."
+    from metaformer_edu.widgets.page import page_state
+    assert (STATIC / "page.js").stat().st_size + sum(
+        len(m["weights"]) for task in page_state(example_runs(), {})["tasks"] for m in task["models"]) < 2_950_000
+
+
+# --- what cannot be computed there is refused ---
+
+@pytest.mark.parametrize("change, why", [
+    (dict(mlps=lambda dim: torch.nn.Linear(dim, dim)), "cannot compute Linear"),
+    (dict(token_mixers="Pooling", in_chans=1), "3 channels"),
+    (dict(num_classes=0), "classifiers"), (dict(global_pool=""), "classifiers")])
+def test_other_models_are_refused(change, why, tmp_path):
+    model = create_model("tiny_poolformerv2", **{"num_classes": 5, "img_size": 64, **change})
+    with pytest.raises(ValueError, match=why):
+        save_page({"mine": (model, NAMES[:max(model.num_classes, 0)])}, tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_do_not_fit_are_refused(tmp_path):
+    model = create_model("tiny_poolformerv2", num_classes=5, img_size=64)
+    with pytest.raises(ValueError, match="5 classes, and there are 2 names"):
+        save_page({"mine": (model, ["a", "b"])}, tmp_path / "page.html")
+    with pytest.raises(ValueError, match="at least one run"):
+        save_page({}, tmp_path / "page.html")
+
+
+def test_the_command_saves_a_page(tmp_path, capsys):
+    from metaformer_edu.commands.explore import main
+    run = example_runs()["identityformer"]
+    to_pil(sample_photo("flower", 96)).save(photo := tmp_path / "mine.png")
+    main([str(run), "--images", str(photo), "--save", str(tmp_path / "page.html")])
+    assert "MB. Open it in a browser" in capsys.readouterr().out
+    found = re.search(r'id="state">(.*?)</script>', (tmp_path / "page.html").read_text(encoding="utf-8"), re.S)
+    (task,) = json.loads(found[1])["tasks"]
+    assert [m["name"] for m in task["models"]] == ["identityformer"]
+    assert [e["name"] for e in task["examples"]] == ["mine.png"] and task["class_names"] == NAMES
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path), "--save", str(tmp_path / "other.html")])
+    assert ended.value.code == 2 and "is no folder of a run" in capsys.readouterr().err
+    assert not (tmp_path / "other.html").exists()
