@@ -491,7 +491,7 @@ class Page {
   }
 
   renew(card) {
-    Object.assign(card, { fresh: {}, compiled: {}, cam: null, who: null, row: null });
+    Object.assign(card, { fresh: {}, compiled: {}, cam: null, who: null, row: null, first: null });
     card.showWords();
     this.run();
   }
