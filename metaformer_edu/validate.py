@@ -81,6 +81,7 @@ def parse(argv=None)->argparse.Namespace:
         args.results_file = args.results_file or 'validated.csv'
     for path in filter(None, (args.results_file, args.class_results)):
         if Path(path).suffix not in ('.csv', '.json'): parser.error(f'{path} must end in .csv or .json.')
+        if not Path(path).expanduser().absolute().parent.is_dir(): parser.error(f'{path} must lie in a folder that is there.')
     if args.workers is None: args.workers = 0 if args.data in SOURCE_NAMES else min(4, cpu_cores())
     return args
 
@@ -144,7 +145,9 @@ _REAL_LABELS = 'timm.data', '_info/imagenet_real_labels.json' # a package and it
 
 def real_labels(val, path:str='')->list: # one list of labels an image; '': those that come with timm
     "The reassessed labels of ImageNet's validation images. DataError for other images."
-    labels = json.loads(Path(path).expanduser().read_text() if path else pkgutil.get_data(*_REAL_LABELS))
+    try: labels = json.loads(Path(path).expanduser().read_text() if path else pkgutil.get_data(*_REAL_LABELS))
+    except (OSError, ValueError) as error: raise DataError(f'Cannot read labels from {path}: {error}.') from None
+    if not isinstance(labels, list): raise DataError(f'{path} must hold a list, with a list of labels for each image.')
     files = getattr(getattr(val.images, 'images', val.images), 'samples', ())
     numbers = [re.search(r'ILSVRC2012_val_(\d{8})\.', str(file)) for file, _ in files]
     if numbers and all(n and 0 < int(n[1]) <= len(labels) for n in numbers):
@@ -157,39 +160,48 @@ def real_top1(said:dict, labels:list)->float: # from `predict` and `real_labels`
     return 100 * sum(guess in good for good, guess in pairs) / max(1, len(pairs))
 
 # %% ../nbs/commands/validate.ipynb #c74b27d7
+def settings_of(args)->str: # such as 'data=imagenet tta=True'
+    "What was asked for, as far as it changes a result: rows of one table agree in it."
+    asked = ('data', 'split', 'img_size', 'crop_pct', 'decoder', 'tta', 'real_labels', 'amp')
+    said = {key: getattr(args, key) for key in asked if getattr(args, key) not in (None, False)}
+    if args.amp: said['amp'] = args.amp_dtype
+    return ' '.join(f'{key}={value}' for key, value in said.items())
+
 def kept_rows(args)->list: # of the results file
     "What was measured before; ValueError if the file holds something else."
     path = Path(args.results_file).expanduser()
     if not path.exists(): return []
     rows = json.loads(path.read_text()) if path.suffix == '.json' else read_log(path)
-    if all(isinstance(r, dict) and {'model', 'data', 'top1'} <= r.keys() for r in rows): return list(rows)
-    raise ValueError(f'{path} does not hold results of metaformer-validate: choose another file.')
+    if all(r.get('settings') == settings_of(args) for r in rows): return list(rows)
+    raise ValueError(f'{path} holds something else than results of {settings_of(args)}: choose another --results-file.')
 
 # %% ../nbs/commands/validate.ipynb #2f16b5ca
 def measure_all(args):
     "Measure all published models that match, one after the other, and print them beside the published figures."
     from metaformer_edu.models.registry import MODELS, list_models
-    from metaformer_edu.training.processes import broadcast_object, init_distributed, open_device, rank
+    from metaformer_edu.training.processes import (
+        all_gather_objects, broadcast_object, init_distributed, open_device, rank)
     failed, names = [], list_models(args.model, pretrained=True)
     with cli_errors('metaformer-validate', once=True):
         if not names: raise ValueError(f'No published model matches {args.model}.')
         init_distributed(open_device(args.device))
         rows = broadcast_object(kept_rows(args)) # another machine may not see the file
     for name in [name for name in names if name not in {r['model'] for r in rows}]:
-        one = argparse.Namespace(**{**vars(args), 'model': name})
+        one, problem = argparse.Namespace(**{**vars(args), 'model': name}), ''
         with cli_errors('metaformer-validate', once=True):
             try: opened = open_all(one)
-            except WeightsError as error:
-                failed.append(f'{name}: {error_sentence(error)}')
-                continue
-            if any(r['data'] != opened[-1].name for r in rows):
-                raise ValueError(f'{args.results_file} holds results of other images: choose another file.')
+            except WeightsError as error: problem = error_sentence(error)
+            problems = [said for said in all_gather_objects(problem) if said]
+            if problems: failed.append(f'{name}: {problems[0]}')
+        if problems: continue # in all processes, or the others would wait
+        with cli_errors('metaformer-validate', (DataError,)):
             row = measure_one(one, *opened)
-        if rank(): continue
-        rows.append({**row, 'published': MODELS[name].top1})
-        write_rows(args.results_file, rows)
-    if rank() == 0: print(published_table([r for r in rows if r['model'] in names]), args.results_file, sep='\n')
-    for sentence in failed if rank() == 0 else (): print(f'metaformer-validate: {sentence}', file=sys.stderr)
+            if rank(): continue
+            rows.append({**row, 'published': MODELS[name].top1, 'settings': settings_of(args)})
+            write_rows(args.results_file, rows)
+    if rank(): return
+    print(published_table([r for r in rows if r['model'] in names]), args.results_file, sep='\n')
+    for sentence in failed: print(f'metaformer-validate: {sentence}', file=sys.stderr)
     if failed: sys.exit(2)
 
 def published_table(rows)->Table:

@@ -17,12 +17,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from metaformer_edu import validate
+from metaformer_edu.core.errors import WeightsError
 from metaformer_edu.core.cli import Parser, cli_errors, error_sentence, number
 from metaformer_edu.data.datasets import load_digits
 from metaformer_edu.data.loaders import make_loaders
 from metaformer_edu.models import registry
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.models.weights import save_weights
+from metaformer_edu.training.processes import launch
 from metaformer_edu.training.evaluate import by_class, evaluate, metrics, predict, wilson
 from metaformer_edu.training.mistakes import (
     MirrorAverage, calibration_error, confusion_matrix, fit_temperature, most_confused, show_mistakes)
@@ -396,8 +398,8 @@ def test_weights_of_another_model(weights, capsys):
 def test_results_that_cannot_be_written(weights, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["digits", *TINY, "--checkpoint", weights, "--results-file", str(tmp_path / "gone" / "r.csv")])
-    said = capsys.readouterr()
-    assert caught.value.code == 1 and "top-1" in said.out and "r.csv" in said.err and said.err.count("\n") == 1
+    said = capsys.readouterr()  # before anything is measured
+    assert caught.value.code == 2 and not said.out and said.err.endswith("must lie in a folder that is there.\n")
 
 
 def test_a_full_disk_leaves_the_old_results(weights, tmp_path, capsys):
@@ -526,15 +528,59 @@ def test_a_pattern_measures_all_that_match_and_goes_on_where_it_was(published, t
 
 def test_a_pattern_without_a_match_and_files_of_something_else(published, tmp_path, capsys):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "others.csv").write_text("model,data,top1\nx,shapes,1\n")
+    (tmp_path / "others.csv").write_text("model,settings,top1\nx,data=shapes,1\n")
     for args, says in (([*MANY[:2], "nothing*"], "No published model matches nothing*."),
-                       ([*MANY, "--results-file", str(tmp_path / "other.csv")], "does not hold results of"),
-                       ([*MANY, "--results-file", str(tmp_path / "others.csv")], "holds results of other images"),
+                       ([*MANY, "--results-file", str(tmp_path / "other.csv")], "holds something else than results of data=digits"),
+                       ([*MANY, "--results-file", str(tmp_path / "others.csv")], "holds something else"),
+                       ([*MANY, "--results-file", str(tmp_path / "no" / "r.csv")], "must lie in a folder that is there"),
                        ([*MANY, "--checkpoint", "x.pth"], "goes with neither")):
         with pytest.raises(SystemExit) as stop:
             main(args)
         assert stop.value.code == 2 and says in capsys.readouterr().err
     assert (tmp_path / "others.csv").read_text().count("\n") == 2
+
+
+def test_rows_of_other_settings_are_not_taken_for_these(published, tmp_path, capsys):
+    args = [*MANY, "--results-file", str(tmp_path / "all.csv")]
+    main(args)
+    for other in (["--tta"], ["--crop-pct", "0.9"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*args, *other])
+        assert stop.value.code == 2 and "holds something else" in capsys.readouterr().err
+
+
+def fail_once(folder):
+    "In a process of two: the weights of the first model cannot be had in process 1."
+    from metaformer_edu.training.processes import rank
+    url = lambda name: str(folder / f"{name}.safetensors") if name.startswith("tiny") else None
+    registry.published_url = url
+    open_all = validate.open_all
+
+    def broken(args):
+        if rank() == 1 and args.model == "tiny_identityformer":
+            raise WeightsError("not here")
+        return open_all(args)
+    validate.open_all = broken
+    main([*MANY, "-b", "64", "--results-file", str(folder / "all.json")])
+
+
+def test_a_model_that_one_process_cannot_open_is_left_out_by_all(published, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom pathlib import Path\n"
+                      f"from test_validate import fail_once\nfail_once(Path({str(published)!r}))\n")
+    with pytest.raises(RuntimeError, match="tiny_identityformer: not here"):
+        launch(script, show=False)
+    rows = json.loads((published / "all.json").read_text())
+    assert [r["model"] for r in rows] == ["tiny_poolformerv2"]
+
+
+@pytest.mark.parametrize("text, says", [("no JSON", "Cannot read labels from"), ("{}", "must hold a list")])
+def test_a_file_of_reassessed_labels_that_is_none(published, tmp_path, capsys, text, says):
+    (tmp_path / "real.json").write_text(text)
+    weights = ["--checkpoint", str(published / "tiny_poolformerv2.safetensors")]
+    with pytest.raises(SystemExit) as stop:
+        main(["digits", *TINY, *weights, "--real-labels", str(tmp_path / "real.json")])
+    assert stop.value.code == 2 and says in capsys.readouterr().err
 
 
 def test_published_figures_stand_beside_measured_ones():
