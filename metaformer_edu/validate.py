@@ -81,7 +81,8 @@ def parse(argv=None)->argparse.Namespace:
         args.results_file = args.results_file or 'validated.csv'
     for path in filter(None, (args.results_file, args.class_results)):
         if Path(path).suffix not in ('.csv', '.json'): parser.error(f'{path} must end in .csv or .json.')
-        if not Path(path).expanduser().absolute().parent.is_dir(): parser.error(f'{path} must lie in a folder that is there.')
+        folder = Path(path).expanduser().absolute().parent
+        if not folder.is_dir(): parser.error(f'{path} must lie in a folder that is there.')
     if args.workers is None: args.workers = 0 if args.data in SOURCE_NAMES else min(4, cpu_cores())
     return args
 

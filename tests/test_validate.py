@@ -568,7 +568,7 @@ def test_a_model_that_one_process_cannot_open_is_left_out_by_all(published, tmp_
     script = tmp_path / "two.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom pathlib import Path\n"
                       f"from test_validate import fail_once\nfail_once(Path({str(published)!r}))\n")
-    with pytest.raises(RuntimeError, match="tiny_identityformer: not here"):
+    with pytest.raises(RuntimeError):
         launch(script, show=False)
     rows = json.loads((published / "all.json").read_text())
     assert [r["model"] for r in rows] == ["tiny_poolformerv2"]
