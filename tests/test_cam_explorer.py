@@ -826,7 +826,7 @@ def test_images_are_taken_by_their_names(tmp_path):
 def test_it_opens_without_arguments():
     e = explore_cam()
     assert list(e["model"].options) == ["EfficientNet-Lite0", *FAMILIES] and e["stage"].value == 4
-    assert set(e["image"].images) == {*load_photographs(), *example_images()}
+    assert set(e["image"].images) == {*load_photographs(), *example_images()} - {"china"}  # which is the pagoda
     assert e.wait(LONG) and e.words.startswith("EfficientNet-Lite0 says tiger cat")
     for family in FAMILIES:
         e["model"].value = family
@@ -844,5 +844,5 @@ def test_it_opens_without_the_packages_of_the_photographs(monkeypatch):
 
 def test_a_photograph_is_shown_to_a_model_that_has_never_seen_one():
     e = explore_cam()
-    e["image"].names.value = "china"
+    e["image"].names.value = "pagoda"
     assert e.wait(LONG) and e.value.startswith("<svg") and not e.done[2]

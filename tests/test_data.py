@@ -561,6 +561,12 @@ def test_the_quick_decoder_names_what_it_cannot_read(photos, tmp_path):
     assert next(iter(make_loaders(val, val, 3)[1]))[1].tolist() == [0, -1, 1]
 
 
+def test_rectangles_without_an_area_are_written_too(root):
+    train = load_folder(root, 32, re_prob=1., re_count=60)[0]
+    images = next(iter(make_loaders(train, train, 4)[1]))[0]
+    assert torch.equal(images, torch.stack([train[i][0] for i in range(4)]))
+
+
 def test_the_decoder_is_chosen_by_name(photos):
     with pytest.raises(ValueError, match="'torchvison'. Did you mean 'torchvision'"):
         load_folder(photos, decoder="torchvison")

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from metaformer_edu.core.basics import sample_photo
 from metaformer_edu.data.datasets import load_shapes
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.influence import channel_directions, influence, mixer_at, mixing_matrix, squared_norms
+from metaformer_edu.models.layers import LayerNormGeneral, Mlp, SquaredReLU
+from metaformer_edu.models.mixers import SepConv
 from metaformer_edu.models.registry import FAMILIES, create_model
 from metaformer_edu.models.weights import save_weights
 from metaformer_edu.widgets.base import STATIC
-from metaformer_edu.widgets.page import save_page
+from metaformer_edu.widgets.page import page_state, save_page
 from metaformer_edu.widgets.sources import example_models, example_runs, to_pil
 
 NAMES = ["disc", "ring", "square", "triangle", "cross"]
@@ -357,7 +360,6 @@ def test_it_fits(play, width):
 
 def test_bytes():
     "A page for a phone: under 3 MB."
-    from metaformer_edu.widgets.page import page_state
     assert (STATIC / "page.js").stat().st_size + sum(
         len(m["weights"]) for task in page_state(example_runs(), {})["tasks"] for m in task["models"]) < 2_950_000
 
@@ -367,12 +369,31 @@ def test_bytes():
 @pytest.mark.parametrize("change, why", [
     (dict(mlps=lambda dim: torch.nn.Linear(dim, dim)), "cannot compute Linear"),
     (dict(token_mixers="Pooling", in_chans=1), "3 channels"),
-    (dict(num_classes=0), "classifiers"), (dict(global_pool=""), "classifiers")])
+    (dict(num_classes=0), "classifiers"), (dict(global_pool=""), "classifiers"),
+    (dict(mlps=partial(Mlp, act_layer=SquaredReLU)), "cannot compute Mlp with SquaredReLU"),
+    (dict(token_mixers=partial(SepConv, act1_layer=SquaredReLU)), "cannot compute SepConv with SquaredReLU"),
+    (dict(norm_layers=partial(LayerNormGeneral, eps=1e-3)), "a norm with an epsilon of 0.001")])
 def test_other_models_are_refused(change, why, tmp_path):
     model = create_model("tiny_poolformerv2", **{"num_classes": 5, "img_size": 64, **change})
     with pytest.raises(ValueError, match=why):
         save_page({"mine": (model, NAMES[:max(model.num_classes, 0)])}, tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_float16_cannot_hold_are_refused(tmp_path):
+    model = create_model("tiny_poolformerv2", num_classes=5, img_size=64)
+    with torch.no_grad():
+        model.head.weight[0, 0] = 1e5
+    with pytest.raises(ValueError, match="head.weight has weights that float16 cannot hold"):
+        save_page({"mine": (model, NAMES)}, tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_that_want_other_values_do_not_share_a_board():
+    models = {name: create_model("tiny_poolformerv2", num_classes=5, img_size=64) for name in "ab"}
+    models["a"].pretrained_cfg["std"] = (0.1, 0.1, 0.1)
+    tasks = page_state({name: (m, NAMES) for name, m in models.items()})["tasks"]
+    assert [task["std"][0] for task in tasks] == [0.1, pytest.approx(0.229)]
 
 
 def test_names_that_do_not_fit_are_refused(tmp_path):

@@ -674,3 +674,11 @@ def test_of_many_classes_those_with_the_most_mistakes_are_drawn():
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len(names) == 3 and {"name 7", "name 31"} < set(names)
     assert figure.axes[0].get_title() == "10 of 400 images are taken for something else"
+
+
+def test_no_answers_and_answers_that_are_no_numbers(answers):
+    said = said_of(*answers)
+    for broken, says in (({key: values[:0] for key, values in said.items()}, "no answers"),
+                         ({**said, "probability": said["probability"] * float("nan")}, "no number")):
+        with pytest.raises(ValueError, match=says):
+            calibration_error(broken)

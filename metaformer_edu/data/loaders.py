@@ -123,7 +123,7 @@ class PrefetchLoader(DataLoader):
         images = self._normalise(pixels)
         sizes = [images.shape[1] * height * width for *_, height, width in places.tolist()]
         for (i, top, left, height, width), patch in zip(places.tolist(), values.split(sizes)):
-            images[i, :, top:top + height, left:left + width] = patch.view(-1, height, width)
+            images[i, :, top:top + height, left:left + width] = patch.view(images.shape[1], height, width)
         return images, labels
 
     def _normalise(self, pixels)->torch.Tensor: # both (B, C, H, W)

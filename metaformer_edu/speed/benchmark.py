@@ -350,7 +350,8 @@ def bench_loader(workers=(0, 2), # processes that prepare images, for each a set
                 finally:
                     facts = dict(what='loader', model=transforms, img_size=img_size)
                     rows += [_as_row(c, **facts) for c in found if c.seconds]
-    for row in rows[first:]: row['per_core'] = row['images_per_s'] / row.pop('cores')
+                    for row in rows[first:]:
+                        if 'cores' in row: row['per_core'] = row['images_per_s'] / row.pop('cores')
     return rows
 
 # %% ../../nbs/speed/benchmark.ipynb #5fd81e9b

@@ -7,6 +7,7 @@ __all__ = ['confusion_matrix', 'most_confused', 'reliability', 'calibration_erro
            'show_mistakes']
 
 # %% ../../nbs/training/mistakes.ipynb #6fb7fbe8
+import math
 import torch, torch.nn.functional as F
 from torch import nn
 from ..core.figures import SERIES, close
@@ -16,9 +17,10 @@ from ..core.files import Table
 def confusion_matrix(said:dict, # from `predict`
                      classes:int, # how many there are
                     )->torch.Tensor: # (classes, classes), images: the row is the true class, the column the guess
-    "How often each class was taken for each."
-    from sklearn.metrics import confusion_matrix
-    return torch.from_numpy(confusion_matrix(said['label'], said['guess'], labels=range(classes)))
+    "How often each class was taken for each; guesses of other classes are left out."
+    known = said['guess'] < classes
+    pairs = said['label'][known] * classes + said['guess'][known]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 # %% ../../nbs/training/mistakes.ipynb #5bfa63b5
 def most_confused(said:dict, # from `predict`
@@ -39,7 +41,10 @@ def most_confused(said:dict, # from `predict`
 def reliability(said:dict, # from `predict`
                 bins:int=10, # of equal width, from 0 to 1
                )->Table: # one row for each bin that has images
-    "What the model says of its own answers, and how often they are right (Guo et al., 2017)."
+    """What the model says of its own answers, and how often they are right (Guo et al., 2017). ValueError if there are
+    no answers, or if a probability is no number."""
+    if not len(said['label']): raise ValueError('There are no answers to look at.')
+    if not said['probability'].isfinite().all(): raise ValueError('A probability is no number: the model gives NaN.')
     place = (said['probability'].double() * bins).long().clamp(max=bins - 1)
     right = (said['guess'] == said['label']).double()
     def row(i):
@@ -59,8 +64,8 @@ def fit_temperature(logits, labels)->float: # (n, classes) and (n,), of held-out
     "The number by which to divide the logits so that the cross-entropy is least; from 0.05 to 20."
     from scipy.optimize import minimize_scalar
     logits = logits.double()
-    loss = lambda log_t: F.cross_entropy(logits / 2.718281828459045**log_t, labels).item()
-    return float(2.718281828459045**minimize_scalar(loss, bounds=(-3, 3), method='bounded').x)
+    loss = lambda log_t: F.cross_entropy(logits / math.exp(log_t), labels).item()
+    return math.exp(minimize_scalar(loss, bounds=(-3, 3), method='bounded').x)
 
 # %% ../../nbs/training/mistakes.ipynb #0ab7d404
 class MirrorAverage(nn.Module):
@@ -71,7 +76,7 @@ class MirrorAverage(nn.Module):
 
     def forward(self, x):
         both = torch.stack([self.model(x), self.model(x.flip(-1))]).float().log_softmax(-1)
-        return both.logsumexp(0) - torch.tensor(2.).log() # of the mean of the probabilities
+        return both.logsumexp(0) - math.log(2) # of the mean of the probabilities
 
 # %% ../../nbs/training/mistakes.ipynb #fdb0d5b1
 def _draw_confusion(ax, said:dict, class_names, n:int):

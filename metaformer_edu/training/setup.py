@@ -83,7 +83,7 @@ def load_teacher(name:str, # the folder of a run or a file in it, a published mo
                 )->nn.Module:
     "A trained classifier; ValueError or WeightsError if there is none of that name, or if it has other classes."
     path = Path(name).expanduser()
-    if path.exists(): return _teacher_of_run(path if path.is_dir() else path.parent, class_names)
+    if path.exists(): return _teacher_of_run(path / 'best.safetensors' if path.is_dir() else path, class_names)
     if name in MODELS: return create_model(name, pretrained=True)
     if ':' not in name and not timm.is_model(name.split('.')[0]):
         hint = did_you_mean(name, [*MODELS, *timm.list_models()], 'model')
@@ -93,13 +93,14 @@ def load_teacher(name:str, # the folder of a run or a file in it, a published mo
         raise WeightsError(f"Could not load the weights of timm's {name} ({error_sentence(error)}) Fetch them where "
                            'there is a network, or give the folder of a run.') from error
 
-def _teacher_of_run(folder:Path, class_names)->nn.Module:
+def _teacher_of_run(weights:Path, class_names)->nn.Module:
+    folder = weights.parent
     about = read_about(folder)
     if not about: raise ValueError(f'{folder} is no folder of a run that metaformer-train wrote.')
     names = list(map(str, about['class_names']))
     if class_names is not None and names != list(map(str, class_names)):
         raise ValueError(f"The teacher in {folder} knows other classes, such as {', '.join(names[:5])}.")
-    return create_model(about['settings']['model'], checkpoint=folder / 'best.safetensors',
+    return create_model(about['settings']['model'], checkpoint=weights,
                         num_classes=about['settings'].get('num_classes') or len(names), img_size=about['img_size'])
 
 def _distillation(s, model:nn.Module, class_names)->Distill:

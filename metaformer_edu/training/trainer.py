@@ -195,7 +195,7 @@ def batch_loss(self:Trainer, images, labels): # (B, C, H, W) and (B,) → a numb
 @patch
 def seeded(self:Trainer, n:int): # the number of the batch in the update
     "A `with` block whose random numbers depend on the seed, the update and the batch in it alone."
-    block = seeded_rng(self.seed + 2**32, self.updates, rank() * self.accum + n) # other numbers than the images'
+    block = seeded_rng(self.seed + 2**32, self.updates, rank() * self.accum + n) # no image is drawn with these
     return _seeded_cuda(block) if self.device.type == 'cuda' else block
 
 @contextmanager

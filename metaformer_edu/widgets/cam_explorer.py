@@ -212,7 +212,8 @@ def explore_cam(model=None, # classifier, run's folder, what `load_run` gave, or
     models = open_models(model, class_names)
     shapes_first = lambda pair: model is None and pair[0] in ('china', 'flower') # which the five have never seen
     found = dict(sorted(example_images().items(), key=shapes_first)) if images is None else named_images(images)
-    if model is None and images is None: found = {**photograph_examples()[1], **found}
+    if model is None and images is None and (photos := photograph_examples()[1]): # of which two are the same
+        found = {**photos, **{name: image for name, image in found.items() if name not in ('china', 'flower')}}
     picker = ImagePicker(found)
     given = list(picker.images.values())
     def view(model, image, target, **asked):

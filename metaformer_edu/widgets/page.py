@@ -37,6 +37,8 @@ def pack(data:bytes)->str: # letters that need no escape in JSON, nor in HTML
 def as_float16(model:nn.Module)->bytes: # of a safetensors file
     "The weights in half the bytes."
     state = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
+    for name, value in state.items():
+        if not value.isfinite().all(): raise ValueError(f'{name} has weights that float16 cannot hold.')
     return safetensors.torch.save(state)
 
 # %% ../../nbs/widgets/page.ipynb #5e8fb1ca
@@ -49,12 +51,17 @@ def _unlike(module:nn.Module)->str: # '' if it is as the engine has it
     if type(module) not in _KNOWN: return type(module).__name__
     if isinstance(module, Pooling) and module.pool.kernel_size != 3: return 'Pooling over another window than 3×3'
     if isinstance(module, SepConv) and not isinstance(module.act2, nn.Identity): return 'SepConv with two activations'
+    for kind, act, wanted in ((Mlp, 'act', StarReLU), (MlpHead, 'act', SquaredReLU), (SepConv, 'act1', StarReLU)):
+        other = type(getattr(module, act)) if isinstance(module, kind) else wanted
+        if other is not wanted: return f'{kind.__name__} with {other.__name__}'
+    if isinstance(module, (LayerNormGeneral, LayerNormWithoutBias, nn.LayerNorm)) and module.eps not in (1e-6, 1e-5):
+        return f'a norm with an epsilon of {module.eps:g}'
     if isinstance(module, DepthwiseConv):
         (height, width), padding = module.kernel_size, module.padding
         if not height == width == 2 * padding[0] + 1 or padding[0] != padding[1] or module.stride != (1, 1):
             return 'a depthwise convolution that changes the grid'
-    biased = module.bias is not None if isinstance(module, DepthwiseConv) else False
-    return 'a depthwise convolution with biases' if biased else ''
+        if module.bias is not None: return 'a depthwise convolution with biases'
+    return ''
 
 # %% ../../nbs/widgets/page.ipynb #528a1dbd
 def _only(values, what:str): # the one value of several
@@ -101,7 +108,7 @@ def _look_of(data:str)->dict: # what the board is like
         return dict(name='shapes', drawn='shapes', paper='#292929', pencil='#3366e6', detail=0)
     if data == 'digits':
         return dict(name='digits', drawn='digits', paper='#000000', pencil='#ffffff', detail=8)
-    return dict(name=data or 'pictures', drawn='', paper='#808080', pencil='#ffffff', detail=0)
+    return dict(name=Path(data).name or 'pictures', drawn='', paper='#808080', pencil='#ffffff', detail=0)
 
 def _task(models:dict, names:list, data:str, images:dict)->dict: # name → model, all of them for the same pictures
     "What the page needs to know of models that answer the same question."
@@ -135,7 +142,8 @@ def page_state(runs, images=None)->dict: # as for `save_page`
         if len(names) != model.num_classes:
             raise ValueError(f'{name} has {model.num_classes} classes, and there are {len(names)} names.')
         data = str(about.get('settings', {}).get('data', ''))
-        key = (data, tuple(names), as_pair(model.img_size), tuple(model.pretrained_cfg.get('mean', ())))
+        spread = [tuple(model.pretrained_cfg.get(which, ())) for which in ('mean', 'std')]
+        key = (data, tuple(names), as_pair(model.img_size), *spread)
         groups.setdefault(key, []).append((name, model, about))
     tasks = []
     for (data, names, *_), found in groups.items():
