@@ -107,6 +107,9 @@ class PublicImages:
 
     def __len__(self): return len(self.images)
 
+    @property
+    def targets(self): return self.images.targets # AttributeError if torchvision does not keep the labels
+
     def __getitem__(self, index):
         image, label = self.images[index]
         return image.convert('RGB'), int(label)
