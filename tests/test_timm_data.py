@@ -22,6 +22,7 @@ from metaformer_edu.data.public import PUBLIC, PublicImages, timm_prefix
 from metaformer_edu.data.shards import ShardImages, find_shards
 from metaformer_edu.train import main
 from metaformer_edu.training.processes import EvalSampler, TrainSampler
+from metaformer_edu.training.run_folder import differences
 from metaformer_edu.training.settings import Settings
 from metaformer_edu.validate import main as validate
 from test_public import clothes
@@ -350,3 +351,10 @@ def test_a_run_on_shards_goes_on_exactly_and_is_measured_again(shards, tmp_path,
     main([*flags, "--resume", str(state)])
     assert (state.parent / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
     assert "goes on after update 5, in epoch 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("data, same", [("wds/x", False), ("torch/image_folder", False), ("cifar10", True)])
+def test_another_folder_of_shards_is_another_run(data, same):
+    "Of a public set the folder only says where it is kept."
+    found = differences(dict(data=data, data_dir="a"), dict(data=data, data_dir="b"))
+    assert found == ([] if same else ["data_dir a → b"])
