@@ -191,6 +191,8 @@ def test_hugging_faces_pictures_are_those_of_the_folder(folder, tmp_path):
     for i, (file, label) in enumerate(same[1].images.samples):  # both sort the files
         assert torch.equal(val[i][0], same[1][i][0]) and val[i][1] == label
     assert len(load_val(name, 32, "train[:5]", data_dir=root)[0]) == 5 and root.is_dir()
+    val.images.target_transform = [7, 8, 9].__getitem__  # as metaformer-validate has it for ImageNet's names
+    assert {val[i][1] for i in range(len(val))} == {7, 8, 9}
     with pytest.raises(DataError, match="cannot be opened: Unknown split"):
         load_val(name, 32, "test", data_dir=root)
 
@@ -274,9 +276,10 @@ def test_shards_are_named_as_timm_names_them(shards, tmp_path, monkeypatch):
     assert names(shards, "odd") == ["01.tar", "00.tar"]
     with pytest.raises(DataError, match=r"no shards \(.tar\) of the part validation. It has train \(1\), odd \(2\).$"):
         find_shards(shards)
-    (shards / "_info.json").write_text("[]")
-    with pytest.raises(DataError, match="_info.json names no splits"):
-        find_shards(shards)
+    for wrong in ("[]", "{", '{"splits": {"train": {}}}'):
+        (shards / "_info.json").write_text(wrong)
+        with pytest.raises(DataError, match="_info.json names no splits"):
+            find_shards(shards)
 
 
 def test_shards_without_a_part_are_held_out_ones(tmp_path):
@@ -292,9 +295,10 @@ GOOD = dict(samples(range(2)))
 
 
 @pytest.mark.parametrize("files, says", [
-    ({**GOOD, "p/009.png": b"x"}, "p/009 needs an image and a .cls file, and has png"),
+    ({**GOOD, "p/009.png": b"x"}, "p/009 needs an image, and a .cls file with a number .* It has png."),
     ({**GOOD, "p/009.cls": b"1"}, "p/009 needs .* has cls"),
     ({**GOOD, "p/000.jpg": b"x"}, "p/000 needs .* has png, cls, jpg"),
+    ({**GOOD, "p/001.cls": b"-1"}, "p/001 needs .* a number from 0. It has png, cls"),
     ({**GOOD, "p/009.cls": b"cat"}, "Cannot read the shard .*invalid literal"),
     ({"x.txt": b"x"}, "There is no image in")])
 def test_a_shard_that_is_not_whole_is_told(files, says, tmp_path, cache):

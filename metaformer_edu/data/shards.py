@@ -43,12 +43,15 @@ def _walk(path)->list: # of (place, size, label, name), one an image, in the ord
     except DataError: raise
     except (OSError, tarfile.TarError, ValueError) as error:
         raise DataError(f'Cannot read the shard {path}: {_reason(error)}.') from None
-    for key, sample in found.items():
-        if len(sample) != 2 or 'cls' not in sample:
-            raise DataError(f'In {path}, {key} needs an image and a .cls file, and has {", ".join(sample)}.')
-    pairs = [(next(e for e in sample.values() if isinstance(e, tarfile.TarInfo)), sample['cls'])
-             for sample in found.values()]
-    return [(entry.offset_data, entry.size, label, entry.name.encode()) for entry, label in pairs]
+    return [_whole(path, key, sample) for key, sample in found.items()]
+
+def _whole(path, key, sample)->tuple: # (place, size, label, name)
+    "A sample of one image and one label; DataError for any other."
+    endings = ', '.join(sample)
+    label, images = sample.pop('cls', -1), list(sample.values())
+    if label < 0 or len(images) != 1:
+        raise DataError(f'In {path}, {key} needs an image, and a .cls file with a number from 0. It has {endings}.')
+    return images[0].offset_data, images[0].size, label, images[0].name.encode()
 
 # %% ../../nbs/data/shards.ipynb #7a3d0012
 def _index(shards:list)->np.ndarray: # of (shard, place, size, label, name)
@@ -69,7 +72,6 @@ def _index(shards:list)->np.ndarray: # of (shard, place, size, label, name)
 # %% ../../nbs/data/shards.ipynb #7a3d0013
 class ShardImages(Dataset):
     "Images in tar files, read in place: gives (image, label). DataError if a shard cannot be read."
-    target_transform = None # a change of the labels
     def __init__(self, shards:list, # paths, as from `find_shards`
                  decoder:str='pillow'): # or 'torchvision', as for folders
         self.shards, self.decode, self.index = list(shards), _reader(decoder), _index(shards)
@@ -89,8 +91,7 @@ class ShardImages(Dataset):
         with open(shard, 'rb', buffering=0) as file:
             file.seek(row['place'])
             data = file.read(row['size'])
-        image = self.decode(_NamedBytes(data, f"{shard}/{row['name'].decode()}"))
-        return image, self.target_transform(label) if self.target_transform else label
+        return self.decode(_NamedBytes(data, f"{shard}/{row['name'].decode()}")), label
 
 # %% ../../nbs/data/shards.ipynb #7a3d0024
 def _expand(pattern:str)->list:
@@ -105,9 +106,10 @@ def _expand(pattern:str)->list:
 def _parts(root)->dict: # name → paths; '': of shards whose names tell no part
     _subfolders(root) # a DataError if there is no such folder
     for info in filter(os.path.exists, (os.path.join(root, name) for name in ('_info.json', 'info.json'))):
-        try: splits = json.loads(Path(info).read_text(encoding='utf-8'))['splits']
+        try:
+            splits = json.loads(Path(info).read_text(encoding='utf-8'))['splits']
+            return {part: [os.path.join(root, name) for name in about['filenames']] for part, about in splits.items()}
         except (OSError, ValueError, KeyError, TypeError): raise DataError(f'{info} names no splits.') from None
-        return {part: [os.path.join(root, name) for name in about['filenames']] for part, about in splits.items()}
     found = {}
     for path in sorted([*Path(root).glob('*.tar'), *Path(root).glob('*/*.tar')]):
         words = re.split('[^a-z]+', str(path.relative_to(root)).lower())
