@@ -60,9 +60,9 @@ class Settings:
     __slots__ = ('given', '__dict__', '__weakref__')
     # what is trained, and on what
     data: str = setting('data', 'digits',
-        "'digits', 'shapes' (or shapes-same, …), a public data set such as fashion-mnist or cifar10, one by timm's name "
-        "(torch/…, hfds/…; wds/DIR: shards), or a folder with train/ and val/, each with one folder of images a class "
-        "(default digits)",
+        "'digits', 'shapes' (or shapes-same, …), a public data set such as fashion-mnist or cifar10, one by timm's "
+        "name (torch/…, hfds/…; wds/DIR: shards), or a folder with train/ and val/, each with one folder of images a "
+        "class (default digits)",
         metavar='DATA')
     model: str = setting('model', 'tiny_convformer',
         'a model of the zoo, such as tiny_caformer or convformer_s18', metavar='NAME')
@@ -90,8 +90,8 @@ class Settings:
     torchcompile: str | None = setting('model', None,
         'compile the model (backend: inductor)', nargs='?', const='inductor', metavar='BACKEND')
     data_dir: str | None = setting('data', None,
-        'where public data sets are kept, or downloaded to (default: METAFORMER_DATA, or ~/.cache/metaformer_edu/data); '
-        'of wds/…, the folder of the shards',
+        'where public data sets are kept, or downloaded to (default: METAFORMER_DATA, or '
+        '~/.cache/metaformer_edu/data); of wds/…, the folder of the shards',
         metavar='DIR')
     mean: list[float] | None = setting('data', None,
         'mean of each colour, from 0 to 1, to be subtracted (default: that of the data set; with published weights, '
