@@ -50,17 +50,18 @@ def parse(argv=None)->argparse.Namespace:
         'in any number of processes (torchrun --nproc-per-node 8 -m metaformer_edu.validate …).')
     add = parser.add_argument
     add('data', metavar='DATA',
-        help="'digits', 'shapes', a public data set such as fashion-mnist, or a folder with val/ or validation/ and in "
-        "it one folder a class")
+        help="'digits', 'shapes', a public data set such as fashion-mnist, one by timm's name (torch/…, hfds/…; "
+        "wds/DIR: shards), or a folder with val/ or validation/ and in it one folder a class")
     add('--data-dir', metavar='DIR', help='where public data sets are kept, or downloaded to '
-        '(default: METAFORMER_DATA, or ~/.cache/metaformer_edu/data)')
+        '(default: METAFORMER_DATA, or ~/.cache/metaformer_edu/data); of wds/…, the folder of the shards')
     add('--model', '-m', metavar='NAME', default='tiny_convformer',
         help="a model of the zoo (default %(default)s), or a pattern of published ones, such as 'caformer*'")
     add('--checkpoint', metavar='PATH', help="weights: a file or URL (default: the published ones)")
     add('--pretrained', action='store_true', help='use the published weights; the default without --checkpoint')
     add('-b', '--batch-size', type=number(int, 1), default=256, metavar='N',
         help='images at once (default %(default)s)')
-    add('--split', metavar='NAME', help='the folder below DATA (default: val or validation)')
+    add('--split', metavar='NAME', help='the folder below DATA, or the part of a data set, as timm '
+        'spells it (default: val or validation)')
     add('--img-size', type=number(int, 8), metavar='N', help="height and width in pixels (default: the model's own)")
     add('--crop-pct', type=number(float, 0.01, 1), metavar='P',
         help='share of the side that is kept of an image in a folder (default 1)')

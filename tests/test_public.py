@@ -22,6 +22,7 @@ from metaformer_edu.core.errors import DataError, WeightsError
 from metaformer_edu.data import photographs
 from metaformer_edu.data.datasets import load_data, load_val
 from metaformer_edu.data.public import PUBLIC, PublicImages, public_table
+from metaformer_edu.interpret.snapshots import choose_examples
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.models.weights import read_normalisation
 from metaformer_edu.train import main
@@ -229,6 +230,14 @@ def test_transforms_are_the_sets_own_and_can_be_changed(folder):
     assert not torch.equal(train[0, 0][0], train[1, 0][0]) and torch.equal(plain[0, 0][0], plain[1, 0][0])
     with pytest.raises(DataError, match="takes no option 'distance'"):
         load_data("fashion-mnist", data_dir=folder, distance=1)
+
+
+def test_snapshots_show_each_class_in_colour(folder):
+    "Not what lies on the disk, which is grey, nor the first ones, whatever they are."
+    val = load_data("fashion-mnist", data_dir=folder)[1]
+    images, labels, index = choose_examples(val, 4)
+    assert images.shape == (4, 3, 32, 32) and torch.equal(images[2], val[int(index[2])][0])
+    assert labels.tolist() == [0, 3, 6, 9]
 
 
 def test_settings_of_a_public_set():

@@ -263,6 +263,18 @@ def load_halves(img_size=64, seed=0, augment=True):
     return ImageDataset(images[:20], same), ImageDataset(images[20:], same), info""":
                 "unequal shares"},
     },
+    "data/shards": {
+        1: {"answer = 100_003": "without headers and padding", "answer = 101_027": "no multiple of 512",
+            "answer = 101_376": "the label is a file too", "answer = 102_400": "not what Python writes"},
+        2: {"answer = 0, 0": "stops after 16", "answer = 5, 0": "needs 16"},
+        3: {"def by_shard(shard, rng): return rng.permutation(len(shard))": "not 3",
+            "def by_shard(shard, rng): return np.arange(len(shard))": "the shards always come in one order",
+            """
+def by_shard(shard, rng):
+    return np.concatenate([np.flatnonzero(shard == s) for s in rng.permutation(4)])""":
+                "the images of a shard always come in one order",
+            "def by_shard(shard, rng): return np.flatnonzero(shard == 0)": "not every image"},
+    },
     "data/loaders": {
         1: {"answer = 13470": "the last batch", "answer = 42 * 32": "one epoch", "answer = 10 * 43 * 32": "43 batches"},
         2: {"answer = 10 * 42 * 32": "every picture comes again", "answer = 1347": "the last batch, which is not full",

@@ -19,7 +19,16 @@ from ..models.weights import imagenet_labels
 from .transforms import DataInfo, ImageDataset, imagenet_transforms
 
 # %% ../../nbs/data/folders.ipynb #b20a692f
+class _NamedBytes(io.BytesIO): # str() of it names it in an error
+    "An image file that lies inside another file."
+    def __init__(self, data:bytes, name:str):
+        super().__init__(data)
+        self.name = name
+
+    def __str__(self): return self.name
+
 def _bytes_of(path)->bytes: # at once: Pillow would ask for a JPEG file in some forty pieces
+    if isinstance(path, _NamedBytes): return path.getvalue()
     with open(path, 'rb', buffering=0) as file: return file.read()
 
 def _in_colour(image):
@@ -42,7 +51,7 @@ def read_image(path, convert=_in_colour)->Image.Image:
 def _read_pixels(path)->torch.Tensor: # (3, H, W) uint8
     "A JPEG file by torchvision's decoder; what that cannot read, Pillow reads, or says why not."
     from torchvision.io import ImageReadMode, decode_jpeg
-    if path.lower().endswith(('.jpg', '.jpeg')):
+    if str(path).lower().endswith(('.jpg', '.jpeg')):
         try: return decode_jpeg(torch.frombuffer(bytearray(_bytes_of(path)), dtype=torch.uint8), ImageReadMode.RGB)
         except (OSError, RuntimeError, ValueError): pass # an empty file is a ValueError
     return pil_to_tensor(read_image(path))

@@ -37,7 +37,8 @@ def in_turns(images, n:int)->list: # positions, those to be tried first in front
 # %% ../../nbs/interpret/snapshots.ipynb #dab3a981
 def choose_examples(held_out:ImageDataset, n:int)->tuple: # (images (n, 3, H, W), labels (n,), index (n,))
     "The same pictures every time, in the order of the data set; DataError if none of those that are tried can be read."
-    images = getattr(held_out.images, 'images', held_out.images) # not through `Readable`, which counts and tells
+    # not through what counts unreadable images, and tells of them
+    images = held_out.images.images if held_out.skipped is not None else held_out.images
     found, plain = {}, ImageDataset(images, held_out.transform, held_out.seed)
     for i in in_turns(images, n)[:4 * n]:
         try: found[i] = plain[i]

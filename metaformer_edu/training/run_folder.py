@@ -18,6 +18,7 @@ from ..core.figures import lesson_style
 from ..models.registry import get_row
 from ..models.weights import save_weights
 from ..data.loaders import show_predictions
+from ..data.public import timm_prefix
 from .processes import all_gather_objects, any_rank, broadcast_object, rank, world_size
 from .evaluate import predict
 from .mistakes import show_mistakes
@@ -65,7 +66,8 @@ _SAME_RESULT = {'output', 'data_dir', 'experiment', 'resume', 'device', 'workers
 
 def differences(a:dict, b:dict)->list: # as 'lr 0.002 → 0.004'
     "Which settings that matter for the result differ. A setting that is younger than a run had its default there."
-    pairs = {k: (a.get(k, DEFAULTS.get(k)), b.get(k, DEFAULTS.get(k))) for k in {**a, **b} if k not in _SAME_RESULT}
+    same = _SAME_RESULT - ({'data_dir'} if timm_prefix(b.get('data', '')) in ('torch', 'wds') else set())
+    pairs = {k: (a.get(k, DEFAULTS.get(k)), b.get(k, DEFAULTS.get(k))) for k in {**a, **b} if k not in same}
     return [f'{k} {old} → {new}' for k, (old, new) in pairs.items() if old != new]
 
 def _runs_called(output, name:str):

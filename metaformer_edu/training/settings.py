@@ -17,7 +17,7 @@ import metaformer_edu
 from ..core.errors import did_you_mean
 from ..core.files import Table
 from ..core.cli import GONE, SCHEDULE_NAMES, SOURCE_NAMES, Parser, number
-from ..data.public import PUBLIC
+from ..data.public import PUBLIC, timm_prefix
 
 # %% ../../nbs/training/settings.ipynb #74a5feed
 _RECIPES = Path(metaformer_edu.__file__).parent / 'recipes'
@@ -60,8 +60,9 @@ class Settings:
     __slots__ = ('given', '__dict__', '__weakref__')
     # what is trained, and on what
     data: str = setting('data', 'digits',
-        "'digits', 'shapes' (or shapes-same, …), a public data set such as fashion-mnist or cifar10, or a folder with "
-        "train/ and val/, each with one folder of images a class (default digits)",
+        "'digits', 'shapes' (or shapes-same, …), a public data set such as fashion-mnist or cifar10, one by timm's "
+        "name (torch/…, hfds/…; wds/DIR: shards), or a folder with train/ and val/, each with one folder of images a "
+        "class (default digits)",
         metavar='DATA')
     model: str = setting('model', 'tiny_convformer',
         'a model of the zoo, such as tiny_caformer or convformer_s18', metavar='NAME')
@@ -89,7 +90,8 @@ class Settings:
     torchcompile: str | None = setting('model', None,
         'compile the model (backend: inductor)', nargs='?', const='inductor', metavar='BACKEND')
     data_dir: str | None = setting('data', None,
-        'where public data sets are kept, or downloaded to (default: METAFORMER_DATA, or ~/.cache/metaformer_edu/data)',
+        'where public data sets are kept, or downloaded to (default: METAFORMER_DATA, or '
+        '~/.cache/metaformer_edu/data); of wds/…, the folder of the shards',
         metavar='DIR')
     mean: list[float] | None = setting('data', None,
         'mean of each colour, from 0 to 1, to be subtracted (default: that of the data set; with published weights, '
@@ -368,10 +370,12 @@ def _check_together(s:Settings):
         raise ValueError('--tensorboard needs a package that is not here: pip install tensorboard.')
     useless = [name.replace('_', '-') for name in _FOR_FOLDERS if name in given and small]
     if useless: raise ValueError(f'--{useless[0]} changes nothing for {s.data}, whose transforms are its own.')
-    if 'data_dir' in given and s.data not in PUBLIC:
+    prefix = timm_prefix(s.data)
+    if 'data_dir' in given and s.data not in PUBLIC and not prefix:
         raise ValueError(f'--data-dir is for public data sets, such as fashion-mnist; {s.data} is a folder.')
     for name in ('skip_unreadable', 'decoder'):
-        if name in given and s.data in PUBLIC: raise ValueError(f"--{name.replace('_', '-')} is for folders of images.")
+        if name in given and (s.data in PUBLIC or prefix == 'torch'):
+            raise ValueError(f'{_flag(name)} is for folders of images.')
     if s.lr > 10 * s.usual_lr:
         s.warning = (f'The rate {s.lr:g} is {s.lr / s.usual_lr:.0f} times the usual one, which is {s.usual_lr:.2g} '
                      f'for {s.global_batch:,} images an update; it may not learn.')

@@ -23,7 +23,7 @@ from ..core.errors import WeightsError, did_you_mean
 from ..models.registry import MODELS, create_model, get_row
 from ..models.weights import read_normalisation
 from ..data.datasets import SOURCES, load_data, transform_options
-from ..data.public import PUBLIC
+from ..data.public import PUBLIC, timm_prefix
 from ..data.transforms import DataInfo
 from ..data.loaders import make_loaders
 from .processes import EvalSampler, TrainSampler, ignore_signals, rank, world_size
@@ -41,8 +41,8 @@ def _open_data(settings)->tuple: # (training images, held-out images, DataInfo)
     s = settings
     if s.data in SOURCES: return load_data(s.data, s.img_size, s.seed, augment=not s.no_aug)
     changes = dict(transform_options(s), no_aug=s.no_aug, crop_pct=s.crop_pct or 1., **_normalisation(s))
-    if s.data in PUBLIC: changes['data_dir'] = s.data_dir
-    else: changes |= dict(unreadable='skip' if s.skip_unreadable else 'stop', decoder=s.decoder)
+    if s.data in PUBLIC or timm_prefix(s.data): changes['data_dir'] = s.data_dir
+    if s.data not in PUBLIC: changes |= dict(unreadable='skip' if s.skip_unreadable else 'stop', decoder=s.decoder)
     return load_data(s.data, s.img_size, s.seed, **changes)
 
 def _normalisation(settings)->dict: # mean and std: what was asked for, else that of the weights, else the data's
