@@ -530,9 +530,9 @@ def test_a_pattern_without_a_match_and_files_of_something_else(published, tmp_pa
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "others.csv").write_text("model,settings,top1\nx,data=shapes,1\n")
     for args, says in (([*MANY[:2], "nothing*"], "No published model matches nothing*."),
-                       ([*MANY, "--results-file", str(tmp_path / "other.csv")], "holds something else than results of data=digits"),
+                       ([*MANY, "--results-file", str(tmp_path / "other.csv")], "than results of data=digits"),
                        ([*MANY, "--results-file", str(tmp_path / "others.csv")], "holds something else"),
-                       ([*MANY, "--results-file", str(tmp_path / "no" / "r.csv")], "must lie in a folder that is there"),
+                       ([*MANY, "--results-file", str(tmp_path / "no" / "r.csv")], "must lie in a folder"),
                        ([*MANY, "--checkpoint", "x.pth"], "goes with neither")):
         with pytest.raises(SystemExit) as stop:
             main(args)

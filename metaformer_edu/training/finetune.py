@@ -44,7 +44,8 @@ def add_lora(model:MetaFormer, rank:int=8, # of the changes
             )->MetaFormer: # the same model
     "Freeze all but the classifier and its norm, and let each linear layer of the stages learn a change of low rank."
     if rank < 1: raise ValueError(f'The rank is 1 or more, not {rank}.')
-    if any(isinstance(m, LoRALinear) for m in model.modules()): raise ValueError('The model has LoRA: merge_lora first.')
+    if any(isinstance(m, LoRALinear) for m in model.modules()):
+        raise ValueError('The model has LoRA: merge_lora first.')
     model.requires_grad_(False)
     for part in (model.norm, model.head): part.requires_grad_(True)
     for owner in list(model.stages.modules()):
