@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from safetensors.torch import save
 from browser import PATIENCE, ROOT, browser, listen
 from metaformer_edu.core.basics import sample_photo
 from metaformer_edu.data.datasets import load_shapes
+from metaformer_edu.data.shapes import TASKS, Thing, render
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.influence import channel_directions, influence, mixer_at, mixing_matrix, squared_norms
+from metaformer_edu.models.metaformer import MetaFormer
+from metaformer_edu.models.mixers import MIXERS
 from metaformer_edu.models.registry import FAMILIES, create_model
 from metaformer_edu.models.weights import save_weights
 from metaformer_edu.widgets.base import STATIC
@@ -52,13 +56,13 @@ def opened():
     "Opens pages offline; at the end they must have complained about nothing and asked nobody."
     said = []
     with browser() as chromium:
-        def open_page(path, **options):
+        def open_page(path, where="", **options):
             page = chromium.new_context(offline=True, **options).new_page()
             page.set_default_timeout(PATIENCE)
             said.append(listen(page))
             own = (path.as_uri(), "blob:", "data:")
             page.on("request", lambda r: None if r.url.startswith(own) else said[-1].append(r.url))
-            page.goto(path.as_uri())
+            page.goto(path.as_uri() + where)
             return page
         yield open_page
     assert not any(said), said
@@ -360,6 +364,139 @@ def test_bytes():
     from metaformer_edu.widgets.page import page_state
     assert (STATIC / "page.js").stat().st_size + sum(
         len(m["weights"]) for task in page_state(example_runs(), {})["tasks"] for m in task["models"]) < 2_950_000
+
+
+# --- Learn ---
+
+@pytest.fixture(scope="module")
+def learn(opened, tmp_path_factory):
+    "The page as a link opens it: two models that have trained for twelve steps."
+    path = save_page(example_runs()["identityformer"], tmp_path_factory.mktemp("learn") / "page.html")
+    found = opened(path, "#view=learn&size=16&left=Identity.Identity&right=Pooling.SepConv&seed=2&steps=12")
+    trained(found)
+    return found
+
+
+def trained(page):
+    page.wait_for_function("() => __app.view.fresh && !__app.view.running")
+    assert not page.evaluate("__app.view.failed"), page.inner_text(".learning + .models .status")
+
+
+def tell(page, action, **request):
+    "What the worker of one side answers, arrays as NumPy's."
+    found = page.evaluate("""async ([action, request]) => {
+        const text = (x) => ({ base64: btoa(Array.from(new Uint8Array(x.buffer), (c) => String.fromCharCode(c)).join('')) });
+        const value = await __app.views.learn.sides[0].ask(action, request);
+        return JSON.parse(JSON.stringify(value ?? null, (key, v) => v instanceof Float32Array ? text(v) : v)) }""",
+                          [action, request])
+    return unpacked(found)
+
+
+def unpacked(found):
+    if isinstance(found, list):
+        return [unpacked(o) for o in found]
+    if not isinstance(found, dict):
+        return found
+    if found.keys() == {"base64"}:
+        return np.frombuffer(base64.b64decode(found["base64"]), "<f4")
+    return {key: unpacked(value) for key, value in found.items()}
+
+
+def parameters(page, of):
+    return {name: torch.tensor(values).view(*shape) for name, (shape, values) in tell(page, "parameters", of=of).items()}
+
+
+def losses(page):
+    return page.evaluate("__app.view.sides.map((side) => side.losses)")
+
+
+def test_learn_opens_where_the_link_says(learn):
+    before = losses(learn)
+    assert [len(side) for side in before] == [12, 12] and before[0] != before[1]
+    assert "seed=2&steps=12&left=Identity.Identity&right=Pooling.SepConv" in learn.url
+    link = learn.url
+    learn.get_by_label("seed").select_option("3")
+    trained(learn)
+    learn.get_by_role("button", name="one step").click()
+    learn.wait_for_function("() => __app.view.t === 1 && !__app.view.running")
+    assert "seed=3&steps=1&" in learn.url and losses(learn)[0][0] != before[0][0]
+    learn.get_by_role("button", name="train", exact=True).click()
+    learn.wait_for_function("() => __app.view.t > 3")
+    learn.get_by_role("button", name="pause").click()
+    trained(learn)
+    steps = learn.evaluate("__app.view.t")
+    assert f"seed=3&steps={steps}&" in learn.url and len(losses(learn)[1]) == steps
+    learn.get_by_role("button", name="start again").click()
+    trained(learn)
+    assert "seed=3&steps=0&" in learn.url and losses(learn) == [[], []]
+    learn.evaluate("(link) => { location.href = link }", link)
+    learn.wait_for_function("() => __app.view.t === 12")
+    trained(learn)
+    assert losses(learn) == before
+
+
+def test_learn_shows_what_it_says(learn):
+    "The curves, the map and the matrix of the picture that is chosen."
+    learn.locator(".learning .examples button").nth(3).click()
+    learn.get_by_label("map and matrix of stage").select_option("2")
+    learn.wait_for_function("() => __app.view.sides.every((s) => s.seen.stage === 1 && s.seen.example === 3)")
+    trained(learn)
+    seen = learn.evaluate("__app.view.sides.map((s) => [s.seen.matrix.length, s.seen.cam.length, s.seen.label])")
+    assert seen == [[16, 4, 1], [16, 4, 1]]
+    chart = learn.locator(".chart svg")
+    assert re.fullmatch(r"loss.*: Identity \d\.\d+, Pooling, SepConv \d\.\d+", chart.nth(0).get_attribute("aria-label"))
+    assert [len(o.get_attribute("points").split()) for o in learn.locator(".chart polyline").all()] == [12, 12, 3, 3]
+    accuracy = learn.evaluate("__app.view.sides.map((s) => s.accuracies.at(-1)[1])")
+    for said, right in zip(learn.locator(".numbers").all_inner_texts(), accuracy):
+        assert f"{100 * right:.0f} % right" in said
+
+
+def test_links_that_ask_for_what_there_is_not(learn):
+    asked = dict(task="cats", size=7, left="Foo.Bar", right="Attention", seed=-3, rate="x", steps="many")
+    found = learn.evaluate("""(asked) => {
+        const view = __app.view;
+        Object.assign(view, { begin(settings) { this.found = settings } });
+        view.take(asked);
+        delete view.begin;
+        return view.found }""", asked)
+    assert found == dict(task="same", size=32, rate=0.003, seed=1, steps=0, left=["Identity"] * 2, right=["Attention"] * 2)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_training_is_pytorchs(learn, mixer):
+    "The gradients of the first step, and the losses of fifty."
+    tell(learn, "learn", task="shape", size=16, mixers=[mixer, mixer], rate=0.003, seed=3, batch=8)
+    model = MetaFormer(num_classes=5, depths=(1, 1), dims=(32, 64), token_mixers=mixer, res_scale_init_values=None,
+                       img_size=16)
+    model.load_state_dict({**parameters(learn, "w"), **parameters(learn, "fixed")})
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    decay = [[p for p in named.values() if (p.ndim > 1) == large] for large in (True, False)]
+    optimizer = torch.optim.AdamW([dict(params=decay[0], weight_decay=0.05), dict(params=decay[1], weight_decay=0)], 0.003)
+    for t in range(50):
+        batch = tell(learn, "batch", t=t)
+        images = torch.tensor(batch["images"]).view(8, 16, 16, 3).permute(0, 3, 1, 2)
+        loss = torch.nn.functional.cross_entropy(model(images), torch.tensor(batch["labels"]))
+        near(tell(learn, "step"), loss.item(), 1e-3)
+        optimizer.zero_grad()
+        loss.backward()
+        if t == 0:
+            means = parameters(learn, "m")  # a tenth of the gradients
+            assert means.keys() == named.keys()
+            for name, p in named.items():
+                assert (10 * means[name] - p.grad).abs().max() < 1e-4 * p.grad.abs().max(), name
+        optimizer.step()
+
+
+def test_pictures_are_drawn_as_in_python(learn):
+    for task in TASKS:
+        tell(learn, "learn", task=task, size=32, mixers=["Identity", "Identity"], rate=0.003, seed=0, batch=5)
+        batch = tell(learn, "batch", t=4)
+        assert set(batch["labels"]) == set(range(len(TASKS[task].class_names)))
+        for image, drawn in zip(batch["images"].reshape(5, 32, 32, 3), batch["drawn"]):
+            things = [Thing(**{key: tuple(v) if isinstance(v, list) else v for key, v in thing.items()})
+                      for thing in drawn["things"]]
+            plain = SimpleNamespace(uniform=lambda *_: drawn["ground"], normal=lambda *_: 0)
+            near((image / 4 + 0.5).ravel(), render(things, 32, plain)[0].ravel() / 255, 3e-3)
 
 
 # --- what cannot be computed there is refused ---
