@@ -207,11 +207,49 @@ export class Play {
       const image = add(button, 'img', { src: url, alt: '' });
       button.addEventListener('click', () => this.board.picture(image));
     });
-    const own = add(this.side, 'label', { class: 'own' });
-    add(own, 'span', { 'data-word': 'own' });
-    const file = add(own, 'input', { type: 'file', accept: 'image/*' });
+    const own = add(this.side, 'div', { class: 'own' }), label = add(own, 'label');
+    add(label, 'span', { 'data-word': 'own' });
+    const file = add(label, 'input', { type: 'file', accept: 'image/*' });
     file.addEventListener('change', async () => { if (file.files[0]) board.picture(await createImageBitmap(file.files[0])); });
+    this.filming = add(own, 'button', { type: 'button', 'data-word': 'camera' });
+    this.filming.addEventListener('click', () => (this.film ? this.stopFilm() : this.startFilm()));
     this.tries = add(this.side, 'div', { class: 'tries' });
+  }
+
+  async startFilm() { // the camera's pictures, as fast as the models answer; the last one stays
+    this.filming.disabled = true;
+    try {
+      const video = document.createElement('video');
+      const size = { width: 640, facingMode: 'environment' };
+      video.srcObject = await navigator.mediaDevices.getUserMedia({ video: size });
+      Object.assign(video, { muted: true, playsInline: true });
+      await video.play();
+      this.film = video;
+      this.board.remember();
+      this.nextFrame();
+    } catch { // there is none, or the reader does not want it
+      this.say('no camera');
+    }
+    this.filming.disabled = false;
+    this.showFilming();
+  }
+
+  nextFrame() {
+    if (!this.film) return;
+    if (this.root.hidden) this.stopFilm();
+    else if (this.list.every((card) => card.fresh.look === this.generation)) this.board.picture(this.film, false);
+    requestAnimationFrame(() => this.nextFrame());
+  }
+
+  stopFilm() {
+    this.film?.srcObject.getTracks().forEach((track) => track.stop());
+    this.film = null;
+    this.showFilming();
+  }
+
+  showFilming() {
+    this.filming.dataset.word = this.film ? 'still' : 'camera';
+    this.filming.textContent = t(this.filming.dataset.word);
   }
 
   buildShapes() {
@@ -263,6 +301,7 @@ export class Play {
   }
 
   open(task) {
+    if (this.film) this.stopFilm();
     this.task = task;
     this.token = null;
     this.buildBoard(task);

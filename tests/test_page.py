@@ -328,6 +328,21 @@ def test_another_mixer_changes_answer_and_matrix(play):
     matches_pytorch(page)
 
 
+def test_a_camera_is_asked_when_a_reader_wants_it(play):
+    page = play()
+    page.get_by_role("button", name="camera").click()
+    page.wait_for_function("() => !__page.filming.disabled")
+    assert "The browser gives no camera" in page.inner_text(".status")
+    page.context.grant_permissions(["camera"])
+    before = page.evaluate("__page.generation")
+    page.get_by_role("button", name="camera").click()
+    page.wait_for_function("(before) => __page.film && __page.generation > before + 1", arg=before)
+    page.get_by_role("button", name="keep this picture").click()
+    play()
+    matches_pytorch(page)
+    page.get_by_role("button", name="undo").click()
+
+
 def test_a_lost_graphics_processor_is_no_loss(play):
     page = play()
     page.evaluate("""() => {
