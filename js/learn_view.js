@@ -193,6 +193,7 @@ export class Learn {
       return found;
     };
     this.start = button('train', () => { if (this.going) this.pause(); else this.train(Infinity); });
+    this.start.className = 'go';
     button('one step', () => this.train(this.t + 1));
     button('reset', () => this.change({}));
     const list = add(this.side, 'div', { class: 'settings' });
