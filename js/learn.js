@@ -9,20 +9,21 @@ export const DIMS = [32, 64, 96, 128]; // channels of the stages; each has one b
 export const BATCH = 16;
 const HELD_OUT = 64;
 
-const fanIn = (shape) => shape.slice(1).reduce((a, b) => a * b) ** -0.5; // 0.02 is for wide models: narrow ones need more
+const fanIn = (shape) => shape.slice(1).reduce((a, b) => a * b) ** -0.5; // 0.02 is for wide models
 
 export function newModel(mixers, classes, size, seed) { // the same weights for a seed, but for the mixers
   const random = generator(seed), zeros = (n) => np.zeros([n]), ones = (n) => ({ weight: np.ones([n]) });
   const star = () => ({ scale: np.ones([1]), bias: np.zeros([1]) });
   const matrix = (...shape) => normal(random, shape, fanIn(shape));
   const biased = (n, ...shape) => ({ ...matrix(n, ...shape), bias: zeros(n) });
-  const dims = DIMS.slice(0, mixers.length), side = (s) => size / 2 ** (s + 2);
+  const dims = DIMS.slice(0, mixers.length), tokens = (s) => Math.ceil(size / 2 ** (s + 2)) ** 2;
+  const block = (dim, s) => ({ norm1: ones(dim), token_mixer: newMixer(mixers[s], dim, tokens(s), seed + s + 1, 32, fanIn),
+    norm2: ones(dim), mlp: { fc1: matrix(4 * dim, dim), act: star(), fc2: matrix(dim, 4 * dim) } });
   return flat({
     downsample_layers: dims.map((dim, s) => (s
       ? { pre_norm: ones(dims[s - 1]), conv: biased(dim, dims[s - 1], 3, 3) }
       : { conv: biased(dim, 3, 7, 7), post_norm: ones(dim) })),
-    stages: dims.map((dim, s) => [{ norm1: ones(dim), token_mixer: newMixer(mixers[s], dim, side(s) ** 2, seed + s + 1, 32, fanIn),
-      norm2: ones(dim), mlp: { fc1: matrix(4 * dim, dim), act: star(), fc2: matrix(dim, 4 * dim) } }]),
+    stages: dims.map((dim, s) => [block(dim, s)]),
     norm: { ...ones(dims.at(-1)), bias: zeros(dims.at(-1)) },
     head: biased(classes, dims.at(-1)),
   });
@@ -58,7 +59,7 @@ function drawBatch({ task, size }, seeds) { // pictures (B, size, size, 3) and l
   const found = seeds.map((seed) => drawExample(task, size, seed)), one = 3 * size * size;
   const images = new Float32Array(one * found.length);
   found.forEach(({ image }, i) => images.set(pixels(image), i * one));
-  return { images, labels: found.map(({ label }) => label), drawn: found.map(({ things, ground }) => ({ things, ground })) };
+  return { images, labels: found.map(({ label }) => label), drawn: found.map(({ image, ...drawn }) => drawn) };
 }
 
 const range = (n, from = 0) => Array.from({ length: n }, (_, i) => from + i);
@@ -66,7 +67,8 @@ const range = (n, from = 0) => Array.from({ length: n }, (_, i) => from + i);
 export class Learner {
   constructor(settings) { // { task, size, mixers, rate, seed }, and batch, decay if others than usual
     const { task, size, mixers, seed } = settings;
-    Object.assign(this, { settings: { batch: BATCH, decay: 0.05, ...settings }, class_names: TASKS[task].class_names, t: 0 });
+    this.settings = { batch: BATCH, decay: 0.05, ...settings };
+    Object.assign(this, { class_names: TASKS[task].class_names, t: 0 });
     this.config = { token_mixers: mixers, norm: 'LayerNormWithoutBias' };
     this.w = newModel(mixers, this.class_names.length, size, seed);
     this.fixed = {}; // weights that do not learn
@@ -134,7 +136,7 @@ export class Learner {
     return Object.fromEntries(Object.entries(this.w).map(([name, x]) => [name, x.ref]));
   }
 
-  async look(example, stage) { // a held-out picture: answer, where a stage looks for its class, and who hears whom there
+  async look(example, stage) { // a held-out picture: answer, where a stage looks for its class, who hears whom
     const one = 3 * this.settings.size ** 2, label = this.held.labels[example];
     const images = this.held.images.slice(example * one, (example + 1) * one);
     this.looks[stage] ??= jit((w, x, y) => {

@@ -6,7 +6,8 @@ import { drawMap, drawMatrix, drawPicture, scaleMap } from './views.js';
 
 const SIDES = ['left', 'right'], SHOWN = 8; // pictures to choose from
 const EVERY = 10; // steps between two looks at held-out pictures, map and matrix
-const USUAL = { task: 'same', size: 32, rate: 0.003, seed: 1, left: 'Identity.Identity', right: 'Attention.Attention', steps: 0 };
+const USUAL = { task: 'same', size: 32, rate: 0.003, seed: 1, steps: 0,
+  left: 'Identity.Identity', right: 'Attention.Attention' };
 const RATES = [0.0003, 0.001, 0.003, 0.01, 0.03];
 const TRIES = { // what to try: settings
   far: { task: 'same', size: 32, left: 'Identity.Identity', right: 'Attention.Attention' },
@@ -26,7 +27,8 @@ function mixersOf(text, usual) {
 const whole = (value, least, usual) => (Number.isInteger(Number(value)) && value >= least ? Number(value) : usual);
 
 export function settingsOf(asked) { // of a link, whatever stands there
-  const found = { ...USUAL, ...asked }, left = mixersOf(found.left, USUAL.left), right = mixersOf(found.right, USUAL.right);
+  const found = { ...USUAL, ...asked };
+  const [left, right] = SIDES.map((side) => mixersOf(found[side], USUAL[side]));
   while (right.length < left.length) right.push(right.at(-1)); // both sides have as many stages
   return { task: among(found.task, Object.keys(TASKS), USUAL.task), size: among(found.size, [16, 32], USUAL.size),
     rate: among(found.rate, RATES, USUAL.rate), seed: Math.min(whole(found.seed, 0, USUAL.seed), 100), left,
@@ -153,8 +155,9 @@ class Side {
     const names = TASKS[view.settings.task].class_names, { size } = view.settings, most = Math.max(...seen.logits);
     const e = [...seen.logits].map((v) => Math.exp(v - most)), answer = seen.logits.indexOf(most);
     const percent = Math.round(100 * e[answer] / e.reduce((a, b) => a + b));
-    this.says.textContent = t(answer === seen.label ? 'says right' : 'says wrong', { class: className(names[answer]), percent });
-    const pixels = view.picture(seen.example), n = Math.round(Math.sqrt(seen.matrix.length)), grid = Math.round(Math.sqrt(n));
+    const says = answer === seen.label ? 'says right' : 'says wrong', n = Math.round(Math.sqrt(seen.matrix.length));
+    this.says.textContent = t(says, { class: className(names[answer]), percent });
+    const pixels = view.picture(seen.example), grid = Math.round(Math.sqrt(n));
     const some = seen.cam.some((v) => v > 0), label = { name: this.short, class: className(names[seen.label]) };
     if (some) drawMap(this.map.canvas, pixels, [size, size], scaleMap(seen.cam, [grid, grid], [size, size]));
     else drawPicture(this.map.canvas, pixels, [size, size]);
@@ -201,8 +204,7 @@ export class Learn {
     this.lists = {
       task: choice(list, 'task', Object.keys(TASKS).map((name) => [name, `task ${name}`]), set('task')),
       size: choice(list, 'pixels', [['16'], ['32']], set('size')),
-      stages: choice(list, 'stages', [['2'], ['3'], ['4']], (n) => this.change(Object.fromEntries(
-        SIDES.map((side) => [side, Array.from({ length: n }, (_, s) => this.settings[side][s] ?? this.settings[side].at(-1)).join('.')])))),
+      stages: choice(list, 'stages', [['2'], ['3'], ['4']], (n) => this.change(this.deep(n))),
       rate: choice(list, 'rate', RATES.map((v) => [String(v)]), set('rate')),
       seed: choice(list, 'seed', [0, 1, 2, 3, 4, 5].map((v) => [String(v)]), set('seed')),
     };
@@ -214,7 +216,8 @@ export class Learn {
       one.addEventListener('click', () => this.regard({ example: i }));
     }
     const stage = add(this.side, 'div', { class: 'settings of' });
-    this.stages = choice(stage, 'map stage', [1, 2, 3, 4].map((s) => [String(s)]), (s) => this.regard({ stage: s - 1 }));
+    const stages = [1, 2, 3, 4].map((s) => [String(s)]);
+    this.stages = choice(stage, 'map stage', stages, (s) => this.regard({ stage: s - 1 }));
     const tries = add(this.side, 'div', { class: 'tries' });
     add(tries, 'h2', { 'data-word': 'try' });
     const items = add(tries, 'ul');
@@ -224,6 +227,11 @@ export class Learn {
         .addEventListener('click', () => { this.change({ ...settings, rate: USUAL.rate, seed: USUAL.seed }); });
     }
     add(this.side, 'p', { class: 'note', 'data-word': 'link' });
+  }
+
+  deep(n) { // the mixers of n stages: as they are, and the last one again
+    const one = (mixers) => Array.from({ length: n }, (_, s) => mixers[s] ?? mixers.at(-1)).join('.');
+    return Object.fromEntries(SIDES.map((side) => [side, one(this.settings[side])]));
   }
 
   hash() { // a link that shows the same run
@@ -305,7 +313,8 @@ export class Learn {
     this.say('starting', { device: t('wasm') });
     if (!this.sides) {
       this.sides = SIDES.map((name) => new Side(this, name));
-      await Promise.all(this.sides.map((side) => side.ask('start', { devices: ['wasm'] }))); // the same numbers everywhere
+      const start = { devices: ['wasm'] }; // the same numbers everywhere
+      await Promise.all(this.sides.map((side) => side.ask('start', start)));
     }
     this.showWords();
     const [held] = await Promise.all(this.sides.map((side) => side.learn()));
@@ -354,7 +363,9 @@ export class Learn {
 
   picture(i) { // RGBA of a held-out picture
     const { size } = this.settings, n = size * size, found = new Uint8ClampedArray(4 * n).fill(255);
-    for (let p = 0; p < n; p++) for (let k = 0; k < 3; k++) found[4 * p + k] = 255 * this.held.images[3 * (i * n + p) + k];
+    for (let p = 0; p < n; p++) {
+      for (let k = 0; k < 3; k++) found[4 * p + k] = 255 * this.held.images[3 * (i * n + p) + k];
+    }
     return found;
   }
 
@@ -383,10 +394,11 @@ export class Learn {
   showCharts() {
     if (!this.sides) return;
     const classes = TASKS[this.settings.task].class_names.length, steps = Math.max(this.t, 50);
+    const chance = Math.log(classes); // the loss of a guess
     const ends = (of) => this.sides.map((side) => `${side.short} ${of(side) ?? ''}`).join(', ');
     const losses = this.sides.map((side) => smooth(side.losses ?? []));
     this.loss.show(this.sides.map((side, i) => ({ kind: side.name, points: losses[i].map((v, s) => [s + 1, v]) })), {
-      steps, most: 1.45 * Math.log(classes), ticks: [0, Math.log(classes) / 2, Math.log(classes)], say: (v) => v.toFixed(2),
+      steps, most: 1.45 * chance, ticks: [0, chance / 2, chance], say: (v) => v.toFixed(2),
       label: `${t('loss')}: ${ends((side) => smooth(side.losses ?? []).at(-1)?.toFixed(3))}` });
     this.accuracy.show(this.sides.map((side) => ({ kind: side.name, points: side.accuracies ?? [] })), {
       steps, most: 1.05, ticks: [0, 1 / classes, 1], say: (v) => `${Math.round(100 * v)} %`,
@@ -402,7 +414,8 @@ export class Learn {
   showWords() {
     translate(this.root);
     const { settings } = this;
-    for (const [key, list] of Object.entries(this.lists)) list.value = String(key === 'stages' ? settings.left.length : settings[key]);
+    const now = { ...settings, stages: settings.left.length };
+    for (const [key, list] of Object.entries(this.lists)) list.value = String(now[key]);
     [...this.stages.options].forEach((option, s) => { option.hidden = option.disabled = s >= settings.left.length; });
     this.asks.textContent = t('held out pictures');
     if (this.said) this.say(...this.said);

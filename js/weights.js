@@ -22,7 +22,7 @@ export function normal(random, shape, std = 0.02) { // truncated at two deviatio
   return { weight: np.array(Float32Array.from({ length: shape.reduce((a, b) => a * b) }, one)).reshape(shape) };
 }
 
-export function newMixer(name, dim, tokens, seed, head_dim = 32, std = () => 0.02) { // weights as `MIXERS[name]` wants them
+export function newMixer(name, dim, tokens, seed, head_dim = 32, std = () => 0.02) { // as `MIXERS` want them
   const random = generator(seed), inner = Math.max(Math.floor(dim / head_dim), 1) * head_dim;
   const one = (...shape) => normal(random, shape, std(shape));
   if (name === 'SepConv') {
