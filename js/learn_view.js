@@ -174,7 +174,7 @@ class Side {
 
 export class Learn {
   constructor(root) {
-    Object.assign(this, { root, settings: settingsOf({}), example: 0, stage: 0, going: false, t: 0, wanted: 0 });
+    Object.assign(this, { root, settings: settingsOf({}), example: 0, stage: 0, t: 0, wanted: 0 });
     this.title = add(add(root, 'header', { class: 'top' }), 'h1', { 'data-word': 'learn title' });
     add(root, 'p', { class: 'lead', 'data-word': 'learn lead' });
     const main = add(root, 'div', { class: 'main' });
@@ -251,6 +251,7 @@ export class Learn {
     if (same && steps === this.t) return;
     this.begin(wanted);
     this.wanted = steps;
+    this.showStart();
   }
 
   change(some) { // settings by hand: a new run, which waits
@@ -261,21 +262,21 @@ export class Learn {
   }
 
   begin(settings) {
-    Object.assign(this, { settings, t: 0, wanted: 0, going: false, fresh: false, held: null });
+    Object.assign(this, { settings, t: 0, wanted: 0, fresh: false, held: null });
     this.example = 0;
     this.stage = Math.min(this.stage, settings.left.length - 1);
     this.showWords();
   }
 
+  get going() { return this.t < this.wanted; }
+
   train(wanted) {
     this.wanted = wanted;
-    this.going = wanted === Infinity;
     this.showStart();
     this.run();
   }
 
   pause() {
-    this.going = false;
     this.wanted = this.t;
     this.showStart();
   }
@@ -295,7 +296,7 @@ export class Learn {
       if (this.fresh && !this.root.hidden) this.finish();
     } catch (error) {
       this.failed = true;
-      this.going = false;
+      this.wanted = this.t;
       this.say('failed', { error: error.message });
     }
     this.running = false;
@@ -305,7 +306,7 @@ export class Learn {
   next() {
     if (!this.fresh) return this.renew;
     if (!this.looked) return this.look;
-    return this.t < this.wanted ? this.step : this.measured === this.t ? null : this.measure;
+    return this.going ? this.step : this.measured === this.t ? null : this.measure;
   }
 
   async renew() { // two new models
@@ -355,7 +356,6 @@ export class Learn {
   }
 
   finish() {
-    this.going = false;
     this.write();
     this.say(this.t ? 'paused' : 'ready to train', { n: this.t });
     this.show();

@@ -2,6 +2,7 @@
 import { add, t, tongue, translate } from './common.js';
 import { Learn } from './learn_view.js';
 import { Play } from './play.js';
+import { Tour } from './tour.js';
 import { work } from './worker.js';
 
 class App {
@@ -12,6 +13,8 @@ class App {
       button.addEventListener('click', () => { location.hash = name === 'play' ? '' : this.views.learn.hash(); });
       return button;
     });
+    this.guide = add(nav, 'button', { type: 'button', 'data-word': 'tour' });
+    this.guide.addEventListener('click', () => this.tour.start());
     this.tongue = add(nav, 'button', { type: 'button', class: 'tongue', 'data-word': 'language' });
     this.tongue.addEventListener('click', () => {
       tongue.now = tongue.now === 'en' ? 'zh' : 'en';
@@ -21,6 +24,7 @@ class App {
     const sections = Object.fromEntries(['play', 'learn'].map((name) => [name, add(root, 'div', { hidden: '' })]));
     sections[this.asked().view].hidden = false;
     this.views = { play: new Play(sections.play, state), learn: new Learn(sections.learn) };
+    this.tour = new Tour(root, this);
     addEventListener('hashchange', () => this.show());
     this.show();
   }
@@ -43,7 +47,7 @@ class App {
   showWords() {
     document.documentElement.lang = tongue.now === 'zh' ? 'zh-CN' : 'en';
     translate(this.nav);
-    for (const view of Object.values(this.views)) view.showWords();
+    for (const part of [...Object.values(this.views), this.tour]) part.showWords();
     document.title = this.view.title.textContent;
   }
 }

@@ -340,6 +340,30 @@ def test_a_lost_graphics_processor_is_no_loss(play):
     matches_pytorch(page)
 
 
+def test_the_tour_moves_the_page_and_leaves_it_as_it_was(play):
+    page = play()
+    page.get_by_role("button", name="Tour", exact=True).click()
+    marked, moved = [], []
+    while page.locator(".tour").get_by_role("button", name="next").count():
+        page.wait_for_function("() => !__app.tour.doing || __app.tour.doing.then(() => true)")
+        marked.append(page.evaluate("[...document.querySelectorAll('.spot')].map((o) => o.classList[0]).join(' ')"))
+        moved.append(page.evaluate("[__page.board.thing.at, __page.stage, __page.token, __page.list[0].label, "
+                                   "__page.list[4].mixers[2]]"))
+        page.locator(".tour").get_by_role("button", name="next").click()
+        page.wait_for_function("(n) => __app.tour.at === n", arg=len(marked))
+    assert len(marked) == 9 and all(marked)
+    usual = [[64, 64], 2, None, None, "Attention"]
+    changes = [{}, {}, {0: [0.28 * 128] * 2}, {}, {3: 4}, {2: [4, 4]}, {2: [4, 4]}, {1: 1}, {4: "Identity"}]
+    assert moved == [[change.get(i, v) for i, v in enumerate(usual)] for change in changes]
+    page.wait_for_function("() => __app.view.going")  # the last step trains
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Play").click()
+    play()
+    assert not page.locator(".tour").is_visible() and not page.locator(".spot").count()
+    assert page.evaluate("[__page.list[4].mixers[2], __page.stage, __page.token]") == ["Attention", 2, None]
+    matches_pytorch(page)
+
+
 def test_it_speaks_chinese(play):
     page = play()
     page.get_by_role("button", name="中文").click()
