@@ -96,7 +96,7 @@ class Side {
 
   figure(kind) {
     const figure = add(this.root, 'figure', { class: kind });
-    const canvas = add(figure, 'canvas', { role: 'img', width: 8, height: 8 });
+    const canvas = add(figure, 'canvas', { role: 'img', width: 8, height: 8, 'data-label': kind });
     return { canvas, caption: add(figure, 'figcaption') };
   }
 

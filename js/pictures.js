@@ -26,13 +26,15 @@ const clip = (v, low = 0, high = 1) => min(max(v, low), high);
 export function render(things, size, ground = 0.15) { // → (size, size, 3), 0 to 1; a thing as `Thing` of data/shapes.py
   const image = new Float32Array(3 * size * size).fill(ground);
   for (const { x, y, radius, shape, color, angle = 0, texture = null, phase = [0, 0] } of things) {
-    const [c, s] = [cos(angle), sin(angle)];
-    for (let i = 0; i < size * size; i++) {
-      const u = ((i % size + 0.5) / size - x) / radius, v = ((Math.floor(i / size) + 0.5) / size - y) / radius;
-      if (hypot(u, v) > 1.7 + 1 / (radius * size)) continue;
-      const [p, q] = [c * u + s * v, c * v - s * u], cover = clip(0.5 - DISTANCES[shape](p, q) * radius * size);
-      const wave = texture ? 0.35 * clip(2 * TEXTURES[texture](p + phase[0], q + phase[1]), -1) : 0;
-      for (let k = 0; k < 3; k++) image[3 * i + k] += cover * (color[k] + wave - image[3 * i + k]);
+    const [c, s] = [cos(angle), sin(angle)], reach = 1.7 * radius;
+    const [[left, right], [top, bottom]] = [x, y].map((v) => [v - reach, v + reach].map((edge) => Math.floor(edge * size)));
+    for (let row = max(0, top); row <= min(size - 1, bottom); row++) {
+      for (let column = max(0, left); column <= min(size - 1, right); column++) {
+        const [u, v] = [((column + 0.5) / size - x) / radius, ((row + 0.5) / size - y) / radius], i = row * size + column;
+        const [p, q] = [c * u + s * v, c * v - s * u], cover = clip(0.5 - DISTANCES[shape](p, q) * radius * size);
+        const wave = texture ? 0.35 * clip(2 * TEXTURES[texture](p + phase[0], q + phase[1]), -1) : 0;
+        for (let k = 0; k < 3; k++) image[3 * i + k] += cover * (color[k] + wave - image[3 * i + k]);
+      }
     }
   }
   return image.map((v) => clip(v));

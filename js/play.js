@@ -41,7 +41,7 @@ class Card {
 
   figure(kind) {
     const figure = add(this.root, 'figure', { class: kind });
-    const canvas = add(figure, 'canvas', { role: 'img', width: 8, height: 8 });
+    const canvas = add(figure, 'canvas', { role: 'img', width: 8, height: 8, 'data-label': kind });
     return { canvas, caption: add(figure, 'figcaption') };
   }
 
