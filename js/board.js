@@ -127,10 +127,11 @@ export class Board {
     this.show();
   }
 
-  picture(image) { // as large as fits over the whole board
-    this.remember();
-    const scale = Math.max(this.width / image.width, this.height / image.height);
-    const [w, h] = [image.width * scale, image.height * scale], c = this.base.getContext('2d');
+  picture(image, keep = true) { // as large as fits over the whole board; keep: it can be undone
+    if (keep) this.remember();
+    const [width, height] = [image.videoWidth ?? image.width, image.videoHeight ?? image.height];
+    const scale = Math.max(this.width / width, this.height / height);
+    const [w, h] = [width * scale, height * scale], c = this.base.getContext('2d');
     c.drawImage(image, (this.width - w) / 2, (this.height - h) / 2, w, h);
     this.thing = null;
     this.show();

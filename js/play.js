@@ -1,37 +1,8 @@
-// The page: models answer side by side about what is on the board, and show where they look and who hears whom.
+// Play: models answer side by side about what is on the board, and show where they look and who hears whom.
 import { Board, SHAPES } from './board.js';
 import { drawMap, drawMatrix, drawPicture, drawRow, scaleMap } from './views.js';
 import { MIXERS } from './engine.js';
-import { work } from './worker.js';
-import words from './words.json';
-
-let language = 'en';
-
-const t = (key, values = {}) => (words[language][key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name]);
-const className = (name) => (language === 'zh' && words.classes[name]) || name;
-
-function add(parent, tag, attributes = {}, text = '') {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  if (text) node.textContent = text;
-  return parent.appendChild(node);
-}
-
-// --- the worker, asked by promises ---
-
-function assistant() { // this script again, beside the page
-  const script = document.getElementById('script').textContent, waiting = new Map();
-  const worker = new Worker(URL.createObjectURL(new Blob([script], { type: 'text/javascript' })));
-  worker.onmessage = ({ data: { id, value, error } }) => {
-    const [resolve, reject] = waiting.get(id);
-    waiting.delete(id);
-    if (error) reject(new Error(error)); else resolve(value);
-  };
-  return (action, request = {}) => new Promise((resolve, reject) => {
-    waiting.set(waiting.id = (waiting.id ?? 0) + 1, [resolve, reject]);
-    worker.postMessage({ id: waiting.id, action, request });
-  });
-}
+import { add, assistant, choice, className, ground, t, translate, words } from './common.js';
 
 // --- one model ---
 
@@ -70,7 +41,7 @@ class Card {
 
   figure(kind) {
     const figure = add(this.root, 'figure', { class: kind });
-    const canvas = add(figure, 'canvas', { role: 'img', width: 8, height: 8 });
+    const canvas = add(figure, 'canvas', { role: 'img', width: 8, height: 8, 'data-label': kind });
     return { canvas, caption: add(figure, 'figcaption') };
   }
 
@@ -166,16 +137,16 @@ class Card {
     const { canvas, caption } = this.matrix, { page } = this;
     if (!this.who) return;
     const n = Math.round(Math.sqrt(this.who.length)), [, w] = this.grid();
-    drawMatrix(canvas, this.who, n, page.ground(), page.token ? page.token[0] * w + page.token[1] : null);
+    drawMatrix(canvas, this.who, n, ground(), page.token ? page.token[0] * w + page.token[1] : null);
     caption.textContent = t('matrix of', { mixer: this.mixers[page.stage] });
     canvas.setAttribute('aria-label', `${caption.textContent}. ${t('matrix help')}`);
     canvas.title = t('matrix help');
   }
 }
 
-// --- the page ---
+// --- the view ---
 
-class Page {
+export class Play {
   constructor(root, state) {
     Object.assign(this, { root, state, cardsOf: {}, generation: 0, stage: 2, token: null, whole: false, times: [] });
     this.ask = assistant();
@@ -194,8 +165,6 @@ class Page {
         tab.addEventListener('click', () => this.open(task));
       }
     }
-    this.tongue = add(header, 'button', { type: 'button', class: 'tongue' });
-    this.tongue.addEventListener('click', () => { language = language === 'en' ? 'zh' : 'en'; this.showWords(); });
     this.lead = add(root, 'p', { class: 'lead' });
     const main = add(root, 'div', { class: 'main' });
     this.side = add(main, 'section', { class: 'side' });
@@ -205,18 +174,10 @@ class Page {
     this.cards = add(this.right, 'div', { class: 'cards' });
   }
 
-  choice(parent, key, options, react) { // a list with a name
-    const label = add(parent, 'label'), text = add(label, 'span', { 'data-word': key });
-    const select = add(label, 'select');
-    for (const [value, word] of options) add(select, 'option', { value, ...(word && { 'data-word': word }) }, value);
-    select.addEventListener('change', () => react(select.value));
-    return select;
-  }
-
   buildControls() {
     const row = add(this.right, 'div', { class: 'controls' });
-    this.stages = this.choice(row, 'stage', [1, 2, 3, 4].map((s) => [String(s)]), (s) => this.setStage(Number(s) - 1));
-    this.choice(row, 'whom', [['one', 'one'], ['whole', 'whole']], (value) => {
+    this.stages = choice(row, 'stage', [1, 2, 3, 4].map((s) => [String(s)]), (s) => this.setStage(Number(s) - 1));
+    choice(row, 'whom', [['one', 'one'], ['whole', 'whole']], (value) => {
       this.whole = value === 'whole';
       this.hear(this.token);
     });
@@ -246,11 +207,49 @@ class Page {
       const image = add(button, 'img', { src: url, alt: '' });
       button.addEventListener('click', () => this.board.picture(image));
     });
-    const own = add(this.side, 'label', { class: 'own' });
-    add(own, 'span', { 'data-word': 'own' });
-    const file = add(own, 'input', { type: 'file', accept: 'image/*' });
+    const own = add(this.side, 'div', { class: 'own' }), label = add(own, 'label');
+    add(label, 'span', { 'data-word': 'own' });
+    const file = add(label, 'input', { type: 'file', accept: 'image/*' });
     file.addEventListener('change', async () => { if (file.files[0]) board.picture(await createImageBitmap(file.files[0])); });
+    this.filming = add(own, 'button', { type: 'button', 'data-word': 'camera' });
+    this.filming.addEventListener('click', () => (this.film ? this.stopFilm() : this.startFilm()));
     this.tries = add(this.side, 'div', { class: 'tries' });
+  }
+
+  async startFilm() { // the camera's pictures, as fast as the models answer; the last one stays
+    this.filming.disabled = true;
+    try {
+      const video = document.createElement('video');
+      const size = { width: 640, facingMode: 'environment' };
+      video.srcObject = await navigator.mediaDevices.getUserMedia({ video: size });
+      Object.assign(video, { muted: true, playsInline: true });
+      await video.play();
+      this.film = video;
+      this.board.remember();
+      this.nextFrame();
+    } catch { // there is none, or the reader does not want it
+      this.say('no camera');
+    }
+    this.filming.disabled = false;
+    this.showFilming();
+  }
+
+  nextFrame() {
+    if (!this.film) return;
+    if (this.root.hidden) this.stopFilm();
+    else if (this.list.every((card) => card.fresh.look === this.generation)) this.board.picture(this.film, false);
+    requestAnimationFrame(() => this.nextFrame());
+  }
+
+  stopFilm() {
+    this.film?.srcObject.getTracks().forEach((track) => track.stop());
+    this.film = null;
+    this.showFilming();
+  }
+
+  showFilming() {
+    this.filming.dataset.word = this.film ? 'still' : 'camera';
+    this.filming.textContent = t(this.filming.dataset.word);
   }
 
   buildShapes() {
@@ -302,6 +301,7 @@ class Page {
   }
 
   open(task) {
+    if (this.film) this.stopFilm();
     this.task = task;
     this.token = null;
     this.buildBoard(task);
@@ -365,7 +365,7 @@ class Page {
   }
 
   async run() {
-    if (this.running) return;
+    if (this.running || this.root.hidden) return; // the other view is open
     this.running = true;
     this.failed = false;
     try {
@@ -498,8 +498,6 @@ class Page {
 
   scaleMap(...args) { return scaleMap(...args); }
 
-  ground() { return matchMedia('(prefers-color-scheme: dark)').matches ? [30, 32, 36] : [255, 255, 255]; }
-
   say(key, values = {}) { // a word, and what stands in it
     this.said = [key, values];
     const text = key ? t(key, values) : '';
@@ -507,7 +505,7 @@ class Page {
   }
 
   tick(what) {
-    if (this.done.has(what)) return;
+    if (this.guided || this.done.has(what)) return; // what the tour does is not the reader's
     this.done.add(what);
     this.showTries();
   }
@@ -539,27 +537,15 @@ class Page {
   }
 
   showWords() {
-    document.documentElement.lang = language === 'zh' ? 'zh-CN' : 'en';
     const five = this.list.length === 5 ? '' : ' one';
     this.title.textContent = this.state.title || t(`title${five}`);
-    document.title = this.title.textContent;
     this.lead.textContent = t(`lead${five}`);
-    this.tongue.textContent = t('language');
     for (const tab of this.tabs.children) {
       tab.textContent = t(tab.dataset.task);
       tab.setAttribute('aria-pressed', String(tab.dataset.task === this.task.name));
     }
     this.tabs.setAttribute('aria-label', t('task'));
-    for (const node of this.root.querySelectorAll('[data-word]')) node.textContent = t(node.dataset.word);
-    for (const node of this.root.querySelectorAll('[data-label]')) node.setAttribute('aria-label', t(node.dataset.label));
-    for (const node of this.root.querySelectorAll('[data-class]')) {
-      const name = className(node.dataset.class);
-      Object.assign(node, { title: name, ariaLabel: name });
-    }
-    for (const node of this.root.querySelectorAll('[data-colour]')) {
-      const name = language === 'zh' ? words.colours[node.dataset.colour][1] : node.dataset.colour;
-      Object.assign(node, { title: name, ariaLabel: name });
-    }
+    translate(this.root);
     this.stages.value = String(this.stage + 1);
     this.list.forEach((card) => card.showWords());
     this.showTries();
@@ -568,6 +554,3 @@ class Page {
     this.say(...(this.said ?? ['']));
   }
 }
-
-if (typeof document === 'undefined') work();
-else globalThis.__page = new Page(document.getElementById('page'), JSON.parse(document.getElementById('state').textContent));

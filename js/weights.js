@@ -12,7 +12,7 @@ export function generator(seed) { // random numbers from 0 to 1, the same for a 
   };
 }
 
-function normal(random, shape, std = 0.02) { // truncated at two deviations, as the lessons' weights start
+export function normal(random, shape, std = 0.02) { // truncated at two deviations, as the lessons' weights start
   const one = () => {
     for (;;) {
       const z = Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
@@ -22,13 +22,14 @@ function normal(random, shape, std = 0.02) { // truncated at two deviations, as 
   return { weight: np.array(Float32Array.from({ length: shape.reduce((a, b) => a * b) }, one)).reshape(shape) };
 }
 
-export function newMixer(name, dim, tokens, seed, head_dim = 32) { // weights as `MIXERS[name]` wants them
+export function newMixer(name, dim, tokens, seed, head_dim = 32, std = () => 0.02) { // as `MIXERS` want them
   const random = generator(seed), inner = Math.max(Math.floor(dim / head_dim), 1) * head_dim;
+  const one = (...shape) => normal(random, shape, std(shape));
   if (name === 'SepConv') {
-    return { pwconv1: normal(random, [2 * dim, dim]), act1: { scale: np.ones([1]), bias: np.zeros([1]) },
-      dwconv: normal(random, [2 * dim, 1, 7, 7]), pwconv2: normal(random, [dim, 2 * dim]) };
+    return { pwconv1: one(2 * dim, dim), act1: { scale: np.ones([1]), bias: np.zeros([1]) },
+      dwconv: one(2 * dim, 1, 7, 7), pwconv2: one(dim, 2 * dim) };
   }
-  if (name === 'Attention') return { qkv: normal(random, [3 * inner, dim]), proj: normal(random, [dim, inner]) };
+  if (name === 'Attention') return { qkv: one(3 * inner, dim), proj: one(dim, inner) };
   if (name !== 'RandomMixing') return {};
   const uniform = np.array(Float32Array.from({ length: tokens ** 2 }, random)).reshape([tokens, tokens]);
   return { random_matrix: nn.softmax(uniform, -1) };
@@ -56,16 +57,27 @@ export function readSafetensors(bytes) { // Uint8Array → { name: [shape, Float
   }));
 }
 
-export function readWeights(bytes) { // 'stages.0.1.mlp.fc1.weight' → w.stages[0][1].mlp.fc1.weight
+export function nest(named) { // 'stages.0.1.mlp.fc1.weight' → w.stages[0][1].mlp.fc1.weight
   const tree = {};
-  for (const [name, [shape, values]] of Object.entries(readSafetensors(bytes))) {
+  for (const [name, value] of Object.entries(named)) {
     const path = name.split('.'), last = path.pop();
-    path.reduce((node, key) => (node[key] ??= {}), tree)[last] = np.array(values).reshape(shape);
+    path.reduce((node, key) => (node[key] ??= {}), tree)[last] = value;
   }
-  const lists = (node) => (Object.keys(node).every((key) => /^\d+$/.test(key)) ? Object.values(node) : node);
+  const lists = (node) => Object.assign([], node);
   tree.downsample_layers = lists(tree.downsample_layers);
   tree.stages = lists(tree.stages).map(lists);
+  for (const block of tree.stages.flat()) block.token_mixer ??= {}; // one without weights has no names
   return tree;
+}
+
+export function flat(tree, before = '') { // and back
+  return Object.assign({}, ...Object.entries(tree).map(([key, value]) => (
+    value instanceof np.Array ? { [before + key]: value } : flat(value, `${before}${key}.`))));
+}
+
+export function readWeights(bytes) {
+  return nest(Object.fromEntries(Object.entries(readSafetensors(bytes)).map(([name, [shape, values]]) =>
+    [name, np.array(values).reshape(shape)])));
 }
 
 export async function start(preferred = ['webgpu', 'wasm']) { // the first of these that there is

@@ -2,10 +2,13 @@
 import { numpy as np } from '@jax-js/jax';
 import { FAMILIES, MetaFormer, MIXERS } from './engine.js';
 import { MATRICES, gradcam, influence, mixerInput } from './explain.js';
+import { Learner } from './learn.js';
 import { newMixer, readWeights, start } from './weights.js';
 import { unpack } from './pack.js';
 
 const models = {}; // name → { model, seen: what it thinks of the last picture }
+
+let learner = null; // the model that trains here
 
 const numbers = async (x) => new Float32Array(await x.data());
 
@@ -88,6 +91,17 @@ const actions = {
     model.known.clear();
     return model.token_mixers;
   },
+
+  async learn(settings) { // a new model; what is answered are the held-out pictures, 0 to 1, and their labels
+    learner?.dispose();
+    learner = new Learner(settings);
+    return { ...learner.held, images: learner.held.images.map((v) => v / 4 + 0.5) };
+  },
+  async step() { return learner.step(); },
+  async accuracy() { return learner.accuracy(); },
+  async regard({ example, stage }) { return learner.look(example, stage); },
+  async batch({ t }) { return learner.batch(t); },
+  async parameters({ of }) { return learner.numbers(of); },
 };
 
 export function work() {

@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+         "--use-fake-device-for-media-stream"]
 WEBGPU = [*FLAGS[:1], *FLAGS[2:], "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader",  # on any processor
           "--enable-features=Vulkan", "--use-vulkan=swiftshader", "--ignore-gpu-blocklist"]
 PATIENCE = 60_000  # ms; a busy machine imports PyTorch for a while

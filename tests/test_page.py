@@ -7,19 +7,21 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 
-from browser import PATIENCE, ROOT, browser, listen
+from browser import CHROMIUM, PATIENCE, ROOT, WEBGPU, browser, listen
 from metaformer_edu.core.basics import sample_photo
-from metaformer_edu.data.datasets import load_shapes
+from metaformer_edu.data.shapes import TASKS, Thing, render
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.influence import channel_directions, influence, mixer_at, mixing_matrix, squared_norms
 from metaformer_edu.models.layers import LayerNormGeneral, Mlp, SquaredReLU
 from metaformer_edu.models.mixers import SepConv
+from metaformer_edu.models.metaformer import MetaFormer
 from metaformer_edu.models.registry import FAMILIES, create_model
 from metaformer_edu.models.weights import save_weights
 from metaformer_edu.widgets.base import STATIC
@@ -31,10 +33,9 @@ WIDE = (64, 96)  # a picture whose grids of tokens are not square
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
-def made(family, size=WIDE):
+def perturbed(model):
     "A model whose every parameter is away from where it starts, in numbers that float16 has."
-    model = create_model(f"tiny_{family}", num_classes=5, img_size=size).eval()
-    for p in model.parameters():
+    for p in model.eval().parameters():
         p.data = (p.data + 0.1 * torch.randn_like(p) * p.requires_grad).half().float()
     return model
 
@@ -42,7 +43,7 @@ def made(family, size=WIDE):
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
-    return {family: made(family) for family in FAMILIES}
+    return {family: perturbed(create_model(f"tiny_{family}", num_classes=5, img_size=WIDE)) for family in FAMILIES}
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +52,25 @@ def picture():
 
 
 @pytest.fixture(scope="module")
-def opened():
+def chromium():
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def opened(chromium):
     "Opens pages offline; at the end they must have complained about nothing and asked nobody."
     said = []
-    with browser() as chromium:
-        def open_page(path, **options):
-            page = chromium.new_context(offline=True, **options).new_page()
-            page.set_default_timeout(PATIENCE)
-            said.append(listen(page))
-            own = (path.as_uri(), "blob:", "data:")
-            page.on("request", lambda r: None if r.url.startswith(own) else said[-1].append(r.url))
-            page.goto(path.as_uri())
-            return page
-        yield open_page
+
+    def open_page(path, where=""):
+        page = chromium.new_context(offline=True).new_page()
+        page.set_default_timeout(PATIENCE)
+        said.append(listen(page))
+        own = (path.as_uri(), "blob:", "data:")
+        page.on("request", lambda r: None if r.url.startswith(own) else said[-1].append(r.url))
+        page.goto(path.as_uri() + where)
+        return page
+    yield open_page
     assert not any(said), said
 
 
@@ -111,16 +118,6 @@ def test_logits(page, models, picture, family):
 
 
 @families
-def test_trained_runs_answer_as_in_pytorch(shapes_page, family):
-    _, held_out, _ = load_shapes("shape", 128)
-    for i in (3, 11):
-        image = held_out[i][0]
-        with torch.no_grad():
-            known = example_models()[family](image[None])
-        near(ask(shapes_page, "look", name=f"shapes {family}", image=image), known, 1e-4)
-
-
-@families
 def test_gradcam(page, models, picture, family):
     for stage in (2, 4):
         known = explain(models[family], picture, target=2, stage=stage).maps[0]
@@ -160,30 +157,25 @@ def test_influence_through_the_whole_network(page, models, picture, family, stag
     near(found, known, 1e-3)
 
 
-def test_webgpu_computes_the_same(models, picture, tmp_path):
-    "In a process of its own, as one process has one Playwright."
-    path = save_page({"caformer": (models["caformer"], NAMES)}, tmp_path / "page.html")
-    program = f"""
-import json
-from browser import PATIENCE, WEBGPU, browser
-with browser(WEBGPU) as chromium:
-    page = chromium.new_page()
-    page.set_default_timeout(PATIENCE)
-    page.goto({path.as_uri()!r})
-    page.wait_for_function("() => !__page.running && (__page.device || __page.failed)")
-    print(json.dumps(page.evaluate(
-        "[__page.device, ...[__page.image, __page.list[0].logits, __page.list[0].cam].map((x) => Array.from(x))]")))
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "tests", capture_output=True, text=True,
-                          timeout=200)
-    assert not done.returncode, done.stderr
-    device, image, logits, cam = json.loads(done.stdout)
+def test_webgpu_computes_the_same(chromium, tmp_path):
+    "Four mixers in one small model, as a software adapter compiles for long."
+    torch.manual_seed(0)
+    mixers = ["SepConv", "Pooling", "RandomMixing", "Attention"]
+    model = perturbed(MetaFormer(num_classes=5, depths=(1,) * 4, dims=(32,) * 4, token_mixers=mixers, img_size=WIDE))
+    path = save_page({"mixed": (model, NAMES)}, tmp_path / "page.html")
+    with chromium.browser_type.launch(executable_path=CHROMIUM, args=WEBGPU) as other:
+        page = other.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(path.as_uri())
+        page.wait_for_function("() => !__page.running && (__page.device || __page.failed)")
+        device, *found = page.evaluate(
+            "[__page.device, ...[__page.image, __page.list[0].logits, __page.list[0].cam].map((x) => Array.from(x))]")
     if device != "webgpu":
         pytest.skip("This Chromium has no WebGPU.")
-    image = torch.tensor(image).view(3, *WIDE)
+    image = torch.tensor(found[0]).view(3, *WIDE)
     with torch.no_grad():
-        near(logits, models["caformer"](image[None]), 1e-4)
-    near(cam, explain(models["caformer"], image, stage=3).maps[0], 1e-3)
+        near(found[1], model(image[None]), 1e-4)
+    near(found[2], explain(model, image, stage=3).maps[0], 1e-3)
 
 
 def test_files_of_our_own_are_read(page, models, picture, tmp_path):
@@ -327,6 +319,21 @@ def test_another_mixer_changes_answer_and_matrix(play):
     matches_pytorch(page)
 
 
+def test_a_camera_is_asked_when_a_reader_wants_it(play):
+    page = play()
+    page.get_by_role("button", name="camera").click()
+    page.wait_for_function("() => !__page.filming.disabled")
+    assert "The browser gives no camera" in page.inner_text(".status")
+    page.context.grant_permissions(["camera"])
+    before = page.evaluate("__page.generation")
+    page.get_by_role("button", name="camera").click()
+    page.wait_for_function("(before) => __page.film && __page.generation > before + 1", arg=before)
+    page.get_by_role("button", name="keep this picture").click()
+    play()
+    matches_pytorch(page)
+    page.get_by_role("button", name="undo").click()
+
+
 def test_a_lost_graphics_processor_is_no_loss(play):
     page = play()
     page.evaluate("""() => {
@@ -334,6 +341,30 @@ def test_a_lost_graphics_processor_is_no_loss(play):
         __page.ask = async () => { throw new Error('lost') };
         __page.board.show() }""")
     page.wait_for_function("() => __page.device === 'wasm' && !__page.running")
+    matches_pytorch(page)
+
+
+def test_the_tour_moves_the_page_and_leaves_it_as_it_was(play):
+    page = play()
+    page.get_by_role("button", name="Tour", exact=True).click()
+    marked, moved = [], []
+    while page.locator(".tour").get_by_role("button", name="next").count():
+        page.wait_for_function("() => !__app.tour.doing || __app.tour.doing.then(() => true)")
+        marked.append(page.evaluate("[...document.querySelectorAll('.spot')].map((o) => o.classList[0]).join(' ')"))
+        moved.append(page.evaluate("[__page.board.thing.at, __page.stage, __page.token, __page.list[0].label, "
+                                   "__page.list[4].mixers[2]]"))
+        page.locator(".tour").get_by_role("button", name="next").click()
+        page.wait_for_function("(n) => __app.tour.at === n", arg=len(marked))
+    assert len(marked) == 9 and all(marked)
+    usual = [[64, 64], 2, None, None, "Attention"]
+    changes = [{}, {}, {0: [0.28 * 128] * 2}, {}, {3: 4}, {2: [4, 4]}, {2: [4, 4]}, {1: 1}, {4: "Identity"}]
+    assert moved == [[change.get(i, v) for i, v in enumerate(usual)] for change in changes]
+    page.wait_for_function("() => __app.view.going")  # the last step trains
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Play").click()
+    play()
+    assert not page.locator(".tour").is_visible() and not page.locator(".spot").count()
+    assert page.evaluate("[__page.list[4].mixers[2], __page.stage, __page.token]") == ["Attention", 2, None]
     matches_pytorch(page)
 
 
@@ -362,6 +393,144 @@ def test_bytes():
     "A page for a phone: under 3 MB."
     assert (STATIC / "page.js").stat().st_size + sum(
         len(m["weights"]) for task in page_state(example_runs(), {})["tasks"] for m in task["models"]) < 2_950_000
+
+
+# --- Learn ---
+
+@pytest.fixture(scope="module")
+def learn(opened, tmp_path_factory):
+    "The page as a link opens it: two models that have trained for twelve steps."
+    path = save_page(example_runs()["identityformer"], tmp_path_factory.mktemp("learn") / "page.html")
+    found = opened(path, "#view=learn&size=16&left=Identity.Identity&right=Pooling.SepConv&seed=2&steps=12")
+    trained(found)
+    return found
+
+
+def trained(page):
+    page.wait_for_function("() => __app.view.fresh && !__app.view.running")
+    assert not page.evaluate("__app.view.failed"), page.inner_text(".learning + .models .status")
+
+
+def tell(page, action, over=None, **request):
+    "What the worker of one side answers, arrays as NumPy's; a list of answers over a list of requests."
+    found = page.evaluate("""async ([action, request, over]) => {
+        const letters = (x) => Array.from(new Uint8Array(x.buffer), (c) => String.fromCharCode(c)).join('');
+        const text = (x) => ({ base64: btoa(letters(x)) });
+        const ask = (request) => __app.views.learn.sides[0].ask(action, request);
+        const value = await (over ? Promise.all(over.map(ask)) : ask(request));
+        return JSON.parse(JSON.stringify(value ?? null, (key, v) => v instanceof Float32Array ? text(v) : v)) }""",
+                          [action, request, over])
+    return unpacked(found)
+
+
+def unpacked(found):
+    if isinstance(found, list):
+        return [unpacked(o) for o in found]
+    if not isinstance(found, dict):
+        return found
+    if found.keys() == {"base64"}:
+        return np.frombuffer(base64.b64decode(found["base64"]), "<f4")
+    return {key: unpacked(value) for key, value in found.items()}
+
+
+def parameters(page, of):
+    found = tell(page, "parameters", of=of)
+    return {name: torch.tensor(values).view(*shape) for name, (shape, values) in found.items()}
+
+
+def losses(page):
+    return page.evaluate("__app.view.sides.map((side) => side.losses)")
+
+
+def test_learn_opens_where_the_link_says(learn):
+    before = losses(learn)
+    assert [len(side) for side in before] == [12, 12] and before[0] != before[1]
+    assert "seed=2&steps=12&left=Identity.Identity&right=Pooling.SepConv" in learn.url
+    link = learn.url
+    learn.get_by_label("seed").select_option("3")
+    trained(learn)
+    learn.get_by_role("button", name="one step").click()
+    learn.wait_for_function("() => __app.view.t === 1 && !__app.view.running")
+    assert "seed=3&steps=1&" in learn.url and losses(learn)[0][0] != before[0][0]
+    learn.get_by_role("button", name="train", exact=True).click()
+    learn.wait_for_function("() => __app.view.t > 3")
+    learn.get_by_role("button", name="pause").click()
+    trained(learn)
+    steps = learn.evaluate("__app.view.t")
+    assert f"seed=3&steps={steps}&" in learn.url and len(losses(learn)[1]) == steps
+    learn.get_by_role("button", name="start again").click()
+    trained(learn)
+    assert "seed=3&steps=0&" in learn.url and losses(learn) == [[], []]
+    learn.evaluate("(link) => { location.href = link }", link)
+    learn.wait_for_function("() => __app.view.t === 12")
+    trained(learn)
+    assert losses(learn) == before
+
+
+def test_learn_shows_what_it_says(learn):
+    "The curves, the map and the matrix of the picture that is chosen."
+    learn.locator(".learning .examples button").nth(3).click()
+    learn.get_by_label("map and matrix of stage").select_option("2")
+    learn.wait_for_function("() => __app.view.sides.every((s) => s.seen.stage === 1 && s.seen.example === 3)")
+    trained(learn)
+    seen = learn.evaluate("__app.view.sides.map((s) => [s.seen.matrix.length, s.seen.cam.length, s.seen.label])")
+    assert seen == [[16, 4, 1], [16, 4, 1]]
+    chart = learn.locator(".chart svg")
+    said = chart.nth(0).get_attribute("aria-label")
+    assert re.fullmatch(r"loss.*: Identity \d\.\d+, Pooling, SepConv \d\.\d+", said)
+    assert [len(o.get_attribute("points").split()) for o in learn.locator(".chart polyline").all()] == [12, 12, 3, 3]
+    accuracy = learn.evaluate("__app.view.sides.map((s) => s.accuracies.at(-1)[1])")
+    for said, right in zip(learn.locator(".numbers").all_inner_texts(), accuracy):
+        assert f"{100 * right:.0f} % right" in said
+
+
+def test_links_that_ask_for_what_there_is_not(learn):
+    asked = dict(task="cats", size=7, left="Foo.Bar", right="Attention", seed=-3, rate="x", steps="many")
+    found = learn.evaluate("""(asked) => {
+        const view = __app.view;
+        Object.assign(view, { begin(settings) { this.found = settings } });
+        view.take(asked);
+        delete view.begin;
+        return view.found }""", asked)
+    assert found == dict(task="same", size=32, rate=0.003, seed=1, steps=0, left=["Identity"] * 2,
+                         right=["Attention"] * 2)
+
+
+@pytest.mark.parametrize("mixers", [["SepConv", "Attention"], ["Pooling", "RandomMixing", "Identity"]],
+                         ids=".".join)
+def test_training_is_pytorchs(learn, mixers):
+    "The gradients of the first step, and the losses of fifty."
+    tell(learn, "learn", task="shape", size=16, mixers=mixers, rate=0.003, seed=3, batch=8)
+    dims = (32, 64, 96)[:len(mixers)]
+    model = MetaFormer(num_classes=5, depths=[1] * len(mixers), dims=dims, token_mixers=mixers,
+                       res_scale_init_values=None, img_size=16)
+    model.load_state_dict({**parameters(learn, "w"), **parameters(learn, "fixed")})
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW([dict(params=[p], weight_decay=0.05 * (p.ndim > 1)) for p in named.values()], 0.003)
+    for t, batch in enumerate(tell(learn, "batch", over=[dict(t=t) for t in range(50)])):
+        images = torch.tensor(batch["images"]).view(8, 16, 16, 3).permute(0, 3, 1, 2)
+        loss = torch.nn.functional.cross_entropy(model(images), torch.tensor(batch["labels"]))
+        near(tell(learn, "step"), loss.item(), 1e-3)
+        optimizer.zero_grad()
+        loss.backward()
+        if t == 0:
+            means = parameters(learn, "m")  # a tenth of the gradients
+            assert means.keys() == named.keys()
+            for name, p in named.items():
+                assert (10 * means[name] - p.grad).abs().max() < 1e-4 * p.grad.abs().max(), name
+        optimizer.step()
+
+
+def test_pictures_are_drawn_as_in_python(learn):
+    for task in TASKS:
+        tell(learn, "learn", task=task, size=32, mixers=["Identity", "Identity"], rate=0.003, seed=0, batch=5)
+        batch = tell(learn, "batch", t=4)
+        assert set(batch["labels"]) == set(range(len(TASKS[task].class_names)))
+        for image, drawn in zip(batch["images"].reshape(5, 32, 32, 3), batch["drawn"]):
+            things = [Thing(**{key: tuple(v) if isinstance(v, list) else v for key, v in thing.items()})
+                      for thing in drawn["things"]]
+            plain = SimpleNamespace(uniform=lambda *_: drawn["ground"], normal=lambda *_: 0)
+            near((image / 4 + 0.5).ravel(), render(things, 32, plain)[0].ravel() / 255, 3e-3)
 
 
 # --- what cannot be computed there is refused ---

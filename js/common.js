@@ -1,0 +1,55 @@
+// What the views share: words in two languages, elements, and a worker that is asked by promises.
+import words from './words.json';
+
+export { words };
+
+export const tongue = { now: navigator.language?.startsWith('zh') ? 'zh' : 'en' };
+
+export const t = (key, values = {}) =>
+  (words[tongue.now][key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+export const className = (name) => (tongue.now === 'zh' && words.classes[name]) || name;
+
+export function add(parent, tag, attributes = {}, text = '') {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (text) node.textContent = text;
+  return parent.appendChild(node);
+}
+
+export function choice(parent, key, options, react) { // a list with a name
+  const label = add(parent, 'label');
+  add(label, 'span', { 'data-word': key });
+  const select = add(label, 'select');
+  for (const [value, word] of options) add(select, 'option', { value, ...(word && { 'data-word': word }) }, value);
+  select.addEventListener('change', () => react(select.value));
+  return select;
+}
+
+export function translate(root) { // what says by an attribute which word it is
+  for (const node of root.querySelectorAll('[data-word]')) node.textContent = t(node.dataset.word);
+  for (const node of root.querySelectorAll('[data-label]')) node.setAttribute('aria-label', t(node.dataset.label));
+  for (const node of root.querySelectorAll('[data-class]')) {
+    const name = className(node.dataset.class);
+    Object.assign(node, { title: name, ariaLabel: name });
+  }
+  for (const node of root.querySelectorAll('[data-colour]')) {
+    const name = tongue.now === 'zh' ? words.colours[node.dataset.colour][1] : node.dataset.colour;
+    Object.assign(node, { title: name, ariaLabel: name });
+  }
+}
+
+export const ground = () => (matchMedia('(prefers-color-scheme: dark)').matches ? [30, 32, 36] : [255, 255, 255]);
+
+export function assistant() { // this script again, beside the page
+  const script = document.getElementById('script').textContent, waiting = new Map();
+  const worker = new Worker(URL.createObjectURL(new Blob([script], { type: 'text/javascript' })));
+  worker.onmessage = ({ data: { id, value, error } }) => {
+    const [resolve, reject] = waiting.get(id);
+    waiting.delete(id);
+    if (error) reject(new Error(error)); else resolve(value);
+  };
+  return (action, request = {}) => new Promise((resolve, reject) => {
+    waiting.set(waiting.id = (waiting.id ?? 0) + 1, [resolve, reject]);
+    worker.postMessage({ id: waiting.id, action, request });
+  });
+}
