@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from functools import partial
 from types import SimpleNamespace
 
