@@ -413,8 +413,8 @@ Everything is in the page: it asks no network and no kernel.
 
 ```{{raw}} html
 <p><a href="_static/play.html">Draw something for the same five models</a>: they compute in your browser, and show
-what they answer, where they look and who hears whom. There too:
-<a href="_static/play.html#view=learn">two mixers learn</a>, step by step, side by side.</p>
+what they answer, where they look and who hears whom. In its second view, Learn, two mixers train
+side by side.</p>
 ```
 
 Lessons {link_to("widgets/mixing_explorer")} and {link_to("widgets/page")} build the two and say what the numbers are.
