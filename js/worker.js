@@ -84,9 +84,10 @@ const actions = {
     return sum.map((v) => Math.sqrt(v / parts));
   },
 
-  async swap({ name, stage, mixer, seed = 0 }) { // every block of a stage gets a new, untrained mixer
-    const found = models[name], { model, seen } = found, [, h, w, dim] = seen.tokens[stage].shape;
-    for (const block of model.w.stages[stage]) block.token_mixer = newMixer(mixer, dim, h * w, seed++);
+  async swap({ name, stage, mixer, tokens, seed = 0 }) { // every block of a stage gets a new, untrained mixer
+    const { model } = models[name], blocks = model.w.stages[stage], [dim] = blocks[0].norm1.weight.shape;
+    const mixers = blocks.map(() => newMixer(mixer, dim, tokens, seed++));
+    blocks.forEach((block, i) => { block.token_mixer = mixers[i]; });
     model.token_mixers = model.token_mixers.map((m, s) => (s === stage ? mixer : m));
     model.known.clear();
     return model.token_mixers;

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
 
@@ -318,6 +319,34 @@ def test_another_mixer_changes_answer_and_matrix(play):
     assert "untrained" in page.locator(".card .note").nth(4).inner_text()
     page.get_by_role("button", name="take the trained one back").click()
     page.wait_for_function("() => __page.list[4].who && !__page.running")
+    matches_pytorch(page)
+
+
+def test_a_mixer_chosen_at_once_after_another_was_taken_back(play):
+    page, model = play(), deepcopy(example_models()["caformer"])
+    for block in model.stages[2]:
+        block.token_mixer = torch.nn.Identity()
+    page.evaluate("() => { __page.restore(__page.list[4]); __page.swap(__page.list[4], 'Identity') }")
+    page.wait_for_function("() => __page.list[4].mixers[2] === 'Identity' && __page.list[4].fresh.look")
+    play()
+    with torch.no_grad():
+        near(state(page, "logits")["caformer"], model(seen(page)[None]), 1e-4)
+
+
+def test_a_mixer_taken_back_while_an_answer_is_on_its_way(play):
+    page = play()
+    page.evaluate("__page.swap(__page.list[4], 'Identity')")
+    play()
+    page.evaluate("""async () => {
+        const { ask } = __page, card = __page.list[4];
+        __page.pointed = card;
+        await new Promise((asked) => {
+            __page.ask = (action, ...rest) => { if (action === 'look') asked(); return ask(action, ...rest) };
+            __page.board.show() });
+        __page.ask = ask;
+        __page.restore(card) }""")
+    play()
+    assert state(page, "mixers")["caformer"][2] == "Attention"
     matches_pytorch(page)
 
 
