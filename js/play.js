@@ -149,7 +149,7 @@ class Card {
 
 export class Play {
   constructor(root, state) {
-    Object.assign(this, { root, state, cardsOf: {}, generation: 0, stage: 2, token: null, whole: false, times: [] });
+    Object.assign(this, { root, state, cardsOf: {}, generation: 0, stage: 2, token: null, whole: false });
     this.ask = assistant();
     this.build();
     this.open(state.tasks[0]);
@@ -162,7 +162,9 @@ export class Play {
     this.tabs = add(header, 'div', { class: 'tabs', role: 'group' });
     if (state.tasks.length > 1) {
       for (const task of state.tasks) {
-        const tab = add(this.tabs, 'button', { type: 'button', 'data-task': task.name });
+        const ours = task.drawn || task.name === 'pictures'; // others are names of folders
+        const tab = add(this.tabs, 'button', { type: 'button', 'data-task': task.name }, task.name);
+        if (ours) tab.dataset.word = task.name;
         tab.addEventListener('click', () => this.open(task));
       }
     }
@@ -211,7 +213,15 @@ export class Play {
     const own = add(this.side, 'div', { class: 'own' }), label = add(own, 'label');
     add(label, 'span', { 'data-word': 'own' });
     const file = add(label, 'input', { type: 'file', accept: 'image/*' });
-    file.addEventListener('change', async () => { if (file.files[0]) board.picture(await createImageBitmap(file.files[0])); });
+    file.addEventListener('change', async () => {
+      const [chosen] = file.files;
+      file.value = ''; // so that the same one can be chosen again
+      try {
+        if (chosen) board.picture(await createImageBitmap(chosen));
+      } catch (error) { // it is no image
+        this.say('failed', { error: `${chosen.name}: ${error.message}` });
+      }
+    });
     this.filming = add(own, 'button', { type: 'button', 'data-word': 'camera' });
     this.filming.addEventListener('click', () => (this.film ? this.stopFilm() : this.startFilm()));
     this.tries = add(this.side, 'div', { class: 'tries' });
@@ -312,7 +322,6 @@ export class Play {
     this.list.forEach((card) => { card.root.hidden = false; });
     this.pointed = this.list[0];
     this.setTool(task.drawn === 'shapes' ? 'shape' : 'draw');
-    this.start = new Map(Object.entries({ drag: null, rub: null, class: null, hear: null, swap: null }));
     this.done = new Set();
     if (!this.board.thing && task.examples[0]) {
       const image = new Image();
@@ -386,10 +395,12 @@ export class Play {
   }
 
   withoutGraphics() { // a graphics processor that does not work, or is lost: all again, on the other one
+    this.ask.end('lost');
     Object.assign(this, { ask: assistant(), device: null, again: true });
     this.state.devices = ['wasm'];
     for (const card of Object.values(this.cardsOf).flat()) {
       Object.assign(card, { opened: false, fresh: {}, compiled: {}, mixers: [...card.model.config.token_mixers] });
+      card.showWords();
     }
   }
 
@@ -436,12 +447,11 @@ export class Play {
     }
     if (fresh !== card.fresh) return;
     const ms = performance.now() - began;
-    if (known) this.times.push({ what, name: card.name, ms });
     if (known && what === 'look') this.answered = { name: card.name, ms: Math.round(ms) };
     card.compiled[what + stage] = true;
   }
 
-  async ready(card) { // its model is open, or will be before the worker, which keeps the order, reads what is asked next
+  async ready(card) { // its model is open, or the worker, which keeps the order, was asked to open it
     if (card.opened) return;
     card.opened = true;
     try {
@@ -493,9 +503,9 @@ export class Play {
 
   async swap(card, mixer) {
     if (!card.logits) return; // nor can a reader choose, as yet
-    const { stage } = this, before = card.mixers[stage], put = (one) => card.mixers.map((m, s) => (s === stage ? one : m));
-    const tokens = card.grids[stage][0] * card.grids[stage][1];
-    const done = Promise.all([this.ready(card), this.ask('swap', { name: card.key, stage, mixer, tokens })]);
+    const { stage } = this, before = card.mixers[stage], [h, w] = card.grids[stage];
+    const put = (one) => card.mixers.map((m, s) => (s === stage ? one : m));
+    const done = Promise.all([this.ready(card), this.ask('swap', { name: card.key, stage, mixer, tokens: h * w })]);
     card.mixers = put(mixer); // at once: what is asked from now on is answered by the new one
     this.renew(card);
     const { fresh } = card;
@@ -568,7 +578,6 @@ export class Play {
     this.title.textContent = this.state.title || t(`title${five}`);
     this.lead.textContent = t(`lead${five}`);
     for (const tab of this.tabs.children) {
-      tab.textContent = t(tab.dataset.task);
       tab.setAttribute('aria-pressed', String(tab.dataset.task === this.task.name));
     }
     this.tabs.setAttribute('aria-label', t('task'));

@@ -560,7 +560,8 @@ def test_a_lost_graphics_processor_is_no_loss(learn):
     settled(learn)
     learn.evaluate("""() => {
         __page.device = 'webgpu';
-        __page.ask = async () => { throw new Error('lost') };
+        const { end } = __page.ask;
+        __page.ask = Object.assign(async () => { throw new Error('lost') }, { end });
         __page.board.show() }""")
     learn.wait_for_function("() => __page.device === 'wasm' && !__page.running")
     matches_pytorch(learn)
