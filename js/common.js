@@ -42,14 +42,26 @@ export const ground = () => (matchMedia('(prefers-color-scheme: dark)').matches 
 
 export function assistant() { // this script again, beside the page
   const script = document.getElementById('script').textContent, waiting = new Map();
-  const worker = new Worker(URL.createObjectURL(new Blob([script], { type: 'text/javascript' })));
+  const address = URL.createObjectURL(new Blob([script], { type: 'text/javascript' })), worker = new Worker(address);
+  let over = null; // why it answers no more
+  worker.addEventListener('message', () => URL.revokeObjectURL(address), { once: true });
   worker.onmessage = ({ data: { id, value, error } }) => {
     const [resolve, reject] = waiting.get(id);
     waiting.delete(id);
     if (error) reject(new Error(error)); else resolve(value);
   };
-  return (action, request = {}) => new Promise((resolve, reject) => {
+  const end = (why) => {
+    over = new Error(why);
+    worker.terminate();
+    URL.revokeObjectURL(address);
+    for (const [, reject] of waiting.values()) reject(over);
+    waiting.clear();
+  };
+  worker.onerror = ({ message }) => end(message || 'the worker ended');
+  const ask = (action, request = {}) => new Promise((resolve, reject) => {
+    if (over) throw over;
     waiting.set(waiting.id = (waiting.id ?? 0) + 1, [resolve, reject]);
     worker.postMessage({ id: waiting.id, action, request });
   });
+  return Object.assign(ask, { end });
 }

@@ -187,6 +187,11 @@ export class MetaFormer {
     return this.known.get(name);
   }
 
+  uncompiled() { // all are compiled anew; what was is freed, with its hold on the weights
+    for (const f of this.known.values()) f.dispose();
+    this.known.clear();
+  }
+
   look(image) { // forward, compiled
     return this.compiled('forward', (x) => this.forward(x))(image);
   }

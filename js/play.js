@@ -94,6 +94,7 @@ class Card {
 
   showAnswer() {
     const p = this.logits && this.probabilities, right = this.answer;
+    this.select.disabled = !p; // a mixer can be changed in a model that has answered
     this.bars.setAttribute('aria-label', t('class'));
     this.buttons.forEach((button, i) => {
       const [name, track, percent] = button.children;
@@ -148,7 +149,7 @@ class Card {
 
 export class Play {
   constructor(root, state) {
-    Object.assign(this, { root, state, cardsOf: {}, generation: 0, stage: 2, token: null, whole: false, times: [] });
+    Object.assign(this, { root, state, cardsOf: {}, generation: 0, stage: 2, token: null, whole: false });
     this.ask = assistant();
     this.build();
     this.open(state.tasks[0]);
@@ -161,7 +162,9 @@ export class Play {
     this.tabs = add(header, 'div', { class: 'tabs', role: 'group' });
     if (state.tasks.length > 1) {
       for (const task of state.tasks) {
-        const tab = add(this.tabs, 'button', { type: 'button', 'data-task': task.name });
+        const ours = task.drawn || task.name === 'pictures'; // others are names of folders
+        const tab = add(this.tabs, 'button', { type: 'button', 'data-task': task.name }, task.name);
+        if (ours) tab.dataset.word = task.name;
         tab.addEventListener('click', () => this.open(task));
       }
     }
@@ -210,7 +213,15 @@ export class Play {
     const own = add(this.side, 'div', { class: 'own' }), label = add(own, 'label');
     add(label, 'span', { 'data-word': 'own' });
     const file = add(label, 'input', { type: 'file', accept: 'image/*' });
-    file.addEventListener('change', async () => { if (file.files[0]) board.picture(await createImageBitmap(file.files[0])); });
+    file.addEventListener('change', async () => {
+      const [chosen] = file.files;
+      file.value = ''; // so that the same one can be chosen again
+      try {
+        if (chosen) board.picture(await createImageBitmap(chosen));
+      } catch (error) { // it is no image
+        this.say('failed', { error: `${chosen.name}: ${error.message}` });
+      }
+    });
     this.filming = add(own, 'button', { type: 'button', 'data-word': 'camera' });
     this.filming.addEventListener('click', () => (this.film ? this.stopFilm() : this.startFilm()));
     this.tries = add(this.side, 'div', { class: 'tries' });
@@ -311,7 +322,6 @@ export class Play {
     this.list.forEach((card) => { card.root.hidden = false; });
     this.pointed = this.list[0];
     this.setTool(task.drawn === 'shapes' ? 'shape' : 'draw');
-    this.start = new Map(Object.entries({ drag: null, rub: null, class: null, hear: null, swap: null }));
     this.done = new Set();
     if (!this.board.thing && task.examples[0]) {
       const image = new Image();
@@ -371,14 +381,12 @@ export class Play {
     try {
       await this.begin();
       for (let job = this.next(); job; job = this.next()) await this.work(...job);
-      this.say(this.answered ? 'ready' : 'compiled', this.answered);
     } catch (error) {
       if (this.device === 'webgpu') this.withoutGraphics();
-      else {
-        this.failed = true;
-        this.say('failed', { error: error.message });
-      }
+      else this.failed = error.message;
     }
+    if (this.failed) this.say('failed', { error: this.failed });
+    else if (!this.again) this.say(this.answered ? 'ready' : 'compiled', this.answered);
     this.running = false;
     if (this.again) {
       this.again = false;
@@ -387,10 +395,12 @@ export class Play {
   }
 
   withoutGraphics() { // a graphics processor that does not work, or is lost: all again, on the other one
+    this.ask.end('lost');
     Object.assign(this, { ask: assistant(), device: null, again: true });
     this.state.devices = ['wasm'];
     for (const card of Object.values(this.cardsOf).flat()) {
       Object.assign(card, { opened: false, fresh: {}, compiled: {}, mixers: [...card.model.config.token_mixers] });
+      card.showWords();
     }
   }
 
@@ -401,49 +411,63 @@ export class Play {
   }
 
   async work(what, card) {
-    const { generation, stage, pixels, token } = this, began = performance.now();
+    const { generation, stage, pixels, image, token } = this, { fresh } = card, began = performance.now();
     if (!card.compiled[what + stage]) this.announce(what, card);
-    if (!card.opened) {
-      await this.ask('open', { name: card.key, weights: card.model.weights, config: card.model.config });
-      card.opened = true;
-    }
+    await this.ready(card);
+    if (fresh !== card.fresh || card.task !== this.task) return; // it has changed meanwhile
     const known = card.compiled[what + stage], name = card.key;
-    if (what === 'look') await this.look(card, generation, pixels);
+    if (what === 'look') await this.look(card, generation, pixels, image);
     if (what === 'cam') {
       const label = card.chosen, cam = await this.ask('gradcam', { name, label, stage });
+      if (fresh !== card.fresh) return;
       if (stage === this.stage && label === card.chosen) {
-        card.cam = this.scaleMap(cam, card.grids[stage], this.task.img_size);
-        card.fresh.cam = generation;
+        card.cam = this.scaleMap(cam, card.grids[stage], card.task.img_size);
+        fresh.cam = generation;
         card.showMap();
       }
     }
     if (what === 'who') {
       const who = await this.ask('matrix', { name, stage });
+      if (fresh !== card.fresh) return;
       if (stage === this.stage) {
         Object.assign(card, { who });
-        card.fresh.who = generation;
+        fresh.who = generation;
         card.showMatrix();
         if (this.token && !this.whole) this.hearOne(card);
       }
     }
     if (what === 'hears') {
       const asked = this.asked, values = await this.ask('hears', { name, stage, token, whole: true, probes: 4 });
-      card.fresh.hears = asked;
+      if (fresh !== card.fresh) return;
+      fresh.hears = asked;
       if (asked === this.asked) {
-        card.row = { values, grid: this.task.img_size, whole: true };
+        card.row = { values, grid: card.task.img_size, whole: true };
         card.showMap();
       }
     }
+    if (fresh !== card.fresh) return;
     const ms = performance.now() - began;
-    if (known) this.times.push({ what, name: card.name, ms });
     if (known && what === 'look') this.answered = { name: card.name, ms: Math.round(ms) };
     card.compiled[what + stage] = true;
   }
 
-  async look(card, generation, pixels) {
-    const { logits, grids } = await this.ask('look', { name: card.key, image: this.image, shape: [3, ...this.task.img_size] });
+  async ready(card) { // its model is open, or the worker, which keeps the order, was asked to open it
+    if (card.opened) return;
+    card.opened = true;
+    try {
+      await this.ask('open', { name: card.key, weights: card.model.weights, config: card.model.config });
+    } catch (error) {
+      card.opened = false;
+      throw error;
+    }
+  }
+
+  async look(card, generation, pixels, image) {
+    const { fresh } = card, shape = [3, ...card.task.img_size];
+    const { logits, grids } = await this.ask('look', { name: card.key, image, shape });
+    if (fresh !== card.fresh) return;
     Object.assign(card, { logits, grids, pixels });
-    card.fresh.look = generation;
+    fresh.look = generation;
     card.first ??= card.answer;
     card.showAnswer();
     this.showSummary();
@@ -478,10 +502,23 @@ export class Play {
   }
 
   async swap(card, mixer) {
-    const { stage } = this;
-    card.mixers = await this.ask('swap', { name: card.key, stage, mixer });
+    if (!card.logits) return; // nor can a reader choose, as yet
+    const { stage } = this, before = card.mixers[stage], [h, w] = card.grids[stage];
+    const put = (one) => card.mixers.map((m, s) => (s === stage ? one : m));
+    const done = Promise.all([this.ready(card), this.ask('swap', { name: card.key, stage, mixer, tokens: h * w })]);
+    card.mixers = put(mixer); // at once: what is asked from now on is answered by the new one
     this.renew(card);
-    this.tick('swap');
+    const { fresh } = card;
+    try {
+      await done;
+      this.tick('swap');
+    } catch (error) {
+      if (fresh !== card.fresh) return; // it has been taken back
+      card.mixers = put(before);
+      card.showWords();
+      this.failed = error.message;
+      this.say('failed', { error: this.failed });
+    }
   }
 
   restore(card) {
@@ -541,7 +578,6 @@ export class Play {
     this.title.textContent = this.state.title || t(`title${five}`);
     this.lead.textContent = t(`lead${five}`);
     for (const tab of this.tabs.children) {
-      tab.textContent = t(tab.dataset.task);
       tab.setAttribute('aria-pressed', String(tab.dataset.task === this.task.name));
     }
     this.tabs.setAttribute('aria-label', t('task'));

@@ -3,7 +3,7 @@ import { numpy as np } from '@jax-js/jax';
 import { FAMILIES, MetaFormer, MIXERS } from './engine.js';
 import { MATRICES, gradcam, influence, mixerInput } from './explain.js';
 import { Learner } from './learn.js';
-import { newMixer, readWeights, start } from './weights.js';
+import { flat, newMixer, readWeights, start } from './weights.js';
 import { unpack } from './pack.js';
 
 const models = {}; // name → { model, seen: what it thinks of the last picture }
@@ -12,8 +12,11 @@ let learner = null; // the model that trains here
 
 const numbers = async (x) => new Float32Array(await x.data());
 
-function forget({ seen }) {
-  if (seen) [seen.image, seen.logits, ...seen.tokens].forEach((x) => x.dispose());
+const free = (tree) => Object.values(flat(tree)).forEach((x) => x.dispose());
+
+function forget(found) {
+  if (found.seen) free(found.seen);
+  found.seen = null;
 }
 
 const tokensBefore = ({ seen }, stage) => // pixels before the first stage
@@ -43,7 +46,13 @@ const actions = {
 
   async open({ name, weights, config }) { // weights: bytes of a safetensors file, or as `pack` of widgets/page.py writes
     const bytes = typeof weights === 'string' ? await unpack(weights) : weights;
-    models[name] = { model: new MetaFormer(readWeights(bytes), config ?? FAMILIES[name]) };
+    const model = new MetaFormer(readWeights(bytes), config ?? FAMILIES[name]), old = models[name];
+    models[name] = { model };
+    if (old) {
+      forget(old);
+      old.model.uncompiled();
+      free(old.model.w);
+    }
     return models[name].model.w.stages.map((blocks) => blocks.length);
   },
 
@@ -84,11 +93,15 @@ const actions = {
     return sum.map((v) => Math.sqrt(v / parts));
   },
 
-  async swap({ name, stage, mixer, seed = 0 }) { // every block of a stage gets a new, untrained mixer
-    const found = models[name], { model, seen } = found, [, h, w, dim] = seen.tokens[stage].shape;
-    for (const block of model.w.stages[stage]) block.token_mixer = newMixer(mixer, dim, h * w, seed++);
+  async swap({ name, stage, mixer, tokens, seed = 0 }) { // every block of a stage gets a new, untrained mixer
+    const { model } = models[name], blocks = model.w.stages[stage], [dim] = blocks[0].norm1.weight.shape;
+    const mixers = blocks.map(() => newMixer(mixer, dim, tokens, seed++));
+    model.uncompiled();
+    blocks.forEach((block, i) => {
+      free(block.token_mixer);
+      block.token_mixer = mixers[i];
+    });
     model.token_mixers = model.token_mixers.map((m, s) => (s === stage ? mixer : m));
-    model.known.clear();
     return model.token_mixers;
   },
 
