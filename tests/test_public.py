@@ -65,14 +65,19 @@ def shop(monkeypatch, no_system):
         yield site
 
 
-@pytest.fixture
-def folder(tmp_path, no_system):
-    "The small files, as they lie when they have been downloaded."
-    where = tmp_path / "data" / "FashionMNIST" / "raw"
+def lay_out_clothes(folder):
+    "Write the small files where torchvision looks for them in the folder of all data."
+    where = folder / "FashionMNIST" / "raw"
     where.mkdir(parents=True)
     for name, data in clothes().items():
         (where / name).write_bytes(data)
-    return tmp_path / "data"
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, no_system):
+    "The small files, as they lie when they have been downloaded."
+    return lay_out_clothes(tmp_path / "data")
 
 
 def torchvision_files(name):

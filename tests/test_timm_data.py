@@ -25,7 +25,7 @@ from metaformer_edu.training.processes import EvalSampler, TrainSampler
 from metaformer_edu.training.run_folder import differences
 from metaformer_edu.training.settings import Settings
 from metaformer_edu.validate import main as validate
-from test_public import clothes
+from test_public import lay_out_clothes
 
 SHORT = ["--model", "tiny_identityformer", "--img-size", "32", "-b", "8", "-j", "0", "--threads", "1", "--device",
          "cpu", "--snapshots", "2"]
@@ -122,11 +122,7 @@ def test_flags_that_would_do_nothing(wrong, says):
 def raw(tmp_path, monkeypatch):
     "Small files of Fashion-MNIST, as torchvision wants them."
     monkeypatch.setattr(PUBLIC["fashion-mnist"], "system", None)
-    where = tmp_path / "data" / "FashionMNIST" / "raw"
-    where.mkdir(parents=True)
-    for name, data in clothes().items():
-        (where / name).write_bytes(data)
-    return tmp_path / "data"
+    return lay_out_clothes(tmp_path / "data")
 
 
 def test_torchvisions_name_opens_the_same_pictures(raw):
