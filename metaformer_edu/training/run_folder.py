@@ -217,6 +217,7 @@ class SavePictures(Callback):
             curves.savefig(self.folder.path / 'curves.png', dpi=100)
             guesses = show_predictions(trainer.predictions, images, self.info)
             guesses.savefig(self.folder.path / 'predictions.png', dpi=100)
+            if not trainer.predictions['probability'].isfinite().all(): return # of NaN there is nothing to show
             mistakes = show_mistakes(trainer.predictions, self.info.class_names)
             mistakes.savefig(self.folder.path / 'mistakes.png', dpi=100)
 
