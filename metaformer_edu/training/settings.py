@@ -240,6 +240,8 @@ DEFAULTS = {name: f.default_factory() if f.default is MISSING else f.default
 # for digits and shapes
 SMALL = {name: f.metadata['small'] for name, f in _FIELDS.items() if f.metadata['small'] is not None}
 
+def _flag(name:str)->str: return f"--{name.replace('_', '-')}"
+
 def _kind(f)->type: # int, float, str or bool
     "The type of a setting's value, or of each value in its list."
     kind = f.type if isinstance(f.type, type) and not get_args(f.type) else get_args(f.type)[0]
@@ -262,7 +264,7 @@ def add_flags(parser, section:str, # one of `_SECTIONS`
     for name, f in _FIELDS.items():
         m, kind = f.metadata, _kind(f)
         if m['section'] != section: continue
-        flags = [*([m['flag']] if m['flag'] else []), f"--{name.replace('_', '-')}"]
+        flags = [*([m['flag']] if m['flag'] else []), _flag(name)]
         options = dict(help=help(f))
         if kind is bool: options['action'] = argparse.BooleanOptionalAction if m['nargs'] == 'no' else 'store_true'
         else: options |= {k: m[k] for k in ('nargs', 'const', 'choices', 'metavar') if m[k] is not None}
@@ -338,8 +340,6 @@ def _check_optimizer(name:str):
 _NEEDS = {'bce_target_thresh': 'bce_loss', 'model_ema_warmup': 'model_ema',
           **dict.fromkeys(['kd_temperature', 'distill_loss_weight', 'task_loss_weight'], 'kd_model_name')}
 
-def _flag(name:str)->str: return f"--{name.replace('_', '-')}"
-
 def _has_weights(s)->bool: # to start from
     return s.pretrained or bool(s.initial_checkpoint)
 
@@ -368,8 +368,8 @@ def _check_together(s:Settings):
         raise ValueError('--sched None keeps the rate: leave out --warmup-epochs and --cooldown-epochs.')
     if s.tensorboard and not find_spec('tensorboard'):
         raise ValueError('--tensorboard needs a package that is not here: pip install tensorboard.')
-    useless = [name.replace('_', '-') for name in _FOR_FOLDERS if name in given and small]
-    if useless: raise ValueError(f'--{useless[0]} changes nothing for {s.data}, whose transforms are its own.')
+    useless = [name for name in _FOR_FOLDERS if name in given and small]
+    if useless: raise ValueError(f'{_flag(useless[0])} changes nothing for {s.data}, whose transforms are its own.')
     prefix = timm_prefix(s.data)
     if 'data_dir' in given and s.data not in PUBLIC and not prefix:
         raise ValueError(f'--data-dir is for public data sets, such as fashion-mnist; {s.data} is a folder.')
@@ -393,7 +393,7 @@ def _checked(given:dict)->dict:
 
 def _checked_value(f, value):
     "The value of a setting as its type; ValueError, as from the parser, if it is another or beyond the limits."
-    m, kind, flag = f.metadata, _kind(f), f"argument --{f.name.replace('_', '-')}"
+    m, kind, flag = f.metadata, _kind(f), f'argument {_flag(f.name)}'
     if m['const'] is not None and value is True: return m['const']
     if isinstance(m['nargs'], int) or m['nargs'] == '+':
         if not isinstance(value, (list, tuple)) or m['nargs'] not in ('+', len(value)):
