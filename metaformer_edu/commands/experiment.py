@@ -24,7 +24,7 @@ def parse(argv=None):
     add('--seeds', type=number(int, 1), metavar='N', help="runs of each arm (default: the experiment's own number)")
     add('--pictures', type=number(int, 320), metavar='N',
         help="pictures that each run sees (default: the experiment's own number)")
-    add('--lr', type=number(float, 0), metavar='LR', default=1e-3, help='the highest rate (default %(default)s)')
+    add('--lr', type=number(float, 0), metavar='LR', help="the highest rate (default: the experiment's own)")
     add('--jobs', type=number(int, 1), metavar='N', help='processes side by side (default: one a core; on a GPU: 1)')
     add('--device', metavar='NAME', help='such as cpu, cuda or cuda:1 (default: a GPU if there is one)')
     add('--output', metavar='FILE',
@@ -43,7 +43,8 @@ def main(argv=None): # None: what was typed
     set_style()
     with cli_errors('metaformer-experiment'):
         experiment, device = get_experiment(args.name, args.small), open_device(args.device)
-        budget = replace(experiment.budget, pictures=args.pictures or experiment.budget.pictures, lr=args.lr)
+        budget = replace(experiment.budget, pictures=args.pictures or experiment.budget.pictures,
+                         lr=args.lr or experiment.budget.lr)
         experiment = replace(experiment, budget=budget)
         path = Path(args.output or f"experiment_{args.name}{'_small' * args.small}.csv").expanduser()
         if path.suffix != '.csv' or not path.absolute().parent.is_dir():

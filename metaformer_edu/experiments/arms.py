@@ -12,8 +12,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Sampler, TensorDataset
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2
 from tqdm import tqdm
 from ..core.files import Table, as_csv, write_atomically
@@ -22,8 +26,11 @@ from ..core.errors import did_you_mean
 from ..models.layers import Mlp, SquaredReLU, StarReLU
 from ..models.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
 from ..models.metaformer import MetaFormer
+from ..models.registry import create_model
 from ..data.shapes import TASKS, Shapes
 from ..data.datasets import load_digits
+from ..data.public import PUBLIC, PublicImages
+from ..training.callbacks import Callback
 from ..training.evaluate import predict, hide_progress
 from ..training.trainer import fit
 from ..interpret.receptive_field import receptive_field
@@ -32,13 +39,28 @@ from .compare import _DISTANCES, _join_numbers, read_results
 # %% ../../nbs/experiments/arms.ipynb #081dd7bc
 # what all models share, unless an arm says otherwise
 _BASE = dict(depths=(1, 1, 2, 1), dims=(32, 32, 64, 64), img_size=64)
+_CLOTHES_SIZE = 56 # of 28: with its stem of stride 4, a network sees 14 by 14 tokens
+
+def _load_clothes(percent:int, img_size:int): # the two parts: that share of each class of the 60,000, and the 10,000
+    "Fashion-MNIST: gray pictures, enlarged and shown in three equal channels (N, 3, H, W)."
+    spec = PUBLIC['fashion-mnist']
+    for split in ('train', 'val'):
+        data = PublicImages('fashion-mnist', split).images
+        images, labels = data.data[:, None], data.targets
+        if split == 'train':
+            places = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+            kept = torch.cat([mine[:len(mine) * percent // 100] for mine in places]).sort().values
+            images, labels = images[kept], labels[kept]
+        images = F.interpolate(images / 255, img_size, mode='bilinear')
+        yield TensorDataset(((images - spec.mean[0]) / spec.std[0]).expand(-1, 3, -1, -1), labels)
 
 @lru_cache(2)
-def _load_task(task:str, # 'digits', 'far' or a key of `TASKS`
+def _load_task(task:str, # 'digits', 'far', 'clothes', a share of it such as 'clothes 10%', or a key of `TASKS`
                img_size:int=64, # height and width in pixels
               )->tuple: # (to learn from, held out)
     """The pictures (3, H, W) of a task, drawn once and kept: 4,000 to learn from and 500 held out; 5,600 and 700 of
-    'far'; 1,347 and 450 digits."""
+    'far'; 1,347 and 450 digits; 60,000 and 10,000 clothes."""
+    if task.startswith('clothes'): return tuple(_load_clothes(int(task[8:-1] or 100), img_size))
     if task == 'digits': data = load_digits(img_size, augment=False)[:2]
     elif task == 'far':
         data = [ConcatDataset(Shapes('order', part, n, img_size, d) for d in _DISTANCES)
@@ -51,20 +73,24 @@ def _load_task(task:str, # 'digits', 'far' or a key of `TASKS`
     return tuple(map(keep, data))
 
 # %% ../../nbs/experiments/arms.ipynb #a5b33945
+def _make_metaformer(num_classes:int, **changes)->MetaFormer: # changes: of `_BASE`
+    return MetaFormer(num_classes=num_classes, **{**_BASE, **changes})
+
 @dataclass
 class Arm:
     "One thing that is tried: a model, and what it learns."
-    task:str # 'digits', 'far' or a key of `TASKS`; arms of one task are compared
+    task:str # 'digits', 'far', 'clothes' or a key of `TASKS`; arms of one task are compared
     name:str # what is different about this arm
-    model:dict # arguments of `MetaFormer`, in place of those in `BASE`
+    model:dict # arguments of `MetaFormer`, in place of those in `_BASE`; or of `make`
+    make:object=_make_metaformer # builds another kind of model of num_classes and `model`
 
     def data(self)->tuple: # (to learn from, held out)
         "The pictures of its task, as large as its model wants them."
-        return _load_task(self.task, {**_BASE, **self.model}['img_size'])
+        return _load_task(self.task, self.model.get('img_size', _BASE['img_size']))
 
-    def build(self, num_classes:int)->MetaFormer:
+    def build(self, num_classes:int)->nn.Module:
         "The model with new weights."
-        return MetaFormer(num_classes=num_classes, **{**_BASE, **self.model})
+        return self.make(num_classes=num_classes, **self.model)
 
 # %% ../../nbs/experiments/arms.ipynb #9fcbdf4f
 @dataclass(frozen=True)
@@ -99,6 +125,12 @@ class _PictureOrder(Sampler):
         return iter(torch.cat(rounds)[:self.take].tolist())
 
 # %% ../../nbs/experiments/arms.ipynb #5e8b3cd7
+class _Mirror(Callback):
+    "Shows half of the clothes as in a mirror."
+    def before_batch(self, trainer):
+        turned = torch.rand(len(trainer.images), device=trainer.device) < 0.5
+        trainer.images = torch.where(turned[:, None, None, None], trainer.images.flip(3), trainer.images)
+
 def train_arm(arm:Arm, seed:int=0, budget:Budget=Budget(), device='cpu')->tuple: # (model, log with a row for each look)
     "Train an arm once. The seed decides the weights and the order of the pictures."
     train, val = arm.data()
@@ -107,7 +139,8 @@ def train_arm(arm:Arm, seed:int=0, budget:Budget=Budget(), device='cpu')->tuple:
     order = _PictureOrder(len(train), budget.pictures // budget.looks, budget.looks, arm.task == 'far', seed)
     loaders = DataLoader(train, budget.batch_size, sampler=order, drop_last=True), DataLoader(val, 100)
     optimizer = create_optimizer_v2(model, 'adamw', lr=budget.lr, weight_decay=0.05)
-    return model, fit(model, loaders, optimizer, budget.looks, warmup_epochs=1, progress=False, seed=seed)
+    more = [_Mirror()] if arm.task.startswith('clothes') else []
+    return model, fit(model, loaders, optimizer, budget.looks, 1, progress=False, seed=seed, callbacks=more)
 
 # %% ../../nbs/experiments/arms.ipynb #022e889f
 def _train_and_measure(arm:Arm, seed:int=0, budget:Budget=Budget(), device='cpu')->dict:
@@ -155,6 +188,24 @@ def _attention_arms()->list:
     kinds = dict(C=SepConv, A=Attention)
     return [Arm('shape', ''.join(p), dict(token_mixers=[kinds[k] for k in p]))
             for p in itertools.product('CA', repeat=4)]
+
+# %% ../../nbs/experiments/arms.ipynb #e1d38a61
+def _small_resnet(num_classes:int, img_size:int):
+    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes, channels=(24, 40, 64, 104))
+
+def _small_convnext(num_classes:int, img_size:int):
+    return ConvNeXt(num_classes=num_classes, depths=(1, 1, 2, 1), dims=(32, 48, 80, 96))
+
+def _small_vit(num_classes:int, img_size:int):
+    return VisionTransformer(img_size, 8, num_classes=num_classes, embed_dim=88, depth=3, num_heads=4)
+
+_FAMILIES = ('identityformer', 'randformer', 'poolformerv2', 'convformer', 'caformer')
+
+def _clothes_arms(tasks=('clothes',))->list:
+    "The five families, and three of timm's networks with as many weights as `tiny_convformer`, to a tenth."
+    models = {name: partial(create_model, f'tiny_{name}') for name in _FAMILIES}
+    models |= dict(resnet=_small_resnet, convnext=_small_convnext, vit=_small_vit)
+    return [Arm(task, name, dict(img_size=_CLOTHES_SIZE), make) for task in tasks for name, make in models.items()]
 
 # %% ../../nbs/experiments/arms.ipynb #ea96e242
 _UNIT_STAR_RELU = dict(scale_value=0.8944, bias_value=-0.4472) # of normal input this gives mean 0 and variance 1
@@ -206,7 +257,11 @@ EXPERIMENTS = dict(
     attention=Experiment('In which stages does attention pay?', _attention_arms()),
     activations=Experiment('Does the activation matter?', _activation_arms(), seeds=5, small=(('digits',), 2, 4000)),
     scales=Experiment('Does it matter how branches are scaled?', _scale_arms(), small=(('digits',), 2, 4000)),
-    random=Experiment('Should a random matrix learn?', _random_arms(), small=(('digits',), 2, 4000)))
+    random=Experiment('Should a random matrix learn?', _random_arms(), small=(('digits',), 2, 4000)),
+    clothes=Experiment('Do photographs tell the families apart?', _clothes_arms(), budget=Budget(720_000, 12, 128, 2e-3),
+                       small=(('identityformer', 'resnet'), 1, 24_000)),
+    data=Experiment('What do more pictures bring?', _clothes_arms(('clothes 1%', 'clothes 10%', 'clothes')),
+                    budget=Budget(120_000, 6, 128, 2e-3), small=(('identityformer', 'resnet'), 1, 6_000)))
 
 def get_experiment(name:str, # a key of `EXPERIMENTS`
                    small:bool=False, # fewer tasks, arms, runs or pictures, for two minutes on two cores

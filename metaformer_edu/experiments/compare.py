@@ -151,10 +151,45 @@ def _draw_distances(rows):
               yticklabels=[n for n, in names])
     return close(fig)
 
+# %% ../../nbs/experiments/compare.ipynb #2b1139ff
+_PRICES = dict(trainable=(1e-3, 'thousand weights that learn'), macs=(1e-6, 'million MACs an image'),
+               seconds=(1, 'seconds a thousand images')) # column → unit, and what it is
+
+def _draw_prices(rows): # of one task, perhaps with a column 'seconds'
+    "Accuracy against what a model costs: a dot a run, joined by a line from the worst to the best. Returns the figure."
+    import matplotlib.pyplot as plt
+    prices = [price for price in _PRICES if price in rows[0]]
+    fig, axs = plt.subplots(1, len(prices), figsize=(3.3 * len(prices) + 1.4, 3.4), sharey=True, layout='constrained')
+    for ax, price in zip(axs, prices):
+        unit, what = _PRICES[price]
+        for ((name,), runs), (marker, color) in zip(group_by(rows, 'name').items(), itertools.product('os', SERIES)):
+            ax.plot([unit * r[price] for r in runs], [r['top1'] for r in runs], f'{marker}-', color=color, label=name,
+                    alpha=0.8)
+        ax.set(xlabel=what, xscale='log' if price == 'macs' else 'linear')
+        ax.grid(alpha=0.3)
+    axs[0].set_ylabel('held-out top-1, %')
+    fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right center')
+    return close(fig)
+
+def _draw_shares(rows): # of tasks such as 'clothes 10%'
+    "Accuracy against the number of different pictures: the mean of the seeds, from the worst to the best as a band."
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(6.4, 3.4), layout='constrained')
+    shares = {r['task']: 600 * int(r['task'][8:-1] or 100) for r in rows} # of 60,000
+    for ((name,), runs), (marker, color) in zip(group_by(rows, 'name').items(), itertools.product('os', SERIES)):
+        seeds = group_by(runs, 'seed').values()
+        found = [[next(r['top1'] for r in mine if r['task'] == task) for task in shares] for mine in seeds]
+        _draw_band(ax, list(shares.values()), found, color, 0.1, marker=marker, label=name)
+    ax.set(xscale='log', xlabel='different pictures to learn from', ylabel='held-out top-1, %')
+    ax.grid(alpha=0.3)
+    fig.legend(loc='outside right center')
+    return close(fig)
+
 # %% ../../nbs/experiments/compare.ipynb #9b0821f6
 def draw_experiment(rows, # of one experiment, as from `read_results`
                     name:str, # a key of `EXPERIMENTS`
                    ):
     "The picture that fits the experiment; returns the figure."
-    drawings = dict(distance=_draw_distances, attention=_draw_costs, activations=_draw_arms, scales=_draw_arms)
+    drawings = dict(distance=_draw_distances, attention=_draw_costs, activations=_draw_arms, scales=_draw_arms,
+                    clothes=_draw_prices, data=_draw_shares)
     return drawings.get(name, _draw_curves)(rows)

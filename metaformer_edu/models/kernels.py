@@ -232,7 +232,8 @@ def _weight_grad_channels_first(g, y, weight, padding):
 def _depthwise_weight_grad(g): # the quicker way to the weight's gradient, if one is known or chosen; None: PyTorch's
     if g.device.type == 'cpu':
         known = g.dtype == torch.float32 or g.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return _weight_grad_on_cpu if known and _ONEDNN and torch.backends.mkldnn.enabled else None
+        usable = known and _ONEDNN and torch.backends.mkldnn.enabled and g.numel()
+        return _weight_grad_on_cpu if usable else None
     return _weight_grad_channels_first if _choice.get('depthwise') == 'channels_first' else None
 
 def _depthwise_grads(g, y, weight, padding, needs, weight_grad): # as `_layer_grads`; the weight's by `weight_grad`
