@@ -265,8 +265,8 @@ EXPERIMENTS = dict(
     activations=Experiment('Does the activation matter?', _activation_arms(), seeds=5, small=(('digits',), 2, 4000)),
     scales=Experiment('Does it matter how branches are scaled?', _scale_arms(), small=(('digits',), 2, 4000)),
     random=Experiment('Should a random matrix learn?', _random_arms(), small=(('digits',), 2, 4000)),
-    clothes=Experiment('Do photographs tell the families apart?', _clothes_arms(), budget=Budget(720_000, 12, 128, 2e-3),
-                       small=(('identityformer', 'resnet'), 1, 24_000)),
+    clothes=Experiment('Do photographs tell the families apart?', _clothes_arms(), budget=Budget(720_000, 6, 128, 2e-3),
+                       small=(('identityformer', 'resnet'), 1, 12_000)),
     data=Experiment('What do more pictures bring?', _data_arms(),
                     budget=Budget(120_000, 6, 128, 2e-3), small=(('identityformer', 'resnet'), 1, 6_000)))
 
