@@ -710,3 +710,31 @@ def test_a_jacobian_goes_through_the_weights_gradient():
     found = torch.func.jacrev(lambda w: star_depthwise(x, scale, bias, w, None, [1, 1]))(weight)
     twin = torch.func.jacrev(lambda w: kernels._layer(kernels.star_formula(x, scale, bias), w, None, [1, 1]))(weight)
     torch.testing.assert_close(found, twin)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape, side, padding", [((3, 8, 9, 7), 7, 3), ((1, 5, 4, 6), 3, 1), ((4, 6, 1, 1), 7, 3),
+                                                  ((2, 4, 8, 8), 5, 0), ((2, 3, 5, 9), 3, 2)])
+def test_a_depthwise_weights_gradient_on_a_cpu_is_pytorchs(shape, side, padding, dtype):
+    y, weight = torch.randn(shape), torch.randn(shape[1], 1, side, side)
+    out = nn.functional.conv2d(y, weight, padding=padding, groups=shape[1])
+    g, y = torch.randn_like(out).to(dtype), y.to(dtype)
+    exact = kernels._convolution_grads(g.double(), y.double(), weight.double(), [padding] * 2, (False, True, False))[1]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        g, y = (t.contiguous(memory_format=layout) for t in (g, y))
+        assert kernels._depthwise_weight_grad(g) is kernels._weight_grad_on_cpu
+        found = kernels._weight_grad_on_cpu(g, y, weight.to(dtype), [padding] * 2)
+        assert found.shape == weight.shape and found.dtype == dtype
+        assert (found - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 0.02) * exact.abs().max()
+
+
+def test_without_onednn_the_weights_gradient_is_pytorchs_own():
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert kernels._depthwise_weight_grad(torch.zeros(1)) is None
+    assert kernels._depthwise_weight_grad(torch.zeros(1, dtype=torch.float64)) is None
+
+
+def test_a_batch_of_no_images_has_a_gradient_of_zeros():
+    mixer = SepConv(8)
+    mixer(torch.randn(0, 9, 9, 8)).sum().backward()
+    assert not mixer.dwconv.weight.grad.any()

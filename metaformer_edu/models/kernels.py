@@ -201,7 +201,7 @@ def _layer_grads(g, y, weight, padding, needs): # of y, weight and bias, those t
         if kernels := _depthwise_kernels(g, weight, padding):
             dy, dw, dbias = kernels.depthwise_backward(g, y, weight, needs)
             return dy, _strided_like(weight, dw), dbias
-        if _choice.get('depthwise') == 'channels_first': return _channels_first_grads(g, y, weight, padding, needs)
+        if weight_grad := _depthwise_weight_grad(g): return _depthwise_grads(g, y, weight, padding, needs, weight_grad)
     kernel = weight[:, :, None, None] if padding is None else weight
     dy, dw, dbias = _convolution_grads(g.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2), kernel, padding or [0, 0], needs)
     if dy is not None: dy = dy.permute(0, 2, 3, 1)
@@ -220,11 +220,26 @@ def _layer_values(y, weight, bias, padding): # of `_layer`, outside of any graph
     if torch.is_autocast_enabled(device): dtype = torch.get_autocast_dtype(device) # as autocast does for convolutions
     return kernels.depthwise_forward(y.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
-def _channels_first_grads(g, y, weight, padding, needs): # of a depthwise layer, as `_layer_grads`
-    dy = dw = dbias = None
+def _weight_grad_on_cpu(g, y, weight, padding): # g and y (B, C, H, W): each image's g slides over its y
+    (B, C, H, W), (h, w) = y.shape, g.shape[2:]
+    images = y.permute(2, 3, 0, 1).reshape(1, H, W, B * C).permute(0, 3, 1, 2)
+    taps = torch.mkldnn_convolution(images, g.reshape(B * C, 1, h, w), None, padding, [1, 1], [1, 1], B * C)
+    return taps.permute(0, 2, 3, 1).reshape(-1, B, C).sum(1).t().reshape(weight.shape)
+
+def _weight_grad_channels_first(g, y, weight, padding):
+    return _convolution_grads(g.contiguous(), y.contiguous(), weight, padding, (False, True, False))[1]
+
+def _depthwise_weight_grad(g): # the quicker way to the weight's gradient, if one is known or chosen; None: PyTorch's
+    if g.device.type == 'cpu':
+        known = g.dtype == torch.float32 or g.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        usable = known and _ONEDNN and torch.backends.mkldnn.enabled and g.numel()
+        return _weight_grad_on_cpu if usable else None
+    return _weight_grad_channels_first if _choice.get('depthwise') == 'channels_first' else None
+
+def _depthwise_grads(g, y, weight, padding, needs, weight_grad): # as `_layer_grads`; the weight's by `weight_grad`
     g, y = g.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
-    if needs[0] or needs[2]: dy, _, dbias = _convolution_grads(g, y, weight, padding, (needs[0], False, needs[2]))
-    if needs[1]: dw = _convolution_grads(g.contiguous(), y.contiguous(), weight, padding, (False, True, False))[1]
+    dy, _, dbias = _convolution_grads(g, y, weight, padding, (needs[0], False, needs[2]))
+    dw = weight_grad(g, y, weight, padding) if needs[1] else None
     return None if dy is None else dy.permute(0, 2, 3, 1), _strided_like(weight, dw), dbias
 
 # %% ../../nbs/models/kernels.ipynb #f4fa3a98
