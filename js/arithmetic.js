@@ -8,11 +8,18 @@ const spread = (values) => { // mean and standard deviation
   return [mean, Math.sqrt(total(Array.from(values, (v) => (v - mean) ** 2)) / values.length)];
 };
 
-export const say = (v, digits = Math.abs(v) < 0.1 ? 3 : Math.abs(v) < 10 ? 2 : 1) => v.toFixed(digits).replace('-', '−');
+export function say(v, digits = Math.abs(v) < 0.1 ? 3 : Math.abs(v) < 10 ? 2 : 1) { // what is small, by its first digits
+  const text = v && Math.abs(v) < 10 ** (1 - digits) ? v.toPrecision(digits - 1) : v.toFixed(digits);
+  return text.replace('-', '−');
+}
+export function short(v) { // for a cell
+  return Math.abs(v) < 5e-4 ? '0' : (Math.abs(v) < 0.1 ? v.toFixed(3).replace('-', '−') : say(v)).replace(/\b0\./, '.');
+}
+
 const signed = (v) => (v < 0 ? `(${say(v)})` : say(v));
 
 function lines(n) { // so that n numbers are a picture
-  let w = 16;
+  let w = n > 64 ? 32 : 16;
   while (n % w) w -= 1;
   return [n / w, w];
 }
@@ -31,6 +38,8 @@ export class Numbers { // what the engine tells of a block, for token i of (h, w
   constructor({ seen, weights }, i, view) {
     Object.assign(this, { seen, weights, i, view, c: view.number, grid: seen.x[0].slice(1, 3) });
   }
+
+  get few() { return this.grid[0] * this.grid[1] <= 64; } // tokens, so that each number can be written
 
   token(name, i = this.i) {
     const [shape, values] = this.seen[name], C = shape.at(-1);
@@ -52,6 +61,8 @@ export class Numbers { // what the engine tells of a block, for token i of (h, w
     return values.subarray(m * d, (m + 1) * d);
   }
 
+  most() { return largest(this.token('mixer')); } // the number of which the mixer makes most
+
   one(name, c, without = 1) { return this.weights[name]?.[1][c] ?? without; }
 
   chosen(name, by) { // a hidden number: the reader's, or the one that most of number c is made of
@@ -65,9 +76,13 @@ export class Numbers { // what the engine tells of a block, for token i of (h, w
     return [there.map((yes, o) => (yes ? all[at(o)[0] * w + at(o)[1]] : 0)), there];
   }
 
-  linear(name, from, to, m = this.c, more = {}) {
+  linear(name, from, to, m) {
     return product('linear', this.token(from), this.row(`${name}.weight`, m), {
-      plus: this.one(`${name}.bias`, m, 0), known: this.token(to)[m], values: { n: m + 1 }, ...more });
+      plus: this.one(`${name}.bias`, m, 0), known: this.token(to)[m], values: { n: m + 1 } });
+  }
+
+  back(name, from, to, m) { // from the hidden numbers, of which m is looked at
+    return { ...this.linear(name, from, to, this.c), key: 'back', values: { n: this.c + 1, m: m + 1 }, pick: 'hidden', picked: m };
   }
 
   star(name, from, to, m) {
@@ -94,7 +109,7 @@ export class Numbers { // what the engine tells of a block, for token i of (h, w
   mlp() {
     const m = this.chosen('act', 'mlp.fc2.weight');
     return [this.linear('mlp.fc1', 'norm2', 'fc1', m), this.star('mlp.act', 'fc1', 'act', m),
-      this.linear('mlp.fc2', 'act', 'mlp', this.c, { pick: 'hidden', picked: m })];
+      this.back('mlp.fc2', 'act', 'mlp', m)];
   }
 
   Identity() {
@@ -104,7 +119,7 @@ export class Numbers { // what the engine tells of a block, for token i of (h, w
 
   RandomMixing() {
     return [product('random', this.channel('norm1'), this.row('token_mixer.random_matrix', this.i), {
-      shape: this.grid, known: this.token('mixer')[this.c], values: { n: this.c + 1 } })];
+      shape: this.grid, exact: this.few, known: this.token('mixer')[this.c], values: { n: this.c + 1 } })];
   }
 
   Pooling() {
@@ -118,21 +133,21 @@ export class Numbers { // what the engine tells of a block, for token i of (h, w
     const k = Math.sqrt(kernel.length);
     return [this.linear('token_mixer.pwconv1', 'norm1', 'pwconv1', m), this.star('token_mixer.act1', 'pwconv1', 'act1', m),
       product('window', this.window('act1', m, (k - 1) / 2)[0], kernel, { shape: [k, k], exact: true, known: this.token('dwconv')[m],
-        values: { n: m + 1, k } }), this.linear('token_mixer.pwconv2', 'dwconv', 'mixer', this.c, { pick: 'hidden', picked: m })];
+        values: { n: m + 1, k } }), this.back('token_mixer.pwconv2', 'dwconv', 'mixer', m)];
   }
 
   Attention() {
     const m = this.chosen('heads', 'token_mixer.proj.weight'), d = this.seen.q[0][3], h = Math.floor(m / d), { i, grid } = this;
     const scores = this.head('scores', h, i), weights = this.head('weights', h, i), j = this.view.other ?? largest(weights);
     const powers = scores.map((v) => Math.exp(v)), sum = total(powers), place = { row: Math.floor(j / grid[1]) + 1, column: j % grid[1] + 1 };
-    const heard = Float32Array.from(weights, (_, k) => this.head('v', h, k)[m % d]), pick = { shape: grid, pick: 'other', picked: j };
+    const heard = Float32Array.from(weights, (_, k) => this.head('v', h, k)[m % d]), pick = { shape: grid, exact: this.few, pick: 'other', picked: j };
     return [
       product('score', this.head('q', h, i), this.head('k', h, j), { root: d, names: ['query', 'key'], known: scores[j],
         values: { head: h + 1, ...place } }),
-      { key: 'softmax', grids: [['scores', scores], ['row', weights]], exact: grid[1] < 9, formula: `e^${signed(scores[j])} ÷ ${say(sum)}`,
+      { key: 'softmax', grids: [['scores', scores], ['row', weights]], formula: `e^${signed(scores[j])} ÷ ${say(sum)}`,
         result: powers[j] / sum, known: weights[j], values: { ...place, count: weights.length }, ...pick },
       product('values', weights, heard, { names: ['row', 'value'], known: this.token('heads')[m], values: { n: m % d + 1, m: m + 1 }, ...pick }),
-      this.linear('token_mixer.proj', 'heads', 'mixer', this.c, { pick: 'hidden', picked: m })];
+      this.back('token_mixer.proj', 'heads', 'mixer', m)];
   }
 
   steps(part) {

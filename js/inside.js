@@ -1,12 +1,12 @@
 // Inside: a model, its stages, blocks and parts, down to the arithmetic of one number of one token. The engine computes;
 // here stands what it multiplies and adds, beside what it has found.
-import { Numbers, say } from './arithmetic.js';
+import { Numbers, say, short } from './arithmetic.js';
 import { add, className, draw, ground, t, tokensOf, translate } from './common.js';
 import { cellColor, drawNumbers, drawPicture, drawToken } from './views.js';
 
 const PARTS = { norm1: 'norm', mixer: 'mixer', sum1: 'sum', norm2: 'norm', mlp: 'mlp', out: 'sum' }; // of a block
 
-const OF_PLACE = ['stage', 'block', 'part'], USUAL = { stage: null, block: null, part: null, token: null, number: 0 };
+const USUAL = { stage: null, block: null, part: null, token: null, number: null };
 
 export class Inside {
   constructor(play, root) {
@@ -35,7 +35,7 @@ export class Inside {
   hash(change = {}) { // a link that shows the same
     const { card, stage, block, part, token, number } = { ...this, ...change }, one = (v) => v !== null && v + 1;
     const all = { view: 'inside', task: this.play.task.name, model: (card ?? this.play.pointed).model.name, stage: one(stage),
-      block: one(block), part: part ?? '', token: token?.map(one).join('.') ?? '', number: number ? one(number) : '' };
+      block: one(block), part: part ?? '', token: token?.map(one).join('.') ?? '', number: one(number) };
     return String(new URLSearchParams(Object.entries(all).filter(([, v]) => v)));
   }
 
@@ -49,10 +49,10 @@ export class Inside {
     const card = play.list.find(({ model }) => model.name === asked.model) ?? play.pointed;
     const stage = whole(asked.stage, 4), block = stage === null ? null : whole(asked.block, 99), token = asked.token?.split('.').map((v) => whole(v, 999));
     const part = block === null || !PARTS[asked.part] ? null : asked.part;
-    if (part !== this.part || card !== this.card || this.at !== `${stage} ${block}`) Object.assign(this, { hidden: null, other: null, what: null });
+    if (part !== this.part || card !== this.card || this.at !== `${stage} ${block}`) Object.assign(this, { hidden: null, other: null, what: null, moved: true });
     if (part) play.tick('inside');
     play.pointed = card;
-    return Object.assign(this, { card, stage, block, part, number: whole(asked.number, 9999) ?? 0,
+    return Object.assign(this, { card, stage, block, part, number: whole(asked.number, 9999),
       token: token?.length === 2 && !token.includes(null) ? token : null });
   }
 
@@ -71,7 +71,7 @@ export class Inside {
   next() { // what Play has to do for this view
     const { card } = this, g = this.play.generation;
     if (card.fresh.look !== g) return ['look', card];
-    return card.fresh.inside === this.key ? null : ['inside', card];
+    return this.found?.key === this.key ? null : ['inside', card];
   }
 
   async ask(card) {
@@ -85,8 +85,7 @@ export class Inside {
       told = { weights: known, seen: await play.ask('inside', { ...about, block }) };
     }
     if (fresh !== card.fresh || card !== this.card || at !== this.at) return;
-    this.told = { ...told, card, at, fresh };
-    fresh.inside = key;
+    this.told = { ...told, card, at, fresh, key };
     this.show();
   }
 
@@ -103,20 +102,24 @@ export class Inside {
     root.setAttribute('aria-busy', String(!found));
     if (found?.seen) this.showBlock(new Numbers(found, this.place[0] * this.grid[1] + this.place[1], this));
     else if (found) this.showMaps(found.maps);
-    if (before) (root.querySelector(`[data-key="${before}"]`) ?? this.head).focus({ preventScroll: true });
+    const again = before && root.querySelector(`[data-key="${before}"]`);
+    if (again) again.focus({ preventScroll: true });
+    else if (before || this.moved) this.head.focus({ preventScroll: true });
+    if (this.moved && !again) this.path.scrollIntoView({ block: 'nearest' });
+    this.moved = false;
   }
 
   showPath() { // where we are, and the way back
-    const { card, stage, block, part } = this, mixer = card.mixers[stage];
+    const { card, stage, block, part, token, number } = this, mixer = card.mixers[stage];
     const places = [['path', t('play'), () => { location.hash = ''; }], ['model', card.name, () => this.enter(card)]];
     if (stage !== null) places.push(['stage', t('stage n', { n: stage + 1 }), () => this.enter(card, { stage })]);
-    if (block !== null) places.push(['block', t('block n', { n: block + 1 }), () => this.enter(card, { stage, block })]);
+    if (block !== null) places.push(['block', t('block n', { n: block + 1 }), () => this.enter(card, { stage, block, token, number })]);
     if (part) places.push(['part', this.called(part), null]);
     for (const [key, text, go] of places) {
       const last = key === places.at(-1)[0], button = add(this.path, 'button', { type: 'button', 'data-key': `path ${key}`, ...(last && { 'aria-current': 'page' }) }, text);
       if (go) button.addEventListener('click', go);
     }
-    this.head.textContent = places.slice(1).map(([, text]) => text).join(' › ');
+    this.head.textContent = places.at(-1)[1];
     const level = part ? `level ${PARTS[part] === 'mixer' ? mixer : PARTS[part]}` : `level ${block !== null ? 'block' : stage !== null ? 'stage' : 'model'}`;
     this.text.textContent = t(level, { mixer });
   }
@@ -127,7 +130,7 @@ export class Inside {
     const tile = add(this.flow, act ? 'button' : 'div', { class: 'tile', 'data-key': key, ...(act && { type: 'button' }) });
     if (act) tile.addEventListener('click', act);
     const canvas = add(tile, 'canvas', { 'aria-hidden': 'true', width: 8, height: 8 });
-    add(tile, 'b', {}, name);
+    add(tile, 'b', {}, name.replace(/\B[A-Z]/g, '\u00ad$&')); // may be broken there
     add(tile, 'span', { class: 'note' }, note);
     return { tile, canvas };
   }
@@ -148,7 +151,7 @@ export class Inside {
   }
 
   showBlock(numbers) {
-    const { card, stage, block, token, play } = this, C = numbers.seen.x[0][3], c = numbers.c = this.number = Math.min(this.number, C - 1);
+    const { card, stage, block, token, play } = this, C = numbers.seen.x[0][3], c = numbers.c = this.number = Math.min(this.number ?? numbers.most(), C - 1);
     for (const part of ['x', ...Object.keys(PARTS)]) {
       const act = part !== 'x' && (() => this.enter(card, { stage, block, part, token, number: this.number }));
       const { tile, canvas } = this.tile(part, this.called(part), say(numbers.token(part)[c]), act);
@@ -162,7 +165,7 @@ export class Inside {
     this.field('row', row, numbers.grid[0], (v) => this.set({ token: [v, column], other: null }));
     this.field('column', column, numbers.grid[1], (v) => this.set({ token: [row, v], other: null }));
     this.field('number', c, C, (number) => this.set({ number, hidden: null, other: null }));
-    for (const [pick, step] of Object.entries(picks)) this.field(pick, step.picked, step.grids[0][1].length, (v) => this.set({ [pick]: v, ...(pick === 'hidden' && { other: null }) }));
+    for (const [pick, step] of Object.entries(picks).sort()) this.field(pick, step.picked, step.grids[0][1].length, (v) => this.set({ [pick]: v, ...(pick === 'hidden' && { other: null }) }));
     this.steps.forEach((step, n) => this.showStep(step, n + 1));
   }
 
@@ -195,7 +198,7 @@ export class Inside {
       for (let y = 0; y < h; y++) {
         const row = add(table, 'tr');
         for (let x = 0; x < w; x++) {
-          const k = y * w + x, cell = add(row, 'td', { style: `background:${cellColor(values[k], most)}`, ...(pick && k === picked && { class: 'picked' }) }, say(values[k]).replace(/\b0\./, '.'));
+          const k = y * w + x, cell = add(row, 'td', { style: `background:${cellColor(values[k], most)}`, ...(pick && k === picked && { class: 'picked' }) }, short(values[k]));
           cell.addEventListener('click', () => choose(k));
         }
       }
@@ -210,7 +213,7 @@ export class Inside {
     const most = Math.max(2, ...Array.from(x, Math.abs)), box = add(root, 'div', { class: 'curve' });
     const svg = draw(box, 'svg', { viewBox: '0 0 320 180', role: 'img' }), sliders = add(box, 'div', { class: 'fields' });
     const star = (v, now) => now.s * Math.max(v, 0) ** 2 + now.b, own = { s, b }, say4 = (v) => say(v, 4);
-    const result = document.createElement('p');
+    const result = document.createElement('p'), names = {};
     const paint = () => {
       const now = this.what ?? own, ends = [own, now].flatMap((one) => [star(-most, one), star(most, one)]), low = Math.min(0, ...ends), high = Math.max(0.1, ...ends);
       const X = (v) => 160 + v / most * 150, Y = (v) => 170 - (v - low) / (high - low) * 160;
@@ -221,12 +224,14 @@ export class Inside {
       if (this.what) draw(svg, 'polyline', { points: points(now), class: 'right' });
       Array.from(x, (v) => draw(svg, 'circle', { cx: X(v), cy: Y(star(v, now)), r: 2 }));
       draw(svg, 'circle', { cx: X(x[m]), cy: Y(star(x[m], now)), r: 6, class: 'chosen' });
+      for (const key of ['s', 'b']) names[key].textContent = `${key} = ${say(now[key], 2)}`;
       svg.setAttribute('aria-label', t('curve', { s: say(now.s), b: say(now.b) }));
       result.textContent = this.what ? t('what if', { s: say(now.s), b: say(now.b), value: say4(star(x[m], now)), before: say4(star(x[m], own)) }) : t('curve help');
     };
     for (const key of ['s', 'b']) {
       const label = add(sliders, 'label'), input = document.createElement('input');
-      add(label, 'span', {}, key);
+      const name = add(label, 'span');
+      names[key] = name;
       Object.assign(label.appendChild(input), { type: 'range', min: -3, max: 3, step: 0.01, value: (this.what ?? own)[key] });
       input.dataset.key = `slider ${key}`;
       input.addEventListener('input', () => { this.what = { ...own, ...this.what, [key]: Number(input.value) }; paint(); });

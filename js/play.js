@@ -25,6 +25,7 @@ class Card {
     for (const mixer of Object.keys(MIXERS)) add(this.select, 'option', { value: mixer }, mixer);
     this.select.addEventListener('change', () => page.swap(this, this.select.value));
     this.note = add(this.foot, 'p', { class: 'note' });
+    this.train = add(this.foot, 'a', { hidden: '' }); // in Learn: the trained mixer's kind against the new one's
     this.back = add(this.foot, 'button', { type: 'button', hidden: '' });
     this.back.addEventListener('click', () => page.restore(this));
     this.root.addEventListener('pointerenter', () => { page.pointed = this; });
@@ -69,8 +70,12 @@ class Card {
     this.kind.textContent = [...new Set(this.mixers)].join(', ');
     this.swapLabel.textContent = t('mixer of', { stage: this.page.stage + 1 });
     this.select.value = this.mixers[this.page.stage];
-    const changed = this.mixers[this.page.stage] !== this.model.config.token_mixers[this.page.stage];
+    const now = this.mixers[this.page.stage], trained = this.model.config.token_mixers[this.page.stage];
+    const changed = now !== trained, both = { left: `${trained}.${trained}`, right: `${now}.${now}` };
     this.note.textContent = changed ? t('untrained') : '';
+    this.train.hidden = !changed;
+    this.train.textContent = t('train it');
+    this.train.href = `#${new URLSearchParams({ view: 'learn', task: 'shape', size: 32, ...both, steps: 0 })}`;
     this.back.hidden = this.mixers.every((m, s) => m === this.model.config.token_mixers[s]);
     this.back.textContent = t('back');
     this.showAnswer();
@@ -551,7 +556,7 @@ export class Play {
 
   showSummary() { // all answers in a line
     this.summary.replaceChildren();
-    for (const card of this.list.filter((c) => c.logits)) {
+    for (const card of this.list.filter((c) => c.logits && (c === this.inside.card || !this.inside.card))) {
       const percent = Math.round(100 * card.probabilities[card.answer]);
       const one = add(this.summary, 'span', {}, `${card.name} `);
       add(one, 'b', {}, `${className(this.task.class_names[card.answer])} ${percent} %`);
