@@ -71,6 +71,7 @@ export class Inside {
   next() { // what Play has to do for this view
     const { card } = this, g = this.play.generation;
     if (card.fresh.look !== g) return ['look', card];
+    if (this.block >= card.depths[this.stage]) Object.assign(this, { block: null, part: null }); // a link may ask for it
     return this.found?.key === this.key ? null : ['inside', card];
   }
 

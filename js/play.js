@@ -451,7 +451,7 @@ export class Play {
     if (card.opened) return;
     card.opened = true;
     try {
-      await this.ask('open', { name: card.key, weights: card.model.weights, config: card.model.config });
+      card.depths = await this.ask('open', { name: card.key, weights: card.model.weights, config: card.model.config });
     } catch (error) {
       card.opened = false;
       throw error;

@@ -82,11 +82,14 @@ export function drawRow(canvas, pixels, [H, W], row, [h, w], token, tokens) { //
 }
 
 export function drawNumbers(canvas, values, size, ground, token = null) { // (h, w), a place of it framed
-  const most = strongest(values), color = (i) => tint(values[i]);
-  if (token === null) return paint(canvas, size, color, () => ground, (i) => Math.abs(values[i]) / most);
-  const p = Math.max(Math.floor(160 / size[1]), 3), [h, w] = size, at = (i) => Math.floor(Math.floor(i / (w * p)) / p) * w + Math.floor(i % (w * p) / p);
-  const c = paint(canvas, [h * p, w * p], (i) => color(at(i)), () => ground, (i) => Math.abs(values[at(i)]) / most);
-  return frame(c, [token[1] * p, token[0] * p, p, p], p / 4);
+  const most = strongest(values), small = token ? document.createElement('canvas') : canvas;
+  paint(small, size, (i) => tint(values[i]), () => ground, (i) => Math.abs(values[i]) / most);
+  if (!token) return;
+  const p = Math.max(Math.floor(160 / size[1]), 3), c = canvas.getContext('2d'); // larger, for the frame
+  [canvas.width, canvas.height] = [size[1] * p, size[0] * p];
+  c.imageSmoothingEnabled = false;
+  c.drawImage(small, 0, 0, canvas.width, canvas.height);
+  frame(c, [token[1] * p, token[0] * p, p, p], p / 4);
 }
 
 export const cellColor = (v, most) => `rgb(${tint(v).join(' ')} / ${(0.5 * Math.min(Math.abs(v) / most, 1)).toFixed(3)})`;
