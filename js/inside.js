@@ -187,7 +187,7 @@ export class Inside {
     if (step.curve) this.showCurve(root, step.curve);
     const line = add(root, 'p', { class: 'numbers' }, `${step.formula} = `), right = Math.abs(step.result - step.known) < 1e-4 * Math.max(1, Math.abs(step.known));
     add(line, 'b', {}, say(step.result, 4));
-    add(line, 'span', { class: 'note' }, ` ${t('network has', { value: say(step.known, 4) })}${right ? ' ✓' : ''}`);
+    add(line, 'span', { class: 'note' }, ` ${t('network has', { value: say(step.known, 4) })}${right ? '\u00a0✓' : ''}`);
   }
 
   showGrid(parent, name, values, { shape: [h, w], exact, pick, picked }) {
