@@ -8,7 +8,7 @@ const spread = (values) => { // mean and standard deviation
   return [mean, Math.sqrt(total(Array.from(values, (v) => (v - mean) ** 2)) / values.length)];
 };
 
-export function say(v, digits = Math.abs(v) < 0.1 ? 3 : Math.abs(v) < 10 ? 2 : 1) { // what is small, by its first digits
+export function say(v, digits = Math.abs(v) < 0.1 ? 3 : Math.abs(v) < 10 ? 2 : 1) { // small ones by their first digits
   const text = v && Math.abs(v) < 10 ** (1 - digits) ? v.toPrecision(digits - 1) : v.toFixed(digits);
   return text.replace('-', '−');
 }
@@ -24,13 +24,13 @@ function lines(n) { // so that n numbers are a picture
   return [n / w, w];
 }
 
-function product(key, left, right, { shape = lines(left.length), plus = 0, root = 1, names = ['number', 'weight'], ...more }) {
+function product(key, left, right, { shape = lines(left.length), plus = 0, root = 1, names, ...more }) { // a step
   const terms = times(left, right), order = [...terms.keys()].filter((k) => terms[k]);
   order.sort((a, b) => Math.abs(terms[b]) - Math.abs(terms[a]));
   const some = order.slice(0, 3).map((k) => `${signed(left[k])} · ${signed(right[k])}`).join(' + ') || '0';
   const rest = order.length > 3 ? ` + … (${order.length - 3})` : '';
   const formula = (root > 1 ? `(${some}${rest}) ÷ √${root}` : some + rest) + (plus ? ` + ${signed(plus)}` : '');
-  const grids = [[names[0], left], [names[1], right], ['products', terms]];
+  const [a, b] = names ?? ['number', 'weight'], grids = [[a, left], [b, right], ['products', terms]];
   return { key, shape, grids, formula, result: total(terms) / Math.sqrt(root) + plus, ...more };
 }
 
@@ -70,10 +70,10 @@ export class Numbers { // what the engine tells of a block, for token i of (h, w
   }
 
   window(name, c, r) { // number c of the tokens around this one, and where there are some
-    const [h, w] = this.grid, [row, column] = [Math.floor(this.i / w), this.i % w], k = 2 * r + 1, all = this.channel(name, c);
-    const at = (o) => [row + Math.floor(o / k) - r, column + o % k - r];
-    const there = Array.from({ length: k * k }, (_, o) => at(o)).map(([y, x]) => Number(y >= 0 && y < h && x >= 0 && x < w));
-    return [there.map((yes, o) => (yes ? all[at(o)[0] * w + at(o)[1]] : 0)), there];
+    const [h, w] = this.grid, [row, column] = [Math.floor(this.i / w), this.i % w], k = 2 * r + 1;
+    const places = Array.from({ length: k * k }, (_, o) => [row + Math.floor(o / k) - r, column + o % k - r]);
+    const there = places.map(([y, x]) => Number(y >= 0 && y < h && x >= 0 && x < w)), all = this.channel(name, c);
+    return [places.map(([y, x], o) => (there[o] ? all[y * w + x] : 0)), there];
   }
 
   linear(name, from, to, m) {
@@ -82,26 +82,28 @@ export class Numbers { // what the engine tells of a block, for token i of (h, w
   }
 
   back(name, from, to, m) { // from the hidden numbers, of which m is looked at
-    return { ...this.linear(name, from, to, this.c), key: 'back', values: { n: this.c + 1, m: m + 1 }, pick: 'hidden', picked: m };
+    const step = this.linear(name, from, to, this.c);
+    return { ...step, key: 'back', values: { n: this.c + 1, m: m + 1 }, pick: 'hidden', picked: m };
   }
 
   star(name, from, to, m) {
-    const x = this.token(from), s = this.one(`${name}.scale`, 0), b = this.one(`${name}.bias`, 0, 0), r = Math.max(x[m], 0);
-    return { key: 'star', curve: { x, s, b, m }, formula: `${signed(s)} · ${say(r)}² + ${signed(b)}`, result: s * r * r + b,
-      known: this.token(to)[m], values: { n: m + 1 } };
+    const x = this.token(from), s = this.one(`${name}.scale`, 0), b = this.one(`${name}.bias`, 0, 0);
+    const r = Math.max(x[m], 0), formula = `${signed(s)} · ${say(r)}² + ${signed(b)}`;
+    return { key: 'star', curve: { x, s, b, m }, formula, result: s * r * r + b, known: this.token(to)[m], values: { n: m + 1 } };
   }
 
   norm(name, from) {
-    const each = this.view.card.model.config.norm === 'LayerNormWithoutBias', of = (part) => (each ? this.token(part) : this.seen[part][1]);
-    const x = this.token(from), [mean, deviation] = spread(of(from)), after = spread(of(name)), w = this.one(`${name}.weight`, this.c);
-    const values = { n: this.c + 1, mean: say(mean), spread: say(deviation), mean2: say(after[0]), spread2: say(after[1]) };
-    return [{ key: each ? 'norm token' : 'norm all', shape: lines(x.length), grids: [['before', x], ['after', this.token(name)]], values,
-      formula: `(${say(x[this.c])} − ${signed(mean)}) ÷ ${say(deviation)} · ${signed(w)}`,
-      result: (x[this.c] - mean) / Math.sqrt(deviation ** 2 + 1e-6) * w, known: this.token(name)[this.c] }];
+    const { c } = this, each = this.view.card.model.config.norm === 'LayerNormWithoutBias'; // else all tokens together
+    const of = (part) => spread(each ? this.token(part) : this.seen[part][1]), [mean, deviation] = of(from), after = of(name);
+    const x = this.token(from), y = this.token(name), w = this.one(`${name}.weight`, c);
+    return [{ key: each ? 'norm token' : 'norm all', shape: lines(x.length), grids: [['before', x], ['after', y]],
+      values: { n: c + 1, mean: say(mean), spread: say(deviation), mean2: say(after[0]), spread2: say(after[1]) },
+      formula: `(${say(x[c])} − ${signed(mean)}) ÷ ${say(deviation)} · ${signed(w)}`,
+      result: (x[c] - mean) / Math.sqrt(deviation ** 2 + 1e-6) * w, known: y[c] }];
   }
 
   sum(name, [before, branch], which) {
-    const { c } = this, scales = [`res_scale${which}.scale`, `layer_scale${which}.scale`].map((scale) => this.one(scale, c));
+    const { c } = this, scales = ['res', 'layer'].map((of) => this.one(`${of}_scale${which}.scale`, c));
     return [product(scales[0] === 1 ? 'sum' : 'sum scaled', [this.token(before)[c], this.token(branch)[c]], scales, {
       names: ['token and branch', 'scale'], exact: true, known: this.token(name)[c], values: { n: c + 1 } })];
   }
@@ -112,41 +114,47 @@ export class Numbers { // what the engine tells of a block, for token i of (h, w
       this.back('mlp.fc2', 'act', 'mlp', m)];
   }
 
+  get mixed() { return { known: this.token('mixer')[this.c], values: { n: this.c + 1 } }; }
+
   Identity() {
-    const [x] = this.token('norm1').slice(this.c);
-    return [{ key: 'identity', formula: say(x), result: x, known: this.token('mixer')[this.c], values: { n: this.c + 1 } }];
+    const x = this.token('norm1')[this.c];
+    return [{ key: 'identity', formula: say(x), result: x, ...this.mixed }];
   }
 
   RandomMixing() {
     return [product('random', this.channel('norm1'), this.row('token_mixer.random_matrix', this.i), {
-      shape: this.grid, exact: this.few, known: this.token('mixer')[this.c], values: { n: this.c + 1 } })];
+      shape: this.grid, exact: this.few, ...this.mixed })];
   }
 
   Pooling() {
-    const [near, there] = this.window('norm1', this.c, 1), n = total(there);
-    return [product('pool', near, there.map((yes) => yes / n), { shape: [3, 3], exact: true, plus: -this.token('norm1')[this.c],
-      known: this.token('mixer')[this.c], values: { n: this.c + 1, count: n } })];
+    const [near, there] = this.window('norm1', this.c, 1), n = total(there), plus = -this.token('norm1')[this.c];
+    return [product('pool', near, there.map((yes) => yes / n), {
+      shape: [3, 3], exact: true, plus, ...this.mixed, values: { n: this.c + 1, count: n } })];
   }
 
   SepConv() {
     const m = this.chosen('dwconv', 'token_mixer.pwconv2.weight'), kernel = this.row('token_mixer.dwconv.weight', m);
-    const k = Math.sqrt(kernel.length);
-    return [this.linear('token_mixer.pwconv1', 'norm1', 'pwconv1', m), this.star('token_mixer.act1', 'pwconv1', 'act1', m),
-      product('window', this.window('act1', m, (k - 1) / 2)[0], kernel, { shape: [k, k], exact: true, known: this.token('dwconv')[m],
-        values: { n: m + 1, k } }), this.back('token_mixer.pwconv2', 'dwconv', 'mixer', m)];
+    const k = Math.sqrt(kernel.length), near = this.window('act1', m, (k - 1) / 2)[0], known = this.token('dwconv')[m];
+    return [
+      this.linear('token_mixer.pwconv1', 'norm1', 'pwconv1', m),
+      this.star('token_mixer.act1', 'pwconv1', 'act1', m),
+      product('window', near, kernel, { shape: [k, k], exact: true, known, values: { n: m + 1, k } }),
+      this.back('token_mixer.pwconv2', 'dwconv', 'mixer', m)];
   }
 
   Attention() {
-    const m = this.chosen('heads', 'token_mixer.proj.weight'), d = this.seen.q[0][3], h = Math.floor(m / d), { i, grid } = this;
-    const scores = this.head('scores', h, i), weights = this.head('weights', h, i), j = this.view.other ?? largest(weights);
-    const powers = scores.map((v) => Math.exp(v)), sum = total(powers), place = { row: Math.floor(j / grid[1]) + 1, column: j % grid[1] + 1 };
-    const heard = Float32Array.from(weights, (_, k) => this.head('v', h, k)[m % d]), pick = { shape: grid, exact: this.few, pick: 'other', picked: j };
+    const { i, grid } = this, m = this.chosen('heads', 'token_mixer.proj.weight'), d = this.seen.q[0][3], h = Math.floor(m / d);
+    const scores = this.head('scores', h, i), weights = this.head('weights', h, i);
+    const j = this.view.other ?? largest(weights), place = { row: Math.floor(j / grid[1]) + 1, column: j % grid[1] + 1 };
+    const powers = Array.from(scores, Math.exp), sum = total(powers), known = this.token('heads')[m];
+    const heard = Float32Array.from(weights, (_, k) => this.head('v', h, k)[m % d]);
+    const pick = { shape: grid, exact: this.few, pick: 'other', picked: j };
     return [
-      product('score', this.head('q', h, i), this.head('k', h, j), { root: d, names: ['query', 'key'], known: scores[j],
-        values: { head: h + 1, ...place } }),
+      product('score', this.head('q', h, i), this.head('k', h, j), {
+        root: d, names: ['query', 'key'], known: scores[j], values: { head: h + 1, ...place } }),
       { key: 'softmax', grids: [['scores', scores], ['row', weights]], formula: `e^${signed(scores[j])} ÷ ${say(sum)}`,
         result: powers[j] / sum, known: weights[j], values: { ...place, count: weights.length }, ...pick },
-      product('values', weights, heard, { names: ['row', 'value'], known: this.token('heads')[m], values: { n: m % d + 1, m: m + 1 }, ...pick }),
+      product('values', weights, heard, { names: ['row', 'value'], known, values: { n: m % d + 1, m: m + 1 }, ...pick }),
       this.back('token_mixer.proj', 'heads', 'mixer', m)];
   }
 

@@ -32,12 +32,13 @@ export function choice(parent, key, options, react) { // a list with a name
   return select;
 }
 
-// A canvas that shows h × w tokens: a pointer or the arrow keys choose one. now() → { grid, token }, react(token or null)
+// A canvas that shows h × w tokens: a pointer or the arrow keys choose one. now() → { grid, token }, react(token | null)
 export function tokensOf(canvas, now, react, hover = true) {
   const within = (v, n) => Math.min(Math.max(v, 0), n - 1);
   const at = (e) => {
     const box = canvas.getBoundingClientRect(), [h, w] = now().grid;
-    return [within(Math.floor((e.clientY - box.top) / box.height * h), h), within(Math.floor((e.clientX - box.left) / box.width * w), w)];
+    const [row, column] = [(e.clientY - box.top) / box.height * h, (e.clientX - box.left) / box.width * w].map(Math.floor);
+    return [within(row, h), within(column, w)];
   };
   canvas.tabIndex = 0;
   canvas.addEventListener('pointermove', (e) => { if (hover || e.buttons) react(at(e)); });

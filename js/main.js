@@ -41,7 +41,8 @@ class App {
     for (const button of this.buttons) button.setAttribute('aria-pressed', String(button.dataset.view === asked.view));
     for (const [name, view] of Object.entries(this.views)) view.root.hidden = name !== asked.page;
     this.view = this.views[asked.page];
-    if (asked.view === 'learn') this.view.take(asked); else this.view.inside.take(asked.view === 'inside' ? asked : null);
+    if (asked.view === 'learn') this.view.take(asked);
+    else this.view.inside.take(asked.view === 'inside' ? asked : null);
     this.showWords();
     this.view.run();
   }

@@ -13,7 +13,8 @@ class Card {
     Object.assign(this, { mixers: [...model.config.token_mixers], label: null, fresh: {}, row: null, compiled: {} });
     this.root = add(page.cards, 'article', { class: 'card', 'aria-label': this.name });
     const head = add(this.root, 'header');
-    add(add(head, 'h2'), 'button', { type: 'button', class: 'plain' }, this.name).addEventListener('click', () => page.inside.enter(this));
+    const open = add(add(head, 'h2'), 'button', { type: 'button', class: 'plain' }, this.name);
+    open.addEventListener('click', () => page.inside.enter(this));
     this.kind = add(head, 'p', { class: 'kind' });
     this.bars = add(this.root, 'div', { class: 'bars', role: 'group' });
     this.buttons = task.class_names.map((name, i) => this.bar(name, i));
@@ -49,7 +50,8 @@ class Card {
 
   listen() { // to a pointer or the keys on the map: a token
     const { canvas } = this.map, { page } = this;
-    tokensOf(canvas, () => ({ grid: this.grid(), token: page.token }), (token) => { if (this.logits) page.hear(token); });
+    const react = (token) => { if (this.logits) page.hear(token); };
+    tokensOf(canvas, () => ({ grid: this.grid(), token: page.token }), react);
     canvas.addEventListener('pointerleave', (e) => { if (e.pointerType === 'mouse') page.hear(null); });
     canvas.addEventListener('blur', () => page.hear(null));
   }

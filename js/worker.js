@@ -13,7 +13,8 @@ let learner = null; // the model that trains here
 const numbers = async (x) => new Float32Array(await x.data());
 
 const told = async (tree) => // { name: [shape, numbers] }
-  Object.fromEntries(await Promise.all(Object.entries(flat(tree)).map(async ([key, x]) => [key, [x.shape, await numbers(x)]])));
+  Object.fromEntries(await Promise.all(Object.entries(flat(tree)).map(
+    async ([key, x]) => [key, [x.shape, await numbers(x)]])));
 
 const free = (tree) => Object.values(flat(tree)).forEach((x) => x.dispose());
 
