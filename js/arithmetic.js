@@ -89,12 +89,14 @@ export class Numbers { // what the engine tells of a block, for token i of (h, w
   star(name, from, to, m) {
     const x = this.token(from), s = this.one(`${name}.scale`, 0), b = this.one(`${name}.bias`, 0, 0);
     const r = Math.max(x[m], 0), formula = `${signed(s)} · ${say(r)}² + ${signed(b)}`;
-    return { key: 'star', curve: { x, s, b, m }, formula, result: s * r * r + b, known: this.token(to)[m], values: { n: m + 1 } };
+    const known = this.token(to)[m], values = { n: m + 1 };
+    return { key: 'star', curve: { x, s, b, m }, formula, result: s * r * r + b, known, values };
   }
 
   norm(name, from) {
     const { c } = this, each = this.view.card.model.config.norm === 'LayerNormWithoutBias'; // else all tokens together
-    const of = (part) => spread(each ? this.token(part) : this.seen[part][1]), [mean, deviation] = of(from), after = of(name);
+    const of = (part) => spread(each ? this.token(part) : this.seen[part][1]);
+    const [mean, deviation] = of(from), after = of(name);
     const x = this.token(from), y = this.token(name), w = this.one(`${name}.weight`, c);
     return [{ key: each ? 'norm token' : 'norm all', shape: lines(x.length), grids: [['before', x], ['after', y]],
       values: { n: c + 1, mean: say(mean), spread: say(deviation), mean2: say(after[0]), spread2: say(after[1]) },
@@ -143,7 +145,8 @@ export class Numbers { // what the engine tells of a block, for token i of (h, w
   }
 
   Attention() {
-    const { i, grid } = this, m = this.chosen('heads', 'token_mixer.proj.weight'), d = this.seen.q[0][3], h = Math.floor(m / d);
+    const { i, grid } = this, m = this.chosen('heads', 'token_mixer.proj.weight');
+    const d = this.seen.q[0][3], h = Math.floor(m / d); // numbers of a head, and which one it is
     const scores = this.head('scores', h, i), weights = this.head('weights', h, i);
     const j = this.view.other ?? largest(weights), place = { row: Math.floor(j / grid[1]) + 1, column: j % grid[1] + 1 };
     const powers = Array.from(scores, Math.exp), sum = total(powers), known = this.token('heads')[m];

@@ -48,14 +48,16 @@ export class Inside {
   enter(card, change = {}) { location.hash = this.hash({ card, ...USUAL, ...change }); }
 
   take(asked) { // what a link says, whatever stands there; null: closed
-    const { play } = this, whole = (v, most = 9999) => (Number.isInteger(Number(v)) && v > 0 && v <= most ? v - 1 : null);
+    const { play } = this;
+    const whole = (v, most = 9999) => (Number.isInteger(Number(v)) && v > 0 && v <= most ? v - 1 : null);
     if (!asked) return Object.assign(this, { card: null });
     const task = play.state.tasks.find(({ name }) => name === asked.task);
     if (task && task !== play.task) play.open(task);
     const card = play.list.find(({ model }) => model.name === asked.model) ?? play.pointed;
     const stage = whole(asked.stage, 4), block = stage === null ? null : whole(asked.block);
     const part = block === null || !PARTS[asked.part] ? null : asked.part;
-    const token = (asked.token ?? '').split('.').map((v) => whole(v)), known = token.length === 2 && !token.includes(null);
+    const token = (asked.token ?? '').split('.').map((v) => whole(v));
+    const known = token.length === 2 && !token.includes(null);
     const same = part === this.part && card === this.card && this.at === `${stage} ${block}`;
     if (!same) Object.assign(this, { hidden: null, other: null, what: null, moved: true });
     if (part) play.tick('inside');
@@ -206,7 +208,8 @@ export class Inside {
       step.grids.forEach(([name, values], k) => this.showGrid(row, signs[k] + t(`grid ${name}`), values, step));
     }
     if (step.curve) this.showCurve(root, step.curve);
-    const line = add(root, 'p', { class: 'numbers' }, `${step.formula} = `), has = t('network has', { value: say(step.known, 4) });
+    const line = add(root, 'p', { class: 'numbers' }, `${step.formula} = `);
+    const has = t('network has', { value: say(step.known, 4) });
     const right = Math.abs(step.result - step.known) < 1e-4 * Math.max(1, Math.abs(step.known));
     add(line, 'b', {}, say(step.result, 4));
     add(line, 'span', { class: 'note' }, ` ${has}${right ? '\u00a0✓' : ''}`);
@@ -235,7 +238,8 @@ export class Inside {
 
   showCurve(root, { x, s, b, m }) { // of StarReLU; the sliders ask what would be, and change nothing
     const most = Math.max(2, ...Array.from(x, Math.abs)), box = add(root, 'div', { class: 'curve' });
-    const svg = draw(box, 'svg', { viewBox: '0 0 320 180', role: 'img' }), sliders = add(box, 'div', { class: 'fields' });
+    const svg = draw(box, 'svg', { viewBox: '0 0 320 180', role: 'img' });
+    const sliders = add(box, 'div', { class: 'fields' });
     const star = (v, now) => now.s * Math.max(v, 0) ** 2 + now.b, own = { s, b };
     const steps = Array.from({ length: 61 }, (_, k) => (k / 30 - 1) * most); // along the curve
     const result = document.createElement('p'), names = {};

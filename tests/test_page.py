@@ -376,9 +376,9 @@ def test_the_tour_moves_the_page_and_leaves_it_as_it_was(play):
                                    "__page.list[4].mixers[2]]"))
         page.locator(".tour").get_by_role("button", name="next").click()
         page.wait_for_function("(n) => __app.tour.at === n", arg=len(marked))
-    assert len(marked) == 9 and all(marked)
+    assert len(marked) == 10 and all(marked) and marked[-1] == "inside"
     usual = [[64, 64], 2, None, None, "Attention"]
-    changes = [{}, {}, {0: [0.28 * 128] * 2}, {}, {3: 4}, {2: [4, 4]}, {2: [4, 4]}, {1: 1}, {4: "Identity"}]
+    changes = [{}, {}, {0: [0.28 * 128] * 2}, {}, {3: 4}, {2: [4, 4]}, {2: [4, 4]}, {1: 1}, {4: "Identity"}, {}]
     assert moved == [[change.get(i, v) for i, v in enumerate(usual)] for change in changes]
     page.wait_for_function("() => __app.view.going")  # the last step trains
     page.keyboard.press("Escape")
