@@ -116,7 +116,8 @@ export class Inside {
     const again = before && root.querySelector(`[data-key="${before}"]`);
     if (again) again.focus({ preventScroll: true });
     else if (before || this.moved) this.head.focus({ preventScroll: true });
-    if (this.moved && !again) this.path.scrollIntoView({ block: 'nearest' });
+    const { top } = this.path.getBoundingClientRect();
+    if (this.moved && !again && (top < 0 || top > innerHeight / 2)) this.path.scrollIntoView();
     this.moved = false;
   }
 
