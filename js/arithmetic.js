@@ -9,7 +9,8 @@ const spread = (values) => { // mean and standard deviation
 };
 
 export function say(v, digits = Math.abs(v) < 0.1 ? 3 : Math.abs(v) < 10 ? 2 : 1) { // small ones by their first digits
-  const text = v && Math.abs(v) < 10 ** (1 - digits) ? v.toPrecision(digits - 1) : v.toFixed(digits);
+  if (!v) return '0';
+  const text = Math.abs(v) < 10 ** (1 - digits) ? v.toPrecision(digits - 1) : v.toFixed(digits);
   return text.replace('-', '−');
 }
 export function short(v) { // for a cell

@@ -178,6 +178,8 @@ export class Inside {
     }
     if (!this.part) return;
     drawToken(this.picker, card.pixels, play.task.img_size, this.place, numbers.grid);
+    const at = `${t('field row')} ${row + 1}, ${t('field column')} ${column + 1}`;
+    this.picker.setAttribute('aria-label', `${at}. ${t('pick')}`);
     this.steps = numbers.steps(this.part);
     this.field('row', row, numbers.grid[0], (v) => this.set({ token: [v, column], other: null }));
     this.field('column', column, numbers.grid[1], (v) => this.set({ token: [row, v], other: null }));
