@@ -317,6 +317,8 @@ def test_another_mixer_changes_answer_and_matrix(play):
     n = len(state(page, "who")["caformer"])
     assert np.array_equal(state(page, "who")["caformer"], np.eye(round(n**0.5)).ravel())
     assert "untrained" in page.locator(".card .note").nth(4).inner_text()
+    train = page.get_by_role("link", name="Train it").get_attribute("href")
+    assert train.startswith("#view=learn&") and "left=Attention.Attention&right=Identity.Identity" in train
     page.get_by_role("button", name="take the trained one back").click()
     page.wait_for_function("() => __page.list[4].who && !__page.running")
     matches_pytorch(page)
