@@ -24,8 +24,11 @@ from metaformer_edu.models.mixers import SepConv
 from metaformer_edu.models.metaformer import MetaFormer
 from metaformer_edu.models.registry import FAMILIES, create_model
 from metaformer_edu.models.weights import save_weights
+from metaformer_edu.train import main as train
+from metaformer_edu.training.run_folder import read_about
 from metaformer_edu.widgets.base import STATIC
-from metaformer_edu.widgets.page import page_state, save_page
+from metaformer_edu.widgets import page as module
+from metaformer_edu.widgets.page import SavePage, page_state, save_page
 from metaformer_edu.widgets.sources import example_models, example_runs, to_pil
 
 NAMES = ["disc", "ring", "square", "triangle", "cross"]
@@ -749,3 +752,24 @@ def test_the_command_saves_a_page(tmp_path, capsys):
         main([str(tmp_path), "--save", str(tmp_path / "other.html")])
     assert ended.value.code == 2 and "is no folder of a run" in capsys.readouterr().err
     assert not (tmp_path / "other.html").exists()
+
+
+def test_a_training_ends_with_its_page(tmp_path, one_thread):
+    train(["digits", "--model", "tiny_identityformer", "--img-size", "32", "--epochs", "1", "--warmup-epochs", "0",
+           "-j", "0", "--page", "--output", str(tmp_path)])
+    run, = tmp_path.iterdir()
+    state = json.loads(re.search('id="state">(.*?)</script>', (run / "page.html").read_text(encoding="utf-8"))[1])
+    task, = state["tasks"]
+    assert (task["name"], task["class_names"]) == ("digits", read_about(run)["class_names"])
+    assert [m["name"] for m in task["models"]] == [run.name]
+    trained = module.pack(module.as_float16(create_model("tiny_identityformer", checkpoint=run / "best.safetensors",
+                                                         num_classes=10, img_size=32)))
+    assert task["models"][0]["weights"] == trained
+
+
+def test_a_page_that_cannot_be_costs_the_run_a_warning_only(monkeypatch):
+    monkeypatch.setattr(module, "MOST_BYTES", 10)
+    run = example_runs()["convformer"]
+    with pytest.warns(UserWarning, match="convformer gets no page.html: The page would have"):
+        SavePage(run).after_fit(None)
+    assert not (run / "page.html").exists()
