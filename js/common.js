@@ -16,6 +16,13 @@ export function add(parent, tag, attributes = {}, text = '') {
   return parent.appendChild(node);
 }
 
+export function draw(parent, tag, attributes, text = '') { // in an svg
+  const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.textContent = text;
+  return parent.appendChild(node);
+}
+
 export function choice(parent, key, options, react) { // a list with a name
   const label = add(parent, 'label');
   add(label, 'span', { 'data-word': key });
@@ -23,6 +30,27 @@ export function choice(parent, key, options, react) { // a list with a name
   for (const [value, word] of options) add(select, 'option', { value, ...(word && { 'data-word': word }) }, value);
   select.addEventListener('change', () => react(select.value));
   return select;
+}
+
+// A canvas that shows h × w tokens: a pointer or the arrow keys choose one. now() → { grid, token }, react(token | null)
+export function tokensOf(canvas, now, react, hover = true) {
+  const within = (v, n) => Math.min(Math.max(v, 0), n - 1);
+  const at = (e) => {
+    const box = canvas.getBoundingClientRect(), [h, w] = now().grid;
+    const [row, column] = [(e.clientY - box.top) / box.height * h, (e.clientX - box.left) / box.width * w].map(Math.floor);
+    return [within(row, h), within(column, w)];
+  };
+  canvas.tabIndex = 0;
+  canvas.addEventListener('pointermove', (e) => { if (hover || e.buttons) react(at(e)); });
+  canvas.addEventListener('pointerdown', (e) => react(at(e)));
+  canvas.addEventListener('keydown', (e) => {
+    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[e.key];
+    if (e.key === 'Escape') react(null);
+    if (!step) return;
+    e.preventDefault();
+    const { grid: [h, w], token } = now(), [r, c] = token ?? [Math.floor(h / 2), Math.floor(w / 2)];
+    react([within(r + step[0], h), within(c + step[1], w)]);
+  });
 }
 
 export function translate(root) { // what says by an attribute which word it is

@@ -13,6 +13,23 @@ export const FAMILIES = {
   caformer: { token_mixers: ['SepConv', 'SepConv', 'Attention', 'Attention'], norm: 'LayerNormWithoutBias' },
 };
 
+// While `watch` runs f, it keeps what the parts on the way give, by names: what f gives is `out`.
+let seen = null;
+
+const show = (name, x) => {
+  if (seen) seen[name] = x.ref;
+  return x;
+};
+
+export function watch(f) {
+  seen = {};
+  try {
+    return { out: f(), ...seen };
+  } finally {
+    seen = null;
+  }
+}
+
 // --- layers ---
 
 export function StarReLU(w, x) { // s · relu(x)² + b
@@ -81,7 +98,7 @@ export function DepthwiseConv(w, x) { // each channel with its own k × k kernel
   return terms.reduce((sum, term) => sum.add(term));
 }
 
-export const Mlp = (w, x) => Linear(w.fc2, StarReLU(w.act, Linear(w.fc1, x)));
+export const Mlp = (w, x) => Linear(w.fc2, show('act', StarReLU(w.act, show('fc1', Linear(w.fc1, x)))));
 
 const Scale = (w, x) => (w ? x.mul(w.scale.ref) : x); // where a model has none, there is nothing to multiply with
 
@@ -109,25 +126,25 @@ export function Pooling(w, x) { // mean of the neighbours that there are, minus 
 }
 
 export function SepConv(w, x) {
-  const y = StarReLU(w.act1, Linear(w.pwconv1, x));
-  return Linear(w.pwconv2, DepthwiseConv(w.dwconv, y));
+  const y = show('act1', StarReLU(w.act1, show('pwconv1', Linear(w.pwconv1, x))));
+  return Linear(w.pwconv2, show('dwconv', DepthwiseConv(w.dwconv, y)));
 }
 
 export function queriesKeysValues(w, x, head_dim) { // three times (B, heads, H·W, head_dim)
   const [B, H, W] = x.shape, heads = w.qkv.weight.shape[0] / 3 / head_dim;
   const qkv = Linear(w.qkv, x).reshape([B, H * W, 3, heads, head_dim]).transpose([2, 0, 3, 1, 4]);
-  const parts = [0, 1, 2].map((i) => qkv.ref.slice(i));
+  const parts = [0, 1, 2].map((i) => show('qkv'[i], qkv.ref.slice(i)));
   qkv.dispose();
   return parts;
 }
 
 export const attentionWeights = (q, k, head_dim) =>
-  nn.softmax(np.matmul(q, k.transpose([0, 1, 3, 2])).mul(head_dim ** -0.5), -1);
+  nn.softmax(show('scores', np.matmul(q, k.transpose([0, 1, 3, 2])).mul(head_dim ** -0.5)), -1);
 
 export function Attention(w, x, { head_dim = 32 } = {}) {
   const [B, H, W] = x.shape, [q, k, v] = queriesKeysValues(w, x, head_dim);
-  const y = np.matmul(attentionWeights(q, k, head_dim), v);
-  return Linear(w.proj, y.transpose([0, 2, 1, 3]).reshape([B, H, W, -1]));
+  const y = np.matmul(show('weights', attentionWeights(q, k, head_dim)), v);
+  return Linear(w.proj, show('heads', y.transpose([0, 2, 1, 3]).reshape([B, H, W, -1])));
 }
 
 export const MIXERS = { Identity, RandomMixing, Pooling, SepConv, Attention };
@@ -135,9 +152,9 @@ export const MIXERS = { Identity, RandomMixing, Pooling, SepConv, Attention };
 // --- block and model ---
 
 export function MetaFormerBlock(w, x, { token_mixer, norm, ...options }) {
-  const y = MIXERS[token_mixer](w.token_mixer, NORMS[norm](w.norm1, x.ref), options);
-  x = Scale(w.res_scale1, x).add(Scale(w.layer_scale1, y));
-  const z = Mlp(w.mlp, NORMS[norm](w.norm2, x.ref));
+  const y = show('mixer', MIXERS[token_mixer](w.token_mixer, show('norm1', NORMS[norm](w.norm1, x.ref)), options));
+  x = show('sum1', Scale(w.res_scale1, x).add(Scale(w.layer_scale1, y)));
+  const z = show('mlp', Mlp(w.mlp, show('norm2', NORMS[norm](w.norm2, x.ref))));
   return Scale(w.res_scale2, x).add(Scale(w.layer_scale2, z));
 }
 

@@ -1,6 +1,6 @@
 // Where a model looks, and who hears whom: as interpret/cam.py and interpret/influence.py say it.
 import { numpy as np, nn, grad } from '@jax-js/jax';
-import { Downsampling, Linear, MetaFormerBlock, NORMS, attentionWeights, queriesKeysValues } from './engine.js';
+import { Downsampling, Linear, MetaFormerBlock, NORMS, attentionWeights, queriesKeysValues, watch } from './engine.js';
 
 // Grad-CAM at the end of a stage, before it is scaled. tokens (1, h, w, C), label (classes,) one-hot → (h, w)
 export function gradcam(model, tokens, label, stage) {
@@ -15,12 +15,39 @@ export function gradcam(model, tokens, label, stage) {
   })(tokens, label);
 }
 
-// What a mixer gets, behind the norm: from the tokens before its stage, or from the pixels
+function before(model, x, stage, i) { // what a block gets: from the tokens before its stage, or from the pixels
+  x = Downsampling(model.w.downsample_layers[stage], x, stage);
+  for (let b = 0; b < i; b++) x = MetaFormerBlock(model.w.stages[stage][b], x, model.block(stage, b)[1]);
+  return x;
+}
+
+// What its mixer gets, behind the norm
 export function mixerInput(model, tokens, stage, i = 0) {
-  return model.compiled(`input ${stage} ${i}`, (x) => {
-    x = Downsampling(model.w.downsample_layers[stage], x, stage);
-    for (let b = 0; b < i; b++) x = MetaFormerBlock(model.w.stages[stage][b], x, model.block(stage, b)[1]);
-    return NORMS[model.norm](model.w.stages[stage][i].norm1, x);
+  return model.compiled(`input ${stage} ${i}`, (x) =>
+    NORMS[model.norm](model.w.stages[stage][i].norm1, before(model, x, stage, i)))(tokens);
+}
+
+// Every number on the way through a block, by names: x is what it gets, out what it gives
+export function inside(model, tokens, stage, i) {
+  return model.compiled(`inside ${stage} ${i}`, (t) => {
+    const x = before(model, t, stage, i), [w, options] = model.block(stage, i);
+    return { x: x.ref, ...watch(() => MetaFormerBlock(w, x, options)) };
+  })(tokens);
+}
+
+const strength = (x) => np.sqrt(np.square(x).mean(-1)).slice(0); // of each token: the root of its numbers' mean square
+
+// The strength of all tokens, (h, w): as a stage begins, and behind each of its blocks
+export function strengths(model, tokens, stage) {
+  return model.compiled(`strengths ${stage}`, (t) => {
+    let x = before(model, t, stage, 0);
+    const found = [strength(x.ref)];
+    for (const i of model.w.stages[stage].keys()) {
+      x = MetaFormerBlock(model.w.stages[stage][i], x, model.block(stage, i)[1]);
+      found.push(strength(x.ref));
+    }
+    x.dispose();
+    return found;
   })(tokens);
 }
 

@@ -1,5 +1,5 @@
 // Learn: two mixers train side by side on drawn pictures, each in a worker of its own, one step of both at a time.
-import { add, assistant, choice, className, ground, t, translate } from './common.js';
+import { add, assistant, choice, className, draw, ground, t, translate } from './common.js';
 import { MIXERS } from './engine.js';
 import { TASKS } from './pictures.js';
 import { drawMap, drawMatrix, drawPicture, scaleMap } from './views.js';
@@ -37,14 +37,7 @@ export function settingsOf(asked) { // of a link, whatever stands there
 
 // --- curves ---
 
-const SVG = 'http://www.w3.org/2000/svg', WIDE = 360, HIGH = 150, LEFT = 44, TOP = 8, BELOW = 20;
-
-function draw(parent, tag, attributes, text = '') {
-  const node = document.createElementNS(SVG, tag);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.textContent = text;
-  return parent.appendChild(node);
-}
+const WIDE = 360, HIGH = 150, LEFT = 44, TOP = 8, BELOW = 20;
 
 export const smooth = (values, kept = 0.9) => { // a mean that forgets
   let sum = 0, weight = 0;

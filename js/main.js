@@ -8,9 +8,10 @@ import { work } from './worker.js';
 class App {
   constructor(root, state) {
     const nav = add(root, 'nav', { class: 'views' });
-    this.buttons = ['play', 'learn'].map((name) => {
+    const hash = { play: () => '', inside: () => this.views.play.inside.hash(), learn: () => this.views.learn.hash() };
+    this.buttons = Object.keys(hash).map((name) => {
       const button = add(nav, 'button', { type: 'button', 'data-word': name, 'data-view': name });
-      button.addEventListener('click', () => { location.hash = name === 'play' ? '' : this.views.learn.hash(); });
+      button.addEventListener('click', () => { location.hash = hash[name](); });
       return button;
     });
     this.guide = add(nav, 'button', { type: 'button', 'data-word': 'tour' });
@@ -22,7 +23,7 @@ class App {
     });
     this.nav = nav;
     const sections = Object.fromEntries(['play', 'learn'].map((name) => [name, add(root, 'div', { hidden: '' })]));
-    sections[this.asked().view].hidden = false;
+    sections[this.asked().page].hidden = false;
     this.views = { play: new Play(sections.play, state), learn: new Learn(sections.learn) };
     this.tour = new Tour(root, this);
     addEventListener('hashchange', () => this.show());
@@ -31,15 +32,17 @@ class App {
 
   asked() { // the view, and its settings
     const found = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-    return { view: found.view === 'learn' ? 'learn' : 'play', ...found };
+    const view = ['inside', 'learn'].find((name) => name === found.view) ?? 'play';
+    return { ...found, view, page: view === 'learn' ? 'learn' : 'play' }; // what is inside stands beside Play's board
   }
 
   show() {
     const asked = this.asked();
     for (const button of this.buttons) button.setAttribute('aria-pressed', String(button.dataset.view === asked.view));
-    for (const [name, view] of Object.entries(this.views)) view.root.hidden = name !== asked.view;
-    this.view = this.views[asked.view];
+    for (const [name, view] of Object.entries(this.views)) view.root.hidden = name !== asked.page;
+    this.view = this.views[asked.page];
     if (asked.view === 'learn') this.view.take(asked);
+    else this.view.inside.take(asked.view === 'inside' ? asked : null);
     this.showWords();
     this.view.run();
   }

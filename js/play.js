@@ -2,7 +2,8 @@
 import { Board, SHAPES } from './board.js';
 import { drawMap, drawMatrix, drawPicture, drawRow, scaleMap } from './views.js';
 import { MIXERS } from './engine.js';
-import { add, assistant, choice, className, ground, t, translate, words } from './common.js';
+import { Inside } from './inside.js';
+import { add, assistant, choice, className, ground, t, tokensOf, translate, words } from './common.js';
 
 // --- one model ---
 
@@ -12,7 +13,8 @@ class Card {
     Object.assign(this, { mixers: [...model.config.token_mixers], label: null, fresh: {}, row: null, compiled: {} });
     this.root = add(page.cards, 'article', { class: 'card', 'aria-label': this.name });
     const head = add(this.root, 'header');
-    add(head, 'h2', {}, this.name);
+    const open = add(add(head, 'h2'), 'button', { type: 'button', class: 'plain' }, this.name);
+    open.addEventListener('click', () => page.inside.enter(this));
     this.kind = add(head, 'p', { class: 'kind' });
     this.bars = add(this.root, 'div', { class: 'bars', role: 'group' });
     this.buttons = task.class_names.map((name, i) => this.bar(name, i));
@@ -24,6 +26,7 @@ class Card {
     for (const mixer of Object.keys(MIXERS)) add(this.select, 'option', { value: mixer }, mixer);
     this.select.addEventListener('change', () => page.swap(this, this.select.value));
     this.note = add(this.foot, 'p', { class: 'note' });
+    this.train = add(this.foot, 'a', { hidden: '' }); // in Learn: the trained mixer's kind against the new one's
     this.back = add(this.foot, 'button', { type: 'button', hidden: '' });
     this.back.addEventListener('click', () => page.restore(this));
     this.root.addEventListener('pointerenter', () => { page.pointed = this; });
@@ -47,24 +50,10 @@ class Card {
 
   listen() { // to a pointer or the keys on the map: a token
     const { canvas } = this.map, { page } = this;
-    canvas.tabIndex = 0;
-    const at = (e) => {
-      const box = canvas.getBoundingClientRect(), [h, w] = this.grid();
-      const inside = (v, n) => Math.min(Math.max(Math.floor(v * n), 0), n - 1);
-      return [inside((e.clientY - box.top) / box.height, h), inside((e.clientX - box.left) / box.width, w)];
-    };
-    canvas.addEventListener('pointermove', (e) => { if (this.logits) page.hear(at(e)); });
-    canvas.addEventListener('pointerdown', (e) => { if (this.logits) page.hear(at(e)); });
+    const react = (token) => { if (this.logits) page.hear(token); };
+    tokensOf(canvas, () => ({ grid: this.grid(), token: page.token }), react);
     canvas.addEventListener('pointerleave', (e) => { if (e.pointerType === 'mouse') page.hear(null); });
     canvas.addEventListener('blur', () => page.hear(null));
-    canvas.addEventListener('keydown', (e) => {
-      const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[e.key];
-      if (e.key === 'Escape') page.hear(null);
-      if (!step || !this.logits) return;
-      e.preventDefault();
-      const [h, w] = this.grid(), [r, c] = page.token ?? [Math.floor(h / 2), Math.floor(w / 2)];
-      page.hear([Math.min(Math.max(r + step[0], 0), h - 1), Math.min(Math.max(c + step[1], 0), w - 1)]);
-    });
   }
 
   grid() { return this.grids?.[this.page.stage] ?? [1, 1]; }
@@ -83,8 +72,12 @@ class Card {
     this.kind.textContent = [...new Set(this.mixers)].join(', ');
     this.swapLabel.textContent = t('mixer of', { stage: this.page.stage + 1 });
     this.select.value = this.mixers[this.page.stage];
-    const changed = this.mixers[this.page.stage] !== this.model.config.token_mixers[this.page.stage];
+    const now = this.mixers[this.page.stage], trained = this.model.config.token_mixers[this.page.stage];
+    const changed = now !== trained, both = { left: `${trained}.${trained}`, right: `${now}.${now}` };
     this.note.textContent = changed ? t('untrained') : '';
+    this.train.hidden = !changed;
+    this.train.textContent = t('train it');
+    this.train.href = `#${new URLSearchParams({ view: 'learn', task: 'shape', size: 32, ...both, steps: 0 })}`;
     this.back.hidden = this.mixers.every((m, s) => m === this.model.config.token_mixers[s]);
     this.back.textContent = t('back');
     this.showAnswer();
@@ -175,6 +168,7 @@ export class Play {
     this.buildControls();
     this.status = add(this.right, 'p', { class: 'status', role: 'status', 'aria-live': 'polite' });
     this.cards = add(this.right, 'div', { class: 'cards' });
+    this.inside = new Inside(this, add(this.right, 'section', { class: 'inside', hidden: '' }));
   }
 
   buildControls() {
@@ -328,6 +322,7 @@ export class Play {
       image.onload = () => { if (this.task === task) this.board.picture(image); };
       image.src = task.examples[0].url;
     }
+    this.inside.follow();
     this.showWords();
     this.board.show();
   }
@@ -365,6 +360,7 @@ export class Play {
 
   // what is most wanted: answers before maps before matrices, the model pointed at first
   next() {
+    if (this.inside.card) return this.inside.next();
     const cards = [this.pointed, ...this.list.filter((c) => c !== this.pointed)], g = this.generation;
     const stale = (what, list = cards) => list.filter((c) => c.fresh[what] !== g)
       .sort((a, b) => (a === this.pointed ? -1 : b === this.pointed ? 1 : (a.fresh[what] ?? 0) - (b.fresh[what] ?? 0)))[0];
@@ -412,10 +408,11 @@ export class Play {
 
   async work(what, card) {
     const { generation, stage, pixels, image, token } = this, { fresh } = card, began = performance.now();
-    if (!card.compiled[what + stage]) this.announce(what, card);
+    const place = what + (what === 'inside' ? this.inside.at : stage);
+    if (!card.compiled[place]) this.announce(what, card);
     await this.ready(card);
     if (fresh !== card.fresh || card.task !== this.task) return; // it has changed meanwhile
-    const known = card.compiled[what + stage], name = card.key;
+    const known = card.compiled[place], name = card.key;
     if (what === 'look') await this.look(card, generation, pixels, image);
     if (what === 'cam') {
       const label = card.chosen, cam = await this.ask('gradcam', { name, label, stage });
@@ -436,6 +433,7 @@ export class Play {
         if (this.token && !this.whole) this.hearOne(card);
       }
     }
+    if (what === 'inside') await this.inside.ask(card);
     if (what === 'hears') {
       const asked = this.asked, values = await this.ask('hears', { name, stage, token, whole: true, probes: 4 });
       if (fresh !== card.fresh) return;
@@ -448,14 +446,14 @@ export class Play {
     if (fresh !== card.fresh) return;
     const ms = performance.now() - began;
     if (known && what === 'look') this.answered = { name: card.name, ms: Math.round(ms) };
-    card.compiled[what + stage] = true;
+    card.compiled[place] = true;
   }
 
   async ready(card) { // its model is open, or the worker, which keeps the order, was asked to open it
     if (card.opened) return;
     card.opened = true;
     try {
-      await this.ask('open', { name: card.key, weights: card.model.weights, config: card.model.config });
+      card.depths = await this.ask('open', { name: card.key, weights: card.model.weights, config: card.model.config });
     } catch (error) {
       card.opened = false;
       throw error;
@@ -551,7 +549,7 @@ export class Play {
     this.tries.replaceChildren();
     add(this.tries, 'h2', {}, t('try'));
     const list = add(this.tries, 'ul', { 'aria-live': 'polite' });
-    for (const what of ['drag', 'rub', 'class', 'hear', 'swap']) {
+    for (const what of ['drag', 'rub', 'class', 'hear', 'swap', 'inside']) {
       if (this.task.drawn !== 'shapes' && (what === 'drag' || what === 'rub')) continue;
       const done = this.done.has(what), item = add(list, 'li', { class: done ? 'done' : '' }, t(`try ${what}`));
       if (done) add(item, 'b', {}, ` ${t('done')}`);
@@ -560,7 +558,7 @@ export class Play {
 
   showSummary() { // all answers in a line
     this.summary.replaceChildren();
-    for (const card of this.list.filter((c) => c.logits)) {
+    for (const card of this.list.filter((c) => c.logits && (c === this.inside.card || !this.inside.card))) {
       const percent = Math.round(100 * card.probabilities[card.answer]);
       const one = add(this.summary, 'span', {}, `${card.name} `);
       add(one, 'b', {}, `${className(this.task.class_names[card.answer])} ${percent} %`);
@@ -576,7 +574,7 @@ export class Play {
   showWords() {
     const five = this.list.length === 5 ? '' : ' one';
     this.title.textContent = this.state.title || t(`title${five}`);
-    this.lead.textContent = t(`lead${five}`);
+    this.lead.textContent = t(this.inside.card ? 'lead inside' : `lead${five}`);
     for (const tab of this.tabs.children) {
       tab.setAttribute('aria-pressed', String(tab.dataset.task === this.task.name));
     }
@@ -587,6 +585,7 @@ export class Play {
     this.showTries();
     this.showHint();
     this.showSummary();
+    this.inside.show();
     this.say(...(this.said ?? ['']));
   }
 }

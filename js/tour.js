@@ -1,4 +1,4 @@
-// A walk through the page in ten steps: each moves the live tool, says what there is to see, and marks it.
+// A walk through the page in eleven steps: each moves the live tool, says what there is to see, and marks it.
 import { add, className, t, translate } from './common.js';
 
 function plain(play) { // as the walk begins
@@ -18,7 +18,10 @@ function plain(play) { // as the walk begins
 const middle = (play) => play.list[0].grid().map((n) => Math.floor(n / 2));
 const other = (card) => (card.mixers[2] === 'Identity' ? 'Pooling' : 'Identity');
 
-const STEPS = [ // what it is about, which places of the page it marks, and what it does
+const opened = ({ inside, list }) =>
+  inside.hash({ card: list.at(-1), stage: 2, block: 0, part: 'mixer', token: null, number: null });
+
+const STEPS = [ // what it is about, which places of the page it marks, what it does, and the view's address
   ['board', '.board', () => {}],
   ['answers', '.bars', () => {}],
   ['corner', '.board', ({ board }) => {
@@ -31,7 +34,8 @@ const STEPS = [ // what it is about, which places of the page it marks, and what
   ['matrix', '.matrix', (play) => play.hear(middle(play))],
   ['stage', '.controls', (play) => play.setStage(1)],
   ['swap', (play) => [play.list.at(-1).root], (play) => play.swap(play.list.at(-1), other(play.list.at(-1)))],
-  ['learn', '.charts', null],
+  ['inside', '.inside', () => {}, opened],
+  ['learn', '.charts', null, () => 'view=learn&steps=150'],
 ];
 
 export class Tour {
@@ -66,9 +70,9 @@ export class Tour {
   async go(at) {
     await this.doing;
     if (at >= this.steps.length) return this.end();
-    const { play } = this.app.views, act = this.steps[at][2];
+    const { play } = this.app.views, [, , act, where] = this.steps[at];
     this.at = at;
-    location.hash = act ? '' : 'view=learn&steps=150';
+    location.hash = where?.(play) ?? '';
     this.app.show();
     plain(play);
     this.root.hidden = false;

@@ -61,15 +61,38 @@ export function drawMap(canvas, pixels, size, heat) { // heat as from `scaleMap`
 const strongest = (values) => values.reduce((most, v) => Math.max(most, Math.abs(v)), 0) || 1;
 const tint = (v) => (v < 0 ? BLUE : ORANGE);
 
+function frame(c, box, width) {
+  for (const [color, lineWidth] of [['#000', width], ['#fff', width / 2]]) {
+    Object.assign(c, { strokeStyle: color, lineWidth });
+    c.strokeRect(...box);
+  }
+}
+
+export function drawToken(canvas, pixels, size, token, [h, w]) { // a picture, one token of its grid framed
+  drawPicture(canvas, pixels, size);
+  const [p, q] = [size[0] / h, size[1] / w];
+  frame(canvas.getContext('2d'), [token[1] * q, token[0] * p, q, p], size[0] / 42);
+}
+
 export function drawRow(canvas, pixels, [H, W], row, [h, w], token, tokens) { // whom a token of a grid (tokens) hears
   const most = strongest(row), at = (i) => Math.floor(Math.floor(i / W) * h / H) * w + Math.floor((i % W) * w / W);
   const c = paint(canvas, [H, W], (i) => tint(row[at(i)]), greyOf(pixels), (i) => Math.abs(row[at(i)]) / most);
   const [p, q] = [H / tokens[0], W / tokens[1]];
-  for (const [color, width] of [['#000', H / 42], ['#fff', H / 84]]) {
-    Object.assign(c, { strokeStyle: color, lineWidth: width });
-    c.strokeRect(token[1] * q, token[0] * p, q, p);
-  }
+  frame(c, [token[1] * q, token[0] * p, q, p], H / 42);
 }
+
+export function drawNumbers(canvas, values, size, ground, token = null) { // (h, w), a place of it framed
+  const most = strongest(values), small = token ? document.createElement('canvas') : canvas;
+  paint(small, size, (i) => tint(values[i]), () => ground, (i) => Math.abs(values[i]) / most);
+  if (!token) return;
+  const p = Math.max(Math.floor(160 / size[1]), 3), c = canvas.getContext('2d'); // larger, for the frame
+  [canvas.width, canvas.height] = [size[1] * p, size[0] * p];
+  c.imageSmoothingEnabled = false;
+  c.drawImage(small, 0, 0, canvas.width, canvas.height);
+  frame(c, [token[1] * p, token[0] * p, p, p], p / 4);
+}
+
+export const cellColor = (v, most) => `rgb(${tint(v).join(' ')} / ${(0.5 * Math.min(Math.abs(v) / most, 1)).toFixed(3)})`;
 
 export function drawMatrix(canvas, values, n, ground, marked = null) { // ground: colour of 0; a row stands out
   const most = strongest(values), faint = (i) => (marked === null || Math.floor(i / n) === marked ? 1 : 0.45);

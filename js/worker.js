@@ -1,7 +1,7 @@
 // What the page asks for, computed beside it, so that the page never waits: models by name, one request at a time.
 import { numpy as np } from '@jax-js/jax';
 import { FAMILIES, MetaFormer, MIXERS } from './engine.js';
-import { MATRICES, gradcam, influence, mixerInput } from './explain.js';
+import { MATRICES, gradcam, influence, inside, mixerInput, strengths } from './explain.js';
 import { Learner } from './learn.js';
 import { flat, newMixer, readWeights, start } from './weights.js';
 import { unpack } from './pack.js';
@@ -11,6 +11,10 @@ const models = {}; // name → { model, seen: what it thinks of the last picture
 let learner = null; // the model that trains here
 
 const numbers = async (x) => new Float32Array(await x.data());
+
+const told = async (tree) => // { name: [shape, numbers] }
+  Object.fromEntries(await Promise.all(Object.entries(flat(tree)).map(
+    async ([key, x]) => [key, [x.shape, await numbers(x)]])));
 
 const free = (tree) => Object.values(flat(tree)).forEach((x) => x.dispose());
 
@@ -91,6 +95,21 @@ const actions = {
     all.dispose();
     x.dispose();
     return sum.map((v) => Math.sqrt(v / parts));
+  },
+
+  async inside({ name, stage, block }) { // all that a block computes
+    const found = models[name];
+    return told(inside(found.model, tokensBefore(found, stage), stage, block));
+  },
+
+  async weights({ name, stage, block }) { // by which it does
+    const w = flat(models[name].model.block(stage, block)[0]);
+    return told(Object.fromEntries(Object.entries(w).map(([key, x]) => [key, x.ref])));
+  },
+
+  async strengths({ name, stage }) { // a map for where a stage begins, and for each of its blocks
+    const found = models[name];
+    return Promise.all(strengths(found.model, tokensBefore(found, stage), stage).map(numbers));
   },
 
   async swap({ name, stage, mixer, tokens, seed = 0 }) { // every block of a stage gets a new, untrained mixer

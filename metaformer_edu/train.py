@@ -26,6 +26,9 @@ def _open(settings, callbacks=(), command=('metaformer-train',)): # a `Run` with
     job = open_run(settings, callbacks, command)
     if settings.snapshots: job.trainer.add(SaveSnapshots(job.path, settings.snapshots))
     if settings.data in SOURCES: job.trainer.add(ContactSheet(job.path, job.info))
+    if settings.page:
+        from metaformer_edu.widgets.page import SavePage
+        job.trainer.add(SavePage(job.path))
     return job
 
 # %% ../nbs/commands/train.ipynb #e45e0b04

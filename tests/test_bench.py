@@ -17,9 +17,10 @@ from metaformer_edu.speed import benchmark, roofline
 from metaformer_edu.speed.benchmark import (
     Contender, _as_row, _calibrate, _check_answer, _make_contenders, _matched_models, _most_images_per_s,
     _open_loader, _peak_memory, _peak_of_process, _seconds_per_call, _three_digits, _timm_name, _write_photos,
-    bench_fast, bench_loader, bench_model, bench_table, draw_bench, machine_info, speedups, stored_activations,
+    bench_fast, bench_loader, bench_model, bench_table, draw_bench, speedups, stored_activations,
     take_turns)
 from metaformer_edu.speed.epochs import bench_epochs
+from metaformer_edu.speed.roofline import machine_info
 
 SMALL = ["--img-size", "32", "-b", "2", "--rounds", "2", "--threads", "1", "--device", "cpu"]
 TINY = dict(batch_size=2, img_size=32)

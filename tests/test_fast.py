@@ -24,6 +24,13 @@ def model_and_images(family="caformer", batch=4, **kwargs):
     return model, torch.randn(batch, model.in_chans, 64, 64)
 
 
+@pytest.fixture(autouse=True)
+def decisions(tmp_path, monkeypatch):
+    "A place for decisions that no other test knows."
+    monkeypatch.setenv("METAFORMER_CACHE", str(tmp_path))
+    return tmp_path / "fast"
+
+
 @pytest.fixture
 def always_quicker(monkeypatch):
     "Every new candidate is timed as quicker than the one before."
@@ -310,3 +317,76 @@ def test_onnx_without_its_packages(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ExportError, match=r"pip install 'metaformer_edu\[onnx\]'"):
         export(model_and_images()[0], "onnx", tmp_path / "m.onnx")
+
+
+# --- the decision is kept ---
+
+HOW = dict(without=EAGER, progress=False)
+
+
+def test_the_second_call_follows_the_decision_and_times_nothing(always_quicker, decisions, monkeypatch):
+    model, images = model_and_images()
+    first = fast(model, images, **HOW)
+    monkeypatch.setattr(module, "clock", None)
+    second = fast(model, images, **HOW)
+    assert len(list(decisions.iterdir())) == 1
+    assert [s["taken"] for s in second.steps] == [s["taken"] for s in first.steps] and second.candidate.piece == 1
+    assert second.steps[0]["why"].startswith("decided on 20") and second.steps[1:] == first.steps[1:]
+    assert torch.equal(first(images), second(images))
+    other, _ = model_and_images()
+    nn.init.normal_(other.head.fc2.weight)  # the same architecture, other weights
+    assert distance(fast(other, images, **HOW)(images), other.eval()(images)) < 0.05
+
+
+@pytest.mark.parametrize("change", [dict(batch=3), dict(family="convformer"), dict(num_classes=7), dict(tolerance=1e-3),
+                                    dict(threads=True), dict(again=True), dict(without=[*EAGER, "folded"])])
+def test_what_is_decided_anew(change, always_quicker, decisions, monkeypatch):
+    fast(*model_and_images(), **HOW)
+    timed, clock = [], module.clock
+    monkeypatch.setattr(module, "clock", lambda *a, **k: timed.append(a) or clock(*a, **k))
+    if change.pop("threads", None):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    how = {k: change.pop(k) for k in ("tolerance", "again", "without") if k in change}
+    fast(*model_and_images(**change), **{**HOW, **how})
+    assert timed and len(list(decisions.iterdir())) == (1 if how.get("again") else 2)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"date": "x", "steps": [1]}', '{"date": "x", "steps": []}'])
+def test_a_damaged_decision_is_said_and_made_anew(text, always_quicker, decisions):
+    model, images = model_and_images()
+    fast(model, images, **HOW)
+    path, = decisions.iterdir()
+    whole = path.read_text()
+    path.write_text(text)
+    with pytest.warns(UserWarning, match="cannot be read, so fast decides anew"):
+        fast(model, images, **HOW)
+    assert path.read_text() == whole
+
+
+def test_a_decision_that_no_longer_holds_is_made_anew(always_quicker, decisions, monkeypatch):
+    model, images = model_and_images()
+    fast(model, images, **HOW)
+    path, = decisions.iterdir()
+    kept = path.read_text()
+    path.write_text(kept.replace('"folded"', '"no such step"'))
+    assert fast(model, images, **HOW).steps[0]["why"] == ""
+    assert path.read_text() == kept
+    wrong = lambda c, example: Candidate(nn.Sequential(c.net, nn.Linear(10, 10)), c.dtype)
+    monkeypatch.setitem(STEPS, "folded", wrong)  # the answers move too far: decided anew, without it
+    again = fast(model, images, **HOW)
+    assert not next(s for s in again.steps if s["step"] == "folded")["taken"]
+
+
+def test_a_place_that_cannot_be_written_costs_a_warning_only(always_quicker, decisions):
+    decisions.write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="The decision cannot be kept in"):
+        quick = fast(*model_and_images(), **HOW)
+    assert quick.candidate.piece == 1
+
+
+def test_without_time_nothing_is_tried_and_nothing_kept(decisions):
+    model, images = model_and_images()
+    quick = fast(model, images, budget=0, **HOW)
+    assert {s["why"] for s in quick.steps[1:]} == {"no time was left"}
+    assert torch.equal(quick(images), model.eval()(images))
+    assert not decisions.exists()

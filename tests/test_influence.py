@@ -347,7 +347,7 @@ def test_a_subclass_is_known_by_its_forward():
         def forward(self, x): return 2 * super().forward(x)
     x = double(3, 4, 6)
     same(closed_form(Named(), x).abs(), influence(Named(), x))
-    with pytest.raises(ValueError, match="no closed form for Other: use influence"): closed_form(Other(), x)
+    with pytest.raises(ValueError, match="no matrix for Other: use influence"): closed_form(Other(), x)
     same(mixing_matrix(Other(), x), 2 * closed_form(Pooling(), x).abs())
     patched = Pooling()
     patched.forward = lambda x: x
@@ -556,7 +556,7 @@ def test_picture_of_fields():
     (lambda: influence(nn.Flatten(), torch.randn(3, 3, 4)), r"for \(1, 3, 3, 4\) it gives \(1, 36\)"),
     (lambda: influence(nn.MaxPool2d(1, return_indices=True), torch.randn(3, 3, 4)), "it gives tuple"),
     (lambda: influence(Pooling(), torch.randn(3, 3, 4), probes=0), "1 or more, not 0"),
-    (lambda: closed_form(SepConv(4), torch.randn(3, 3, 4)), r"no closed form for SepConv: use influence\(mixer, x\)"),
+    (lambda: closed_form(SepConv(4), torch.randn(3, 3, 4)), r"no matrix for SepConv: use influence\(mixer, x\)"),
     (lambda: closed_form(Pooling(), torch.randn(3, 3)), "one grid of tokens"),
     (lambda: closed_form(RandomMixing(num_tokens=16), torch.randn(3, 3, 4)), "16 tokens and got 3×3 = 9"),
     (lambda: attention_weights(Pooling(), torch.randn(3, 3, 4)),

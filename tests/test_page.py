@@ -24,8 +24,11 @@ from metaformer_edu.models.mixers import SepConv
 from metaformer_edu.models.metaformer import MetaFormer
 from metaformer_edu.models.registry import FAMILIES, create_model
 from metaformer_edu.models.weights import save_weights
+from metaformer_edu.train import main as train
+from metaformer_edu.training.run_folder import read_about
 from metaformer_edu.widgets.base import STATIC
-from metaformer_edu.widgets.page import page_state, save_page
+from metaformer_edu.widgets import page as module
+from metaformer_edu.widgets.page import SavePage, page_state, save_page
 from metaformer_edu.widgets.sources import example_models, example_runs, to_pil
 
 NAMES = ["disc", "ring", "square", "triangle", "cross"]
@@ -317,6 +320,8 @@ def test_another_mixer_changes_answer_and_matrix(play):
     n = len(state(page, "who")["caformer"])
     assert np.array_equal(state(page, "who")["caformer"], np.eye(round(n**0.5)).ravel())
     assert "untrained" in page.locator(".card .note").nth(4).inner_text()
+    train = page.get_by_role("link", name="Train it").get_attribute("href")
+    assert train.startswith("#view=learn&") and "left=Attention.Attention&right=Identity.Identity" in train
     page.get_by_role("button", name="take the trained one back").click()
     page.wait_for_function("() => __page.list[4].who && !__page.running")
     matches_pytorch(page)
@@ -376,9 +381,9 @@ def test_the_tour_moves_the_page_and_leaves_it_as_it_was(play):
                                    "__page.list[4].mixers[2]]"))
         page.locator(".tour").get_by_role("button", name="next").click()
         page.wait_for_function("(n) => __app.tour.at === n", arg=len(marked))
-    assert len(marked) == 9 and all(marked)
+    assert len(marked) == 10 and all(marked) and marked[-1] == "inside"
     usual = [[64, 64], 2, None, None, "Attention"]
-    changes = [{}, {}, {0: [0.28 * 128] * 2}, {}, {3: 4}, {2: [4, 4]}, {2: [4, 4]}, {1: 1}, {4: "Identity"}]
+    changes = [{}, {}, {0: [0.28 * 128] * 2}, {}, {3: 4}, {2: [4, 4]}, {2: [4, 4]}, {1: 1}, {4: "Identity"}, {}]
     assert moved == [[change.get(i, v) for i, v in enumerate(usual)] for change in changes]
     page.wait_for_function("() => __app.view.going")  # the last step trains
     page.keyboard.press("Escape")
@@ -387,6 +392,132 @@ def test_the_tour_moves_the_page_and_leaves_it_as_it_was(play):
     assert not page.locator(".tour").is_visible() and not page.locator(".spot").count()
     assert page.evaluate("[__page.list[4].mixers[2], __page.stage, __page.token]") == ["Attention", 2, None]
     matches_pytorch(page)
+
+
+# --- Inside ---
+
+PARTS = ["norm1", "mixer", "sum1", "norm2", "mlp", "out"]
+
+
+def way(model, image, stage, block):
+    "What PyTorch computes on the way through a block, by the names that the engine gives; one row a token."
+    found, of = {}, model.stages[stage - 1][block - 1]
+    keep = lambda name: lambda module, given, gives: found.update({name: gives, f"into {name}": given[0]})
+    hooks = [part.register_forward_hook(keep(name.split(".")[-1])) for name, part in of.named_modules()]
+    with torch.no_grad():
+        model(image[None])
+    for hook in hooks:
+        hook.remove()
+    found.update(mixer=found["token_mixer"], out=found[""], x=found["into "], sum1=found["into norm2"])
+    if "dwconv" in found:
+        found["dwconv"] = found["dwconv"].permute(0, 2, 3, 1)
+    if "qkv" in found:
+        heads = of.token_mixer.num_heads
+        q, k, v = found["qkv"].flatten(1, 2).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT * q.shape[-1]**-0.5
+        found.update(q=q, k=k, v=v, scores=scores, weights=scores.softmax(-1), heads=found["into proj"])
+    return found
+
+
+@pytest.mark.parametrize("family, stage, block", [("caformer", 3, 2), ("convformer", 2, 1), ("randformer", 3, 1),
+                                                  ("poolformerv2", 4, 1)])
+def test_the_way_through_a_block_is_pytorchs(page, models, picture, family, stage, block):
+    request = dict(name=f"pictures {family}", stage=stage - 1, block=block - 1)
+    found = page.evaluate("""async (request) => Object.entries(await __page.ask('inside', request)).map(
+        ([name, [shape, values]]) => [name, shape, Array.from(values)])""", request)
+    known = way(models[family], picture, stage, block)
+    assert {"x", "mixer", "sum1", "fc1", "act", "out"} <= {name for name, *_ in found}
+    for name, shape, values in found:
+        assert shape == list(known[name].shape), name
+        near(np.array(values), known[name], 1e-4)
+
+
+def opened_part(page, **place):
+    "Inside at a place, once its numbers are there: what each step says, and what the engine has."
+    page.evaluate("(place) => { location.hash = new URLSearchParams({ view: 'inside', ...place }) }", place)
+    page.wait_for_function("(part) => __page.inside.part === part && __page.inside.found && !__page.running",
+                           arg=place.get("part"))
+    settled(page)
+    return page.evaluate("__page.inside.steps.map(({ key, result, known }) => ({ key, result, known }))")
+
+
+@pytest.mark.parametrize("family, stage, mixer", [
+    ("identityformer", 3, ["identity"]), ("randformer", 3, ["random"]), ("poolformerv2", 3, ["pool"]),
+    ("convformer", 3, ["linear", "star", "window", "back"]), ("caformer", 3, ["score", "softmax", "values", "back"])])
+def test_what_is_multiplied_and_added_is_what_the_network_has(play, family, stage, mixer):
+    "At a corner, where windows end, and at one hidden number and heard token."
+    page, place = play(), dict(model=family, stage=stage, block=1, token="1.8", number=5)
+    for part in PARTS:
+        steps = opened_part(page, **place, part=part)
+        assert part != "mixer" or [step["key"] for step in steps] == mixer
+        for step, said in zip(steps, page.locator(".step .numbers").all_inner_texts(), strict=True):
+            assert abs(step["result"] - step["known"]) < 1e-4 * max(1, abs(step["known"])), (part, step)
+            result, has = (re.search(f"{of} (−?[\\d.]+)", said)[1].replace("−", "-") for of in ("=", "has"))
+            near(float(result), step["result"], 1e-2)
+            assert abs(float(result) - float(has)) < 2e-4 and said.endswith("✓")
+    steps = opened_part(page, **place, part="mixer")
+    hidden = page.evaluate("__page.inside.steps.at(-1).picked ?? null")
+    known = way(example_models()[family], seen(page), stage, 1)
+    near(steps[-1]["result"], known["mixer"][0, 0, 7, 4], 1e-4)
+    if family == "convformer":
+        near(steps[2]["result"], known["dwconv"][0, 0, 7, hidden], 1e-4)
+    if family == "caformer":
+        other, head = page.evaluate("__page.inside.steps[1].picked"), hidden // 32
+        assert known["weights"][0, head, 7].argmax() == other
+        near(steps[0]["result"], known["scores"][0, head, 7, other], 1e-4)
+        near(steps[1]["result"], known["weights"][0, head, 7, other], 1e-4)
+        near(steps[2]["result"], known["heads"][0, 0, 7, hidden], 1e-4)
+    for width in (360, 768, 1280):
+        page.set_viewport_size(dict(width=width, height=800))
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_model_is_opened_by_clicks_and_keys(play):
+    page = play()
+    page.get_by_role("button", name="Play", exact=True).first.click()
+    inside, at = page.locator(".inside"), "[__page.inside.stage, __page.inside.block, __page.inside.part]"
+    assert not inside.is_visible()
+    page.get_by_role("button", name="ConvFormer", exact=True).click()
+    for name, now in (("stage 2", [1, None, None]), ("block 1", [1, 0, None]), ("Sep", [1, 0, "mixer"])):
+        inside.locator(".tile").filter(has_text=name).click()
+        play()
+        assert page.evaluate(at) == now and not page.locator(".card").first.is_visible()
+    page.locator(".where canvas").focus()
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate("__page.inside.place") == [7, 8] and "token=8.9" in page.url
+    results = lambda: page.evaluate("__page.inside.steps.map((step) => step.result)")
+    before = results()
+    inside.get_by_label("hidden number").fill("3")
+    inside.get_by_label("hidden number").press("Enter")
+    assert page.evaluate("__page.inside.steps.at(-1).picked") == 2
+    assert results()[-1] == before[-1] and results()[2] != before[2]
+    slider = inside.get_by_role("slider").first
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert "instead of" in inside.locator(".curve p").inner_text()
+    assert results()[-1] == before[-1]  # the network stays as it is
+    page.evaluate("__page.reshape({ kind: 'cross' })")
+    play()
+    page.wait_for_function("(before) => __page.inside.steps.at(-1).result !== before", arg=before[-1])
+    page.go_back()
+    play()
+    assert page.evaluate(at) == [1, 0, None]
+    page.get_by_role("button", name="Play", exact=True).first.click()
+    play()
+    assert not inside.is_visible() and page.locator(".card").first.is_visible()
+    matches_pytorch(page)
+
+
+def test_inside_takes_links_that_ask_for_what_there_is_not(play):
+    page = play()
+    found = page.evaluate("""(asked) => asked.map((one) => {
+        const { card, stage, block, part, token, number } = __page.inside.take({ ...one, model: 'randformer' });
+        __page.inside.take(null);
+        return [card.model.name, stage, block, part, token, number] })""", [
+            dict(stage="5", block="1", part="mixer"), dict(stage="2", block="x", part="mixer", token="1", number="0"),
+            dict(stage="2", block="1", part="wings", token="0.3", number="7")])
+    assert found == [["randformer", None, None, None, None, None], ["randformer", 1, None, None, None, None],
+                     ["randformer", 1, 0, None, None, 6]]
 
 
 def test_it_speaks_chinese(play):
@@ -621,3 +752,24 @@ def test_the_command_saves_a_page(tmp_path, capsys):
         main([str(tmp_path), "--save", str(tmp_path / "other.html")])
     assert ended.value.code == 2 and "is no folder of a run" in capsys.readouterr().err
     assert not (tmp_path / "other.html").exists()
+
+
+def test_a_training_ends_with_its_page(tmp_path, one_thread):
+    train(["digits", "--model", "tiny_identityformer", "--img-size", "32", "--epochs", "1", "--warmup-epochs", "0",
+           "-j", "0", "--page", "--output", str(tmp_path)])
+    run, = tmp_path.iterdir()
+    state = json.loads(re.search('id="state">(.*?)</script>', (run / "page.html").read_text(encoding="utf-8"))[1])
+    task, = state["tasks"]
+    assert (task["name"], task["class_names"]) == ("digits", read_about(run)["class_names"])
+    assert [m["name"] for m in task["models"]] == [run.name]
+    trained = module.pack(module.as_float16(create_model("tiny_identityformer", checkpoint=run / "best.safetensors",
+                                                         num_classes=10, img_size=32)))
+    assert task["models"][0]["weights"] == trained
+
+
+def test_a_page_that_cannot_be_costs_the_run_a_warning_only(monkeypatch):
+    monkeypatch.setattr(module, "MOST_BYTES", 10)
+    run = example_runs()["convformer"]
+    with pytest.warns(UserWarning, match="convformer gets no page.html: The page would have"):
+        SavePage(run).after_fit(None)
+    assert not (run / "page.html").exists()

@@ -23,6 +23,7 @@ from metaformer_edu.training.run_folder import SaveEpoch, SaveStates
 from metaformer_edu.training.settings import (
     DEFAULTS, GONE_HERE, SMALL, cpu_cores, list_recipes, parse, read_recipe, recipe_table)
 from metaformer_edu.training.trainer import Trainer
+from metaformer_edu.widgets.page import SavePage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PUBLISHED = {f"{r['model']}_{r['kind']}": r for r in json.loads(
@@ -401,7 +402,8 @@ def fingerprint(t):
         data=[(type(x.dataset.images).__name__, x.dataset.seed, inside(x.dataset.transform)) for x in loaders],
         samplers=[inside(x.sampler) for x in loaders], folder=str(folder.path), key=folder.column,
         writer=type(callback(t, TensorBoard)).__name__,
-        every=callback(t, SaveStates).every, snapshots=inside(callback(t, SaveSnapshots)))
+        every=callback(t, SaveStates).every, snapshots=inside(callback(t, SaveSnapshots)),
+        page=bool(callback(t, SavePage)))
 
 
 EFFECTS = {  # dest: (flags, flags without which they could do nothing)
@@ -443,6 +445,7 @@ EFFECTS = {  # dest: (flags, flags without which they could do nothing)
     "eval_metric": ("--eval-metric loss", ""),
     "log_interval": ("--log-interval 3", ""), "recovery_interval": ("--recovery-interval 3", ""),
     "max_bad_steps": ("--max-bad-steps 3", ""),
+    "page": ("--page", ""),
     "tensorboard": ("--tensorboard", ""), "device": ("--device cuda:97", ""), "workers": ("-j 1", ""),
     "threads": ("--threads 2", ""),
     "amp": ("--amp", ""), "amp_dtype": ("--amp-dtype float16", "--amp"), "channels_last": ("--channels-last", ""),

@@ -352,9 +352,10 @@ def test_in_a_browser(site):
         assert 0 < len(column(1)) < 20 and all("caformer" in o and "384" in o for o in column(1))
         assert page.get_by_role("status").inner_text() == f"{len(column(1))} of {len(names)}"
         page.goto(address("explorer.html"))
-        page.frame_locator("iframe").locator("canvas").first.wait_for()
-        page.get_by_role("link", name="Draw something").click()
-        page.wait_for_function("() => __page.list.every((card) => card.logits)")
+        answered = "() => window.__page?.list.every((card) => card.logits)"
+        page.locator("iframe").element_handle().content_frame().wait_for_function(answered)
+        page.get_by_role("link", name="Open it alone").click()
+        page.wait_for_function(answered)
         page.goto(address("search.html") + "?q=pooling")
         page.locator("#search-results li a").first.wait_for()
         assert "Pooling" in page.locator("#search-results").inner_text()

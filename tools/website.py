@@ -399,26 +399,21 @@ def link_to(notebook):
 
 
 def explorer_page():
-    return f"""# Who hears whom?
+    return f"""# Play: five models in your browser
 
-Five small models of the five families, trained on drawn shapes.
-Point at a token: in colour, whom it hears (above) and who hears it (below), in the stage and block that you choose.
-Everything is in the page: it asks no network and no kernel.
-
-```{{raw}} html
-<p><a href="_static/mixing.html">Open it alone</a>, with more room.</p>
-<iframe class="explorer" src="_static/mixing.html" title="Who hears whom? An explorer of five token mixers"
-  loading="lazy"></iframe>
-```
+Five small models of the five families, trained on drawn shapes, compute on this page: it asks no network and no kernel.
+Draw or drag something, and see what they answer, where they look and who hears whom.
+A click on a network's name goes inside, down to one number of one token; in Learn, two mixers train side by side.
 
 ```{{raw}} html
-<p><a href="_static/play.html">Draw something for the same five models</a>: they compute in your browser, and show
-what they answer, where they look and who hears whom. In its second view, Learn, two mixers train
-side by side.</p>
+<p><a href="_static/play.html">Open it alone</a>, with more room.</p>
+<iframe class="explorer" src="_static/play.html" title="Five small models that answer to what you draw"
+  allow="camera" loading="lazy"></iframe>
 ```
 
-Lessons {link_to("widgets/mixing_explorer")} and {link_to("widgets/page")} build the two and say what the numbers are.
-`save_mixing_page('mine.html', model, image)` and `save_page(run, 'mine.html')` write such pages for your own models.
+Lesson {link_to("widgets/page")} builds it, and `save_page(run, 'mine.html')` writes such a page of your own models.
+Models that are too large for a browser fit on the page of lesson {link_to("widgets/mixing_explorer")}:
+`save_mixing_page('mine.html', model, image)` keeps who hears whom for one image.
 """
 
 
@@ -565,18 +560,15 @@ def build(out):
         pages = Path(folder) / "pages"
         write_pages(pages)
         sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
-        from metaformer_edu.widgets.mixing_explorer import save_mixing_page
         from metaformer_edu.widgets.page import save_page
         from metaformer_edu.widgets.sources import example_runs
         from sphinx.cmd.build import main as sphinx
-        save_mixing_page(f"{folder}/mixing.html")
         save_page(example_runs(), f"{folder}/play.html")
         shutil.rmtree(out, ignore_errors=True)
         options = ["-q", "-n", "-W", "--keep-going", "-T", "-j", "auto", "-c", str(DOCS), "-d", f"{folder}/doctrees"]
         if sphinx([*options, "-b", "html", str(pages), str(out)]):
             raise SiteError("Sphinx warned, see above: the site is not finished.")
-        for name in ("mixing.html", "play.html"):
-            shutil.copy(f"{folder}/{name}", out / "_static")
+        shutil.copy(f"{folder}/play.html", out / "_static")
     if wrong := check_links(out):
         raise SiteError("\n".join(wrong))
 

@@ -163,7 +163,8 @@ def main(argv=None): # None: what was typed
     args = parse(argv)
     import torch
     from metaformer_edu.core.figures import set_style
-    from metaformer_edu.speed.benchmark import machine_info, speedups
+    from metaformer_edu.speed.benchmark import speedups
+    from metaformer_edu.speed.roofline import machine_info
     if args.threads: torch.set_num_threads(args.threads)
     set_style()
     with cli_errors('metaformer-bench'): device, notes = _check_request(args)

@@ -82,7 +82,7 @@ def _ranks_here()->int: # processes that a training on this machine has
 def _cores(device=None)->dict:
     "The processor, and what of it each process of a training gets."
     import torch
-    from metaformer_edu.speed.benchmark import machine_info
+    from metaformer_edu.speed.roofline import machine_info
     cores, ranks, name = _job_cores(), _ranks_here(), machine_info(torch.device('cpu'))['cpu']
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else 0 # on Windows
     said = f'{name}: {cores} of {os.cpu_count()} cores, {cores / ranks:.3g} for each process of a training ({ranks})'
@@ -311,7 +311,8 @@ def _try_speed(device, folder):
     from metaformer_edu.models.registry import create_model
     from metaformer_edu.speed.fast import STEPS, fast
     model, images = create_model('tiny_poolformerv2').to(device), torch.randn(2, 3, 64, 64, device=device)
-    quick = fast(model, images, without=[step for step in STEPS if step != 'folded'], rounds=2)
+    others = [step for step in STEPS if step != 'folded']
+    quick = fast(model, images, without=others, rounds=2, again=True, progress=False)
     return f"fast tries to fold a model, and takes it {'folded' if quick.steps[-1]['taken'] else 'as it is'}"
 
 def _try_compile(device, folder):

@@ -146,7 +146,7 @@ def _check_fast(device, small:bool):
     model = _filled(create_model(name, img_size=size)).to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     # compiled, this would be the step `speed` once more
-    quick = fast(model, images, rounds=3, without=('compiled', 'folded and compiled'))
+    quick = fast(model, images, rounds=3, without=('compiled', 'folded and compiled'), again=True, progress=False)
     with torch.no_grad():
         moved = distance(quick(images), model(images))
         times = clock(partial(model, images), partial(quick, images), rounds=7, device=device)

@@ -140,7 +140,7 @@ def closed_form(mixer:nn.Module, # of a class in `CLOSED_FORMS`
 
     ValueError for a mixer that is not in `CLOSED_FORMS`."""
     if kind := class_by_forward(mixer, *CLOSED_FORMS): return CLOSED_FORMS[kind](mixer, one_grid(mixer, x))
-    raise ValueError(f'There is no closed form for {type(mixer).__name__}: use influence(mixer, x), '
+    raise ValueError(f'closed_form knows no matrix for {type(mixer).__name__}: use influence(mixer, x), '
                      'or put yours into CLOSED_FORMS.')
 
 # %% ../../nbs/interpret/influence.ipynb #1a68b615

@@ -230,16 +230,16 @@ def _weight_grad_channels_first(g, y, weight, padding):
     return _convolution_grads(g.contiguous(), y.contiguous(), weight, padding, (False, True, False))[1]
 
 def _depthwise_weight_grad(g): # the quicker way to the weight's gradient, if one is known or chosen; None: PyTorch's
-    if g.device.type == 'cpu':
-        known = g.dtype == torch.float32 or g.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        usable = known and _ONEDNN and torch.backends.mkldnn.enabled and g.numel()
-        return _weight_grad_on_cpu if usable else None
-    return _weight_grad_channels_first if _choice.get('depthwise') == 'channels_first' else None
+    if _choice.get('depthwise') == 'channels_first': return _weight_grad_channels_first
+    if not (g.device.type == 'cpu' and _ONEDNN and torch.backends.mkldnn.enabled and g.numel()): return None
+    known = g.dtype == torch.float32 or g.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return _weight_grad_on_cpu if known else None
 
 def _depthwise_grads(g, y, weight, padding, needs, weight_grad): # as `_layer_grads`; the weight's by `weight_grad`
+    dy = dw = dbias = None
     g, y = g.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
-    dy, _, dbias = _convolution_grads(g, y, weight, padding, (needs[0], False, needs[2]))
-    dw = weight_grad(g, y, weight, padding) if needs[1] else None
+    if needs[0] or needs[2]: dy, _, dbias = _convolution_grads(g, y, weight, padding, (needs[0], False, needs[2]))
+    if needs[1]: dw = weight_grad(g, y, weight, padding)
     return None if dy is None else dy.permute(0, 2, 3, 1), _strided_like(weight, dw), dbias
 
 # %% ../../nbs/models/kernels.ipynb #f4fa3a98

@@ -7,7 +7,7 @@ __all__ = ['Contender', 'take_turns', 'stored_activations', 'bench_model', 'spee
            'draw_bench', 'bench_fast']
 
 # %% ../../nbs/speed/benchmark.ipynb #d0c85383
-import copy, itertools, json, os, platform, subprocess, sys, tempfile, time
+import copy, itertools, json, os, subprocess, sys, tempfile, time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date
@@ -27,7 +27,7 @@ from ..data.loaders import make_loaders
 from ..training.evaluate import hide_progress
 from ..training.trainer import make_optimizer
 from ..training.processes import ignore_signals
-from .roofline import _synchronize, spread
+from .roofline import _synchronize, machine_info, spread
 
 # %% ../../nbs/speed/benchmark.ipynb #4cf266ae
 @dataclass
@@ -110,7 +110,7 @@ class _InferenceStep:
         self.model, self.images, self.without_gradients = model.eval(), images, torch.inference_mode
         if mode == 'fast':
             from metaformer_edu.speed.fast import fast
-            self.model = self.net = fast(model, images)
+            self.model = self.net = fast(model, images, again=True, progress=False)
             self.without_gradients = torch.no_grad # as it was compiled; another mode would make it compile anew
             return
         self.model, self.images = model.to(dtype), images.to(dtype)
@@ -429,20 +429,6 @@ def _draw_panel(ax, title:str, rows:list, against:list): # a row and its ratio e
     ax.tick_params('x', labelsize='small')
     ax.set_xlabel('images/s', fontsize='small')
 
-# %% ../../nbs/speed/benchmark.ipynb #20aab2c6
-def machine_info(device)->dict: # device: a torch.device
-    "What it is measured on, and with which versions."
-    import metaformer_edu
-    info, cpu = Path('/proc/cpuinfo'), platform.processor() or platform.machine()
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if not line.startswith('model name'): continue
-        cpu = line.partition(':')[2].strip()
-        break
-    gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
-    return dict(name=gpu or cpu, device=str(device), cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(),
-                system=platform.platform(terse=True), python=platform.python_version(), torch=str(torch.__version__),
-                timm=timm.__version__, metaformer_edu=metaformer_edu.__version__)
-
 # %% ../../nbs/speed/benchmark.ipynb #474403e8
 def bench_fast(models=('caformer_s18', 'convformer_s18', 'poolformerv2_s12'),
                batch_size:int=16,
@@ -454,7 +440,7 @@ def bench_fast(models=('caformer_s18', 'convformer_s18', 'poolformerv2_s12'),
     from metaformer_edu.speed.fast import fast
     seed_everything(0)
     images = torch.randn(batch_size, 3, img_size, img_size)
-    runs = {name: {'steps': fast(create_model(name, img_size=img_size), images, rounds=rounds, without=without).steps}
-            for name in models}
+    runs = {name: {'steps': fast(create_model(name, img_size=img_size), images, rounds=rounds, without=without,
+                                  again=True, progress=False).steps} for name in models}
     return {**machine_info(torch.device('cpu')), 'date': date.today().isoformat(), 'batch_size': batch_size,
             'img_size': img_size, 'rounds': rounds, 'runs': runs}

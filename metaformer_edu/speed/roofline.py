@@ -6,12 +6,13 @@
 __all__ = ['clock', 'spread', 'Ceilings', 'ceilings', 'BlockPart', 'profile_block', 'roofline_table', 'draw_roofline']
 
 # %% ../../nbs/speed/roofline.ipynb #42b90285
-import math, time
+import math, os, platform, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-import numpy as np, torch
+from pathlib import Path
+import numpy as np, timm, torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -111,6 +112,20 @@ def ceilings(device='cpu', dtype=torch.float32, rounds:int=5)->Ceilings: # takes
         a, b = (torch.ones(shape, device=device, dtype=dtype) for _ in range(2))
         copies = clock(*[partial(x.copy_, y) for x, y in zip(a, b)], rounds=rounds, device=device)
     return Ceilings(flops, 2 * a[0].nbytes / min(map(min, copies)), str(device), dtype)
+
+# %% ../../nbs/speed/roofline.ipynb #c15580a2
+def machine_info(device)->dict: # device: a torch.device
+    "What it is measured on, and with which versions."
+    import metaformer_edu
+    info, cpu = Path('/proc/cpuinfo'), platform.processor() or platform.machine()
+    for line in info.read_text().splitlines() if info.exists() else []:
+        if not line.startswith('model name'): continue
+        cpu = line.partition(':')[2].strip()
+        break
+    gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
+    return dict(name=gpu or cpu, device=str(device), cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(),
+                system=platform.platform(terse=True), python=platform.python_version(), torch=str(torch.__version__),
+                timm=timm.__version__, metaformer_edu=metaformer_edu.__version__)
 
 # %% ../../nbs/speed/roofline.ipynb #f2359107
 @dataclass

@@ -133,7 +133,7 @@ def is_better(self:RunFolder, row:dict)->bool:
 
 @patch
 def save_epoch(self:RunFolder, row:dict, model):
-    "Write the weights of an epoch, before its state: if this is cut off, the epoch is simply done again."
+    "Write the weights of an epoch that was measured. If this is cut off, it is measured again."
     save_weights(model, self.path / 'last.safetensors')
     if self.is_better(row):
         save_weights(model, self.path / 'best.safetensors')

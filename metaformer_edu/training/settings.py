@@ -200,6 +200,7 @@ class Settings:
     output: str = setting('run', 'runs', 'each run makes a new folder in this one', metavar='DIR')
     experiment: str | None = setting('run', None, "the folder's name (default: model, data and seed)", metavar='NAME')
     tensorboard: bool = setting('run', False, 'write for TensorBoard too (pip install tensorboard)')
+    page: bool = setting('run', False, 'at the end, write the model into page.html, which computes in any browser')
     # where and how it is computed
     device: str | None = setting('machine', None,
         'such as cpu, cuda or cuda:1 (default: a GPU if there is one)', metavar='NAME')
