@@ -244,11 +244,11 @@ def reading_order():
     lessons = {c.path: Lesson(c.path) for c in found}
     needed = lambda o: ", ".join(f"[{p.short.split(' · ')[0]}]({p.page})"
                                  for p in needs(o, list(lessons.values()))) or "nothing"
-    parts = []
+    parts, openings = [], {p.name: f"[{p.name}](parts/{p.page.name})" for p in course.parts(NBS)}
     for part in dict.fromkeys(c.part for c in found):
         rows = [[f"[{o.short}]({o.page})" + " ★" * c.quick + " ⚙" * c.machine_room, o.question, c.minutes, needed(o)]
                 for c in found if c.part == part and (o := lessons[c.path])]
-        parts.append(f"## {part}\n\n{table(['read', 'question', 'minutes', 'needs'], rows)}")
+        parts.append(f"## {openings.get(part, part)}\n\n{table(['read', 'question', 'minutes', 'needs'], rows)}")
     quick = [[f"[{o.short}]({o.page})", o.question, c.minutes] for c in found if c.quick and (o := lessons[c.path])]
     return f"""# Reading order
 
@@ -262,7 +262,7 @@ Exercises come on top and take as long as they take.
 
 ## The quick path
 
-The idea, the parts, and a mixer of your own, in about {course.hours(sum(c.minutes for c in found if c.quick))}:
+From a token to a mixer of your own, trained, explained and compared: {course.quick_hours(found)}.
 
 {table(['read', 'question', 'minutes'], quick)}
 
@@ -419,7 +419,8 @@ Models that are too large for a browser fit on the page of lesson {link_to("widg
 
 def toctrees(paths):
     "The order of the pages, hidden on the front page."
-    groups = {"Start": ["reading_order"]}
+    groups = {p.name: [f"What it is about <parts/{p.page.stem}>"] for p in course.parts(NBS)}
+    groups.setdefault("Start", []).append("reading_order")
     for chapter in chapters():
         groups.setdefault(chapter.part, []).append(chapter.notebook)
     placed = {c.path for c in chapters()} | {NBS / "index.ipynb"}
@@ -469,6 +470,8 @@ def write_pages(pages):
     made |= {f"api/{name_of(p)}.md": reference(p, docments.public(module_of(p))) for p in paths if module_of(p)}
     made |= {"api/index.md": reference_index(paths), "reading_order.md": reading_order(), "models.md": models_page(),
              "explorer.md": explorer_page()}
+    made |= {p.page.relative_to(NBS).as_posix(): relinked(p.page.read_text(encoding="utf-8"), p.page)
+             for p in course.parts(NBS)}
     for name, text in made.items():
         (pages / name).parent.mkdir(parents=True, exist_ok=True)
         (pages / name).write_text(text, encoding="utf-8")
