@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from metaformer_edu.commands import experiment
+from metaformer_edu.data.public import PUBLIC, PublicImages
 from metaformer_edu.data.shapes import TASKS
 from metaformer_edu.experiments import arms as ex, compare as co
 from metaformer_edu.experiments.arms import Arm, Budget, Experiment, get_experiment, run_experiment
 from metaformer_edu.experiments.compare import own_results, permutation_test, read_results
+from test_public import lay_out_clothes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = Budget(pictures=64, looks=2)
@@ -129,7 +131,7 @@ def test_kept_results_are_whole(name):
     assert {r["command"] for r in rows} == {f"metaformer-experiment {name}"}
     for arm in experiment.arms:  # they are of the models as they are now
         row = next(r for r in rows if ex._row_key(r)[:2] == (arm.task, arm.name))
-        model = arm.build(dict(digits=10, far=2).get(arm.task) or len(TASKS[arm.task].class_names))
+        model = arm.build(2 if arm.task == "far" else len(TASKS[arm.task].class_names) if arm.task in TASKS else 10)
         assert ex.count_params(model) == (row["trainable"], row["frozen"])
     assert co.draw_experiment(rows, name) and co._draw_arms(rows) and co._draw_arms(rows, "way")
 
@@ -200,3 +202,33 @@ def test_the_course_of_far_adds_a_distance_a_look():
     assert len(first) == len(set(first)) == len(plain) == 300 and max(first) > 600
     # more than there are: again from the beginning
     assert list(ex._PictureOrder(10, 25, 1, False, 0)).count(3) in (2, 3)
+
+
+def test_clothes_are_enlarged_and_a_share_has_all_classes(tmp_path, monkeypatch):
+    lay_out_clothes(tmp_path)  # 64 pictures to learn from, 20 held out
+    monkeypatch.setenv("METAFORMER_DATA", str(tmp_path))
+    (images, labels), (held_out, _) = (part.tensors for part in ex._load_clothes(100, 56))
+    assert images.shape == (64, 3, 56, 56) and len(held_out) == 20 and torch.equal(images[:, 0], images[:, 2])
+    original = PublicImages("fashion-mnist").images.data[3] / 255
+    spec = PUBLIC["fashion-mnist"]
+    expected = (original.mean() - spec.mean[0]) / spec.std[0]
+    assert images[3].mean().item() == pytest.approx(expected.item(), abs=1e-3)
+    (some, few), (again, _) = (part.tensors for part in ex._load_clothes(50, 56))
+    assert few.bincount().tolist() == [3] * 10 and torch.equal(again, held_out)
+    assert all(any(torch.equal(one, other) for other in images) for one in some)
+
+
+def test_half_of_the_clothes_are_mirrored():
+    class Trainer:
+        images, device = torch.arange(4.).expand(400, 1, 1, 4), "cpu"
+    torch.manual_seed(0)
+    ex._Mirror().before_batch(Trainer)
+    turned = (Trainer.images[:, 0, 0, 0] == 3)
+    assert 150 < turned.sum() < 250
+    assert torch.equal(Trainer.images[turned][0, 0, 0], torch.tensor([3., 2., 1., 0.]))
+
+
+def test_networks_of_others_have_as_many_weights_as_tiny_convformer():
+    arms = {arm.name: ex.count_params(arm.build(10))[0] for arm in get_experiment("clothes").arms}
+    for name in ("resnet", "convnext", "vit"):
+        assert abs(arms[name] / arms["convformer"] - 1) < 0.1, (name, arms)

@@ -34,7 +34,7 @@ from ..training.callbacks import Callback
 from ..training.evaluate import predict, hide_progress
 from ..training.trainer import fit
 from ..interpret.receptive_field import receptive_field
-from .compare import _DISTANCES, _join_numbers, read_results
+from .compare import _DISTANCES, _SHARES, _join_numbers, read_results
 
 # %% ../../nbs/experiments/arms.ipynb #081dd7bc
 # what all models share, unless an arm says otherwise
@@ -60,7 +60,7 @@ def _load_task(task:str, # 'digits', 'far', 'clothes', a share of it such as 'cl
               )->tuple: # (to learn from, held out)
     """The pictures (3, H, W) of a task, drawn once and kept: 4,000 to learn from and 500 held out; 5,600 and 700 of
     'far'; 1,347 and 450 digits; 60,000 and 10,000 clothes."""
-    if task.startswith('clothes'): return tuple(_load_clothes(int(task[8:-1] or 100), img_size))
+    if task in _SHARES: return tuple(_load_clothes(_SHARES[task], img_size))
     if task == 'digits': data = load_digits(img_size, augment=False)[:2]
     elif task == 'far':
         data = [ConcatDataset(Shapes('order', part, n, img_size, d) for d in _DISTANCES)
@@ -139,9 +139,10 @@ def train_arm(arm:Arm, seed:int=0, budget:Budget=Budget(), device='cpu')->tuple:
     order = _PictureOrder(len(train), budget.pictures // budget.looks, budget.looks, arm.task == 'far', seed)
     loaders = DataLoader(train, budget.batch_size, sampler=order, drop_last=True), DataLoader(val, 100)
     optimizer = create_optimizer_v2(model, 'adamw', lr=budget.lr, weight_decay=0.05)
-    clothes = arm.task.startswith('clothes')
-    if clothes: model = model.to(memory_format=torch.channels_last) # quicker for dense convolutions
-    more = [_Mirror()] if clothes else []
+    more = []
+    if arm.task in _SHARES:
+        model = model.to(memory_format=torch.channels_last) # quicker for dense convolutions
+        more = [_Mirror()]
     return model, fit(model, loaders, optimizer, budget.looks, 1, progress=False, seed=seed, callbacks=more)
 
 # %% ../../nbs/experiments/arms.ipynb #022e889f
@@ -212,7 +213,7 @@ def _clothes_arms()->list:
 def _data_arms()->list:
     "Five of them, which learn from a hundredth of the pictures, a tenth and all."
     some = [arm for arm in _clothes_arms() if arm.name in ('identityformer', 'convformer', 'caformer', 'resnet', 'vit')]
-    return [replace(arm, task=task) for task in ('clothes 1%', 'clothes 10%', 'clothes') for arm in some]
+    return [replace(arm, task=task) for task in _SHARES for arm in some]
 
 # %% ../../nbs/experiments/arms.ipynb #ea96e242
 _UNIT_STAR_RELU = dict(scale_value=0.8944, bias_value=-0.4472) # of normal input this gives mean 0 and variance 1

@@ -171,15 +171,16 @@ def _draw_prices(rows): # of one task, perhaps with a column 'seconds'
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right center')
     return close(fig)
 
-def _draw_shares(rows): # of tasks such as 'clothes 10%'
+_SHARES = {'clothes 1%': 1, 'clothes 10%': 10, 'clothes': 100} # task → percent of the 60,000 pictures
+
+def _draw_shares(rows): # of the tasks in `_SHARES`
     "Accuracy against the number of different pictures: the mean of the seeds, from the worst to the best as a band."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6.4, 3.4), layout='constrained')
-    shares = {r['task']: 600 * int(r['task'][8:-1] or 100) for r in rows} # of 60,000
     for ((name,), runs), (marker, color) in zip(group_by(rows, 'name').items(), itertools.product('os', SERIES)):
         seeds = group_by(runs, 'seed').values()
-        found = [[next(r['top1'] for r in mine if r['task'] == task) for task in shares] for mine in seeds]
-        _draw_band(ax, list(shares.values()), found, color, 0.1, marker=marker, label=name)
+        found = [[next(r['top1'] for r in mine if r['task'] == task) for task in _SHARES] for mine in seeds]
+        _draw_band(ax, [600 * percent for percent in _SHARES.values()], found, color, 0.1, marker=marker, label=name)
     ax.set(xscale='log', xlabel='different pictures to learn from', ylabel='held-out top-1, %')
     ax.grid(alpha=0.3)
     fig.legend(loc='outside right center')
