@@ -9,8 +9,11 @@ from docutils import nodes
 from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
 from matplotlib.textpath import text_to_path
+from sphinx.search.en import SearchEnglish
+from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
 from sphinx.util.nodes import make_refnode
 
 settings = configparser.ConfigParser()
@@ -21,6 +24,8 @@ project, author, release = settings["title"], settings["author"], settings["vers
 extensions = ["myst_nb"]
 html_theme, html_title = "furo", project
 html_static_path, html_css_files, html_js_files = ["_static"], ["site.css"], ["site.js"]
+templates_path = ["_templates"]
+locale_dirs, gettext_compact, gettext_location = ["locale"], False, False  # website.py copies docs/locale to the pages
 html_favicon = "_static/icon.svg"
 html_copy_source = html_show_copyright = smartquotes = False
 html_theme_options = {"footer_icons": [], "source_repository": ""}
@@ -117,7 +122,86 @@ class LinkNames(SphinxPostTransform):
                     literal.replace_self(link)
 
 
+class Row(SphinxRole):
+    "A name in a table that the search leads to: {published-model}`caformer_s18`."
+    KINDS = {"published-model": "published model", "published-recipe": "published recipe"}
+
+    def run(self):
+        node = nodes.literal(self.text, self.text, ids=[nodes.make_id(self.text)])
+        self.env.domains.standard_domain.note_object(self.name, self.text, node["ids"][0], location=node)
+        return [node], []
+
+
+class Chinese(SearchEnglish):
+    "Words as in English, and Chinese by every two characters that stand side by side, as it has no spaces."
+    lang, language_name = "zh", "Chinese"
+    HAN = "[\u4e00-\u9fff]"
+    js_splitter_code = """
+var splitQuery = (query) => query.split(/[^\\p{Letter}\\p{Number}_]+|(?<=[^\u4e00-\u9fff])(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])(?=[^\u4e00-\u9fff])/u)
+  .flatMap((o) => /^[\u4e00-\u9fff]{3,}$/.test(o) ? [...o].slice(1).map((c, i) => o[i] + c) : [o]).filter((o) => o);
+"""
+
+    def split(self, text):
+        runs = [run for word in super().split(text) for run in re.findall(f"{self.HAN}+|[^\u4e00-\u9fff]+", word)]
+        return [o for run in runs
+                for o in ([run[i:i + 2] for i in range(max(1, len(run) - 1))] if re.match(self.HAN, run) else [run])]
+
+
+class Fixed(SphinxTransform):
+    """What website.py writes of itself (containers of these classes) is no text to translate: its few words are here,
+    and titles in it come from the pages that it leads to. Nor is what a cell printed."""
+    default_priority = 15  # before Sphinx looks for translations
+    CLASSES = {"about-lesson", "exported", "cards", "printed"}
+    WORDS = [(r"About (\d+) minutes", r"约 \1 分钟"), (r"(\d+) min", r"\1 分钟"),
+             ("machine room: a learner may skip it", "机房：学习时可以跳过"), ("run it in Colab", "在 Colab 中运行"),
+             ("what it exports", "它导出的内容"), ("notebook", "笔记本"), ("in the package", "在包中")]
+
+    def apply(self, **kwargs):
+        for box in self.document.findall(nodes.container):
+            if not self.CLASSES & set(box["classes"]):
+                continue
+            for node in box.findall(nodes.TextElement):
+                node["translatable"] = False
+            if self.config.language == "zh_CN" and "printed" not in box["classes"]:
+                for text in list(box.findall(nodes.Text)):
+                    if not isinstance(text.parent, nodes.literal):
+                        said = text.astext()
+                        for english, chinese in self.WORDS:
+                            said = re.sub(english, chinese, said)
+                        text.parent.replace(text, nodes.Text(said))
+        for image in self.document.findall(nodes.image):  # its words are in the paragraph that holds it, or printed
+            image["said"] = image.attributes.pop("alt", "")
+
+
+class Spoken(SphinxTransform):
+    "Gives pictures their words back, after Sphinx has translated and before it counts."
+    default_priority = 24
+
+    def apply(self, **kwargs):
+        for image in self.document.findall(nodes.image):
+            image.attributes.pop("translated", None)
+            said = image.attributes.pop("said", "")
+            if said and self.app.builder.name != "gettext":
+                image["alt"] = said
+
+
+def languages(app, pagename, templatename, context, doctree):
+    "For the template: this page in the other language, and how much of it is translated."
+    chinese = app.config.language == "zh_CN"
+    there = f"../{pagename}" if chinese else f"zh/{pagename}"
+    done = doctree.get("translation_progress", {}) if doctree else {}
+    context["other_language"] = context["content_root"] + there + ".html"
+    context["untranslated"] = done.get("total", 0) - done.get("translated", 0) if done.get("total") else -1
+
+
 def setup(app):
     app.add_html_math_renderer("drawn", formula(False), formula(True))
     app.add_post_transform(LinkNames)
+    app.add_transform(Fixed)
+    app.add_transform(Spoken)
+    app.add_search_language(Chinese)
+    for kind, name in Row.KINDS.items():
+        app.add_object_type(kind, kind + "-link", objname=name)
+        app.add_role(kind, Row())
+    app.connect("html-page-context", languages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -136,7 +136,9 @@ def code_cell(cell, path, names=()):
     else:
         label = []
     shown = [made] if source and "remove-input" not in tags or outputs else []
-    return label + shown + [markdown(relinked("".join(o["data"]["text/markdown"]), path)) for o in texts]
+    printed = [f":::::{{container}} printed\n\n{relinked(''.join(o['data']['text/markdown']), path)}\n:::::"
+               for o in texts]
+    return label + shown + [markdown(o) for o in printed]
 
 
 def cells_of(path):
@@ -366,15 +368,21 @@ All names: {{ref}}`genindex`.
 
 # --- other pages ---
 
+def named(kind, rows):
+    "A table of Markdown whose first column the search leads to."
+    return re.sub(r"^\| ([a-z]\w+_\w+) \|", rf"| {{{kind}}}`\1` |", rows.strip(), flags=re.M)
+
+
 def models_page():
     "The table in nbs/models/README.md, to be sorted."
     text = (NBS / "models/README.md").read_text(encoding="utf-8")
     found = re.search(r"^\| model .*?(?=\n\n|\Z)", text, re.M | re.S)
     if not found:
         raise SiteError("nbs/models/README.md has no table of the models: run python tools/readme.py.")
+    rows = named("published-model", found[0])
     return f"""# Models
 
-All {found[0].strip().count(chr(10)) - 1} published models. A column's head sorts by it; once more, the other way round.
+All {rows.count(chr(10)) - 1} published models. A column's head sorts by it; once more, the other way round.
 The field keeps the rows that hold all your words, such as *caformer 384*.
 
 Parameters and MACs are counted from our models, for one image of that size (frozen parameters after the plus).
@@ -384,11 +392,30 @@ in ImageNet-21K's classes.
 :::{{table}}
 :class: sortable
 
-{found[0].strip()}
+{rows}
 :::
 
 `create_model('caformer_s18')` builds one, and `pretrained=True` loads its weights.
 Lesson {link_to("models/registry")} writes down what they are made of.
+"""
+
+
+def recipes_page():
+    "The published recipes, to be sorted."
+    from metaformer_edu.training.settings import recipe_table
+    found = recipe_table()
+    return f"""# Recipes
+
+The {len(found)} published recipes: every setting with which the paper's authors trained a model, or trained one on.
+`metaformer-train DATA --recipe NAME` trains by it, with any other flag over it.
+Top-1 is the accuracy that they published for the model.
+Lesson {link_to("training/settings")} says what the columns mean.
+
+:::{{table}}
+:class: sortable
+
+{named("published-recipe", found.markdown())}
+:::
 """
 
 
@@ -424,7 +451,7 @@ def toctrees(paths):
         groups.setdefault(chapter.part, []).append(chapter.notebook)
     placed = {c.path for c in chapters()} | {NBS / "index.ipynb"}
     rest = [p.relative_to(NBS).with_suffix("").as_posix() for p in paths if p not in placed]
-    groups["Look things up"] = ["models", "explorer", "glossary", *rest, "api/index"]
+    groups["Look things up"] = ["models", "recipes", "explorer", "glossary", *rest, "api/index"]
     return "\n\n".join(f"```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(pages) + "\n```"
                        for name, pages in groups.items())
 
@@ -441,10 +468,45 @@ def about(path):
     return f":::{{container}} about-lesson\n{' · '.join(parts)}\n:::"
 
 
+def front(cells):
+    "The cells of index.ipynb with the ways in put before its first heading of the second level."
+    at = next(i for i, c in enumerate(cells) if re.search("^## ", c["source"], re.M))
+    above, below = re.split("(?=^## )", cells[at]["source"], maxsplit=1, flags=re.M)
+    cells = [*cells[:at], markdown(above), markdown(ways_in()), markdown(below), *cells[at + 1:]]
+    cells[0]["source"] = re.sub(r"^English · .*\n+", "", cells[0]["source"], flags=re.M)  # every page has its own
+    return cells
+
+
+def ways_in():
+    "Buttons, and the quick path as cards; what they say of a chapter or a part is its title."
+    found = [c for c in chapters() if c.quick]
+    openings = {p.name: f"[](parts/{p.page.name})" for p in course.parts(NBS)}
+    cards = []
+    for part in dict.fromkeys(c.part for c in found):
+        mine = [c for c in found if c.part == part]
+        lines = [f"- []({c.notebook}.ipynb) · {c.minutes} min" for c in mine]
+        cards.append(f":::::{{container}} card\n**{openings.get(part, part)}**\n\n" + "\n".join(lines) + "\n:::::")
+    return "\n\n".join([
+        "::::::{container} cards buttons\n[](explorer.md)\n\n[](reading_order.md)\n\n[](models.md)\n\n[](recipes.md)\n::::::",
+        "## The quick path",
+        "From a token to a mixer of your own: trained, explained and compared. "
+        "The minutes are for reading alone; exercises come on top.",
+        "::::::{container} cards\n" + "\n\n".join(cards) + "\n::::::"])
+
+
+def titled(text):
+    "Markdown in which links on, and lists of chapters, say the titles of the pages that they lead to."
+    bare = lambda o: re.sub(r"\[[^\]]*\](?=\()", "[]", o)
+    text = course.NEXT.sub(lambda m: f"\n\n:::::{{container}} about-lesson\n{bare(m[0].strip())}\n:::::", text)
+    return course.TABLE.sub(lambda m: f"\n:::::{{container}} made\n{bare(m[0])}:::::\n", text)
+
+
 def write_notebook(path, out, paths):
     cells = cells_of(path)
+    if cells:
+        cells[-1]["source"] = titled(cells[-1]["source"])
     if path.stem == "index":
-        cells.append(markdown(toctrees(paths)))
+        cells = front(cells) + [markdown(toctrees(paths))]
     elif cells and (line := about(path)):
         cells[0] = markdown(re.sub(r"^(# .+)$", lambda m: f"{m[0]}\n\n{line}", cells[0]["source"], count=1, flags=re.M))
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
@@ -456,11 +518,16 @@ def write_notebook(path, out, paths):
                    encoding="utf-8")
 
 
-def write_pages(pages):
-    "All that Sphinx reads."
+def write_pages(pages, only=None):
+    "All that Sphinx reads, or of notebooks and openings of parts only some."
     paths = notebooks()
-    for path in paths:
+    openings = [p.page for p in course.parts(NBS)]
+    for path in [p for p in paths if only is None or p in only]:
         write_notebook(path, pages / path.relative_to(NBS), paths)
+    for path in [p for p in openings if only is None or p in only]:
+        write_text(pages / path.relative_to(NBS), titled(relinked(path.read_text(encoding="utf-8"), path)))
+    if only is not None:
+        return
     for path in nbcells.visible(NBS, "*"):
         if path.suffix in PICTURES:
             (pages / path.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
@@ -468,10 +535,14 @@ def write_pages(pages):
     made = {"glossary.md": stepwise(relinked((NBS / "glossary.md").read_text(encoding="utf-8"), NBS / "glossary.md"))}
     made |= {f"api/{name_of(p)}.md": reference(p, docments.public(module_of(p))) for p in paths if module_of(p)}
     made |= {"api/index.md": reference_index(paths), "reading_order.md": reading_order(), "models.md": models_page(),
-             "explorer.md": explorer_page()}
+             "recipes.md": recipes_page(), "explorer.md": explorer_page()}
     for name, text in made.items():
-        (pages / name).parent.mkdir(parents=True, exist_ok=True)
-        (pages / name).write_text(text, encoding="utf-8")
+        write_text(pages / name, text)
+
+
+def write_text(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 # --- links ---
@@ -540,6 +611,8 @@ def check_links(folder):
                 continue
             parts = urlsplit(target)
             at = Path(os.path.normpath(page.parent / unquote(parts.path))) if parts.path else page
+            if folder / "zh" in at.parents and not at.exists():  # only some pages were written
+                at = folder / at.relative_to(folder / "zh")
             if folder not in at.parents or not at.is_file():
                 found.append(f"{name} points to {target}, but there is no such file.")
             elif parts.fragment and at in pages and unquote(parts.fragment) not in pages[at].anchors:
@@ -552,23 +625,27 @@ def check_links(folder):
 
 # --- all of it ---
 
-def build(out):
-    "Make the site in the folder `out`; SiteError if Sphinx warns or a link is broken."
+def build(out, only=None):
+    """Make the site in the folder `out`, and in Chinese in zh/ there; SiteError if Sphinx warns or a link is broken.
+    `only`: names of pages; in Chinese only these are written."""
     if out.exists() and any(out.iterdir()) and not (out / "objects.inv").exists():
         raise SiteError(f"{out} holds something else than a site: choose an empty folder.")
     with tempfile.TemporaryDirectory() as folder:
         pages = Path(folder) / "pages"
-        write_pages(pages)
         sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
+        write_pages(pages)
+        shutil.copytree(DOCS / "locale", pages / "locale")  # Sphinx compiles what is there
         from metaformer_edu.widgets.page import save_page
         from metaformer_edu.widgets.sources import example_runs
         from sphinx.cmd.build import main as sphinx
         save_page(example_runs(), f"{folder}/play.html")
         shutil.rmtree(out, ignore_errors=True)
-        options = ["-q", "-n", "-W", "--keep-going", "-T", "-j", "auto", "-c", str(DOCS), "-d", f"{folder}/doctrees"]
-        if sphinx([*options, "-b", "html", str(pages), str(out)]):
-            raise SiteError("Sphinx warned, see above: the site is not finished.")
-        shutil.copy(f"{folder}/play.html", out / "_static")
+        options = ["-q", "-n", "-W", "--keep-going", "-T", "-j", "auto", "-c", str(DOCS), "-b", "html", str(pages)]
+        some = [str(next(pages.glob(f"{name}.*"))) for name in only or []]
+        for site, more in ((out, []), (out / "zh", ["-D", "language=zh_CN", *some])):
+            if sphinx(["-d", f"{folder}/{site.name}_doctrees", *options, str(site), *more]):
+                raise SiteError("Sphinx warned, see above: the site is not finished.")
+            shutil.copy(f"{folder}/play.html", site / "_static")
     if wrong := check_links(out):
         raise SiteError("\n".join(wrong))
 
@@ -577,9 +654,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DOCS / "_build/html",
                         help="folder for the site, which is made anew (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="PAGE",
+                        help="in Chinese write only these, such as index: quicker, and links to others lead nowhere")
     args = parser.parse_args()
     try:
-        build(args.out.resolve())
+        build(args.out.resolve(), args.only)
     except SiteError as error:
         sys.exit(str(error))
     print(args.out / "index.html")
