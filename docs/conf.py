@@ -151,8 +151,11 @@ class Fixed(SphinxTransform):
     """What website.py writes of itself (containers of these classes) is no text to translate: its few words are here,
     and titles in it come from the pages that it leads to. Nor is what a cell printed."""
     default_priority = 15  # before Sphinx looks for translations
-    CLASSES = {"about-lesson", "exported", "cards", "printed"}
-    WORDS = [(r"About (\d+) minutes", r"约 \1 分钟"), (r"(\d+) min", r"\1 分钟"),
+    CLASSES = {"about-lesson", "exported", "cards", "made", "printed"}
+    WORDS = [(r"About (\d+) minutes", r"约 \1 分钟"), (r"(\d+) min", r"\1 分钟"), (r"(\d+) h\b", r"\1 小时"),
+             ("Next:", "下一章："), ("On the quick path:", "快速路线的下一章："), ("Past the machine room:", "跳过机房："),
+             ("^chapter$", "章"), ("^minutes$", "分钟"), ("Reading: ", "阅读：约 "), (", or ", "，跳过机房（⚙）约 "),
+             (r" without the machine room \(⚙\)", ""), (r"\.? ?★: on the quick path\.", "。★：在快速路线上。"),
              ("machine room: a learner may skip it", "机房：学习时可以跳过"), ("run it in Colab", "在 Colab 中运行"),
              ("what it exports", "它导出的内容"), ("notebook", "笔记本"), ("in the package", "在包中")]
 

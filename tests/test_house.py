@@ -34,6 +34,7 @@ MEDIAN_CELL_LINES = 5
 MARKDOWN_SHARE = (0.30, 0.50)  # of its cells
 FLAGS_READ_ELSEWHERE = {}    # {"dest": "who reads it, if not metaformer_edu"}
 GUARD_WITHIN = 3             # the Colab guard stands in one of the first code cells
+PART_WORDS = 200             # of the page with which a part opens, without its chapters
 NEVER_IMPORTED = {"nbdev", "fastcore", "execnb", "ghapi"}
 NOT_AT_IMPORT_TIME = {"IPython", "ipykernel", "google", "matplotlib_inline"}  # absent outside notebooks
 # what nbdev 2 and tools/readme.py act on; quarto's layout directives do nothing here
@@ -155,6 +156,24 @@ def test_the_course_names_every_notebook_that_teaches():
     assert len(old) == len(set(old)) and len({c.path for c in CHAPTERS}) == len(CHAPTERS), (
         "nbs/course.yml names a chapter twice."
     )
+
+
+def test_each_part_opens_with_one_short_page():
+    names = list(dict.fromkeys(c.part for c in CHAPTERS))
+    assert [p.name for p in course.parts()] == names, "each part of nbs/course.yml needs a page and a picture."
+    assert {p.page for p in course.parts()} == set((NBS / "parts").glob("*.md"))
+    for part in course.parts():
+        text = part.page.read_text(encoding="utf-8")
+        own = course.TABLE.sub("", text)
+        assert own != text, f"{part.page.name} has no place for its chapters: two comments, see another part's page."
+        assert own.startswith(f"# {part.name}\n"), f"{part.page.name} must begin with '# {part.name}'."
+        words = len(own.split())
+        assert words <= PART_WORDS, f"{part.page.name} has {words} words; {PART_WORDS} are the most."
+        pictures = re.findall(r"!\[(.+)\]\((.+)\)", own)
+        assert [name for _, name in pictures] == [part.picture(NBS)[0].name], (
+            f"{part.page.name} must show one picture with words for those who cannot see it: the cell that {part.cell} "
+            f"names."
+        )
 
 
 def test_minutes_are_those_that_reading_takes():

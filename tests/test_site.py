@@ -166,6 +166,25 @@ def test_numbers_and_the_way_on_follow_the_course(folder):
     assert course.hours(61) == "1 h 1 min" and course.hours(60) == "1 h" and course.hours(9) == "9 min"
 
 
+def test_the_way_on_keeps_to_the_quick_path_and_past_the_machine_room(folder):
+    for name in "abcd":
+        folder(f"core/{name}", f"# {name.upper()}: what?")
+    (website.NBS / "course.yml").write_text("""
+- part: All
+  chapters:
+  - {notebook: core/a, minutes: 1, quick: true}
+  - {notebook: core/b, minutes: 1}
+  - {notebook: core/c, minutes: 1, machine_room: true}
+  - {notebook: core/d, minutes: 1, quick: true}
+""")
+    a, b, c, d = course.read(website.NBS)
+    last = "[1.4 · D: what?](d.ipynb)"
+    assert course.way_on(a, [b, c, d]) == f"\n\nNext: [1.2 · B: what?](b.ipynb) · On the quick path: {last}"
+    assert course.way_on(b, [c, d]) == f"\n\nNext: [1.3 · C: what?](c.ipynb) · Past the machine room: {last}"
+    assert course.way_on(c, [d]) == f"\n\nNext: {last}" and course.way_on(d, []) == ""
+    assert course.quick_hours([a, b, c, d]).startswith("2 chapters in about 1 hours: 2 min of reading")
+
+
 # --- the reference ---
 
 SOURCE = '''

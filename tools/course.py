@@ -1,9 +1,10 @@
 """Reads nbs/course.yml, the reading order, and writes what follows from it: `python tools/course.py`, or `--check`
 to only compare.
 
-Chapter numbers in titles and in links to chapters, the link on at the foot of each, and nbs/README.md, the list
-of all."""
+Chapter numbers in titles and in links to chapters, the link on at the foot of each, nbs/README.md, the list of all,
+and in nbs/parts/ the chapters and the picture with which each part opens."""
 import argparse
+import base64
 import json
 import os
 import re
@@ -29,7 +30,25 @@ LINK = re.compile(
 )
 SECTION = re.compile(rf"^## {NUMBER} · .*$", re.M)  # of the solutions, above a link to their chapter
 NEXT = re.compile(r"\n*^Next: \[.*\]\(.*\)$\s*\Z", re.M)
+TABLE = re.compile(r"(?<=<!-- chapters: made by tools/course.py -->\n).*?(?=<!-- end -->)", re.S)
 HOURS = "About {} for reading alone; exercises come on top."
+EXERCISES, EXERCISE_MINUTES = 3, 8  # of a chapter; for one of them, an estimate
+
+
+@dataclass
+class Part:
+    "A part of the course, and the page with which it opens."
+    name: str
+    page: Path          # nbs/parts/model.md
+    cell: str = ""      # 'models/mixers#c463194f': the notebook and the cell that drew its picture
+
+    def picture(self, folder):
+        "(the picture's path, its bytes), from the notebook's outputs."
+        notebook, cell = self.cell.split("#")
+        found = next(c for c in nbcells.read(folder / f"{notebook}.ipynb")["cells"] if c["id"] == cell)
+        data = next(d for o in found["outputs"] if (d := o.get("data", {})).keys() & {"image/png", "image/jpeg"})
+        kind = "jpeg" if "image/jpeg" in data else "png"
+        return self.page.with_suffix(f".{kind}"), base64.b64decode("".join(data[f"image/{kind}"]))
 
 
 @dataclass
@@ -74,6 +93,12 @@ def read(folder=NBS):
     return chapters
 
 
+def parts(folder=NBS):
+    "The parts of course.yml in that folder which have a page."
+    entries = yaml.safe_load((folder / "course.yml").read_text(encoding="utf-8"))
+    return [Part(o["part"], folder / f"parts/{o['page']}.md", o["picture"]) for o in entries if "page" in o]
+
+
 def to(target, folder):
     "The link from a folder below nbs/ to a notebook."
     return Path(os.path.relpath(target, folder)).as_posix()
@@ -103,11 +128,23 @@ def written(path, chapters):
         cell.source = renumbered(cell.source, path.parent, chapters)
     place = next((i for i, c in enumerate(chapters) if c.path == path), None)
     if place is not None:
-        chapter, later = chapters[place], chapters[place + 1:place + 2]
-        texts[0].source = TITLE.sub(lambda m: f"# {chapter.title}", texts[0].source, count=1)
-        foot = f"\n\nNext: [{later[0].title}]({to(later[0].path, path.parent)})" if later else ""
-        texts[-1].source = NEXT.sub("", texts[-1].source) + foot
+        texts[0].source = TITLE.sub(lambda m: f"# {chapters[place].title}", texts[0].source, count=1)
+        texts[-1].source = NEXT.sub("", texts[-1].source) + way_on(chapters[place], chapters[place + 1:])
     return nbformat.writes(nb) + "\n"
+
+
+def way_on(chapter, later):
+    "The line at a chapter's foot: the next one, and the next on the quick path or past the machine room."
+    if not later:
+        return ""
+    ways = {"Next": later[0]}
+    if chapter.quick:
+        ways["On the quick path"] = next((c for c in later if c.quick), later[0])
+    elif later[0].machine_room and not chapter.machine_room:
+        ways["Past the machine room"] = next((c for c in later if not c.machine_room), later[0])
+    links = [f"{way}: [{c.title}]({to(c.path, chapter.path.parent)})"
+             for way, c in ways.items() if way == "Next" or c is not later[0]]
+    return "\n\n" + " · ".join(links)
 
 
 def hours(minutes):
@@ -115,16 +152,45 @@ def hours(minutes):
     return " ".join([f"{h} h"] * bool(h) + [f"{m} min"] * bool(m))
 
 
+def quick_hours(chapters):
+    "How long the quick path takes: '3 h 33 min of reading, and … for its 33 exercises, at 8 minutes each …'."
+    quick = [c for c in chapters if c.quick]
+    exercises = EXERCISES * len(quick)
+    reading, both = sum(c.minutes for c in quick), sum(c.minutes for c in quick) + EXERCISE_MINUTES * exercises
+    return (
+        f"{len(quick)} chapters in about {round(both / 60)} hours: {hours(reading)} of reading, counted in words and "
+        f"lines of code, and {exercises} exercises at {EXERCISE_MINUTES} minutes each, which is a guess"
+    )
+
+
+def chapter_table(part, chapters):
+    "What stands between the marks of a part's page."
+    found = [c for c in chapters if c.part == part.name]
+    lines = ["", "| chapter | minutes |", "| --- | --- |"]
+    lines += [f"| [{c.title}]({to(c.path, part.page.parent)}){mark(c)} | {c.minutes} |" for c in found]
+    said = f"Reading: {hours(sum(c.minutes for c in found))}"
+    if any(c.machine_room for c in found):
+        said += f", or {hours(sum(c.minutes for c in found if not c.machine_room))} without the machine room (⚙)"
+    lines += ["", f"{said}. ★: on the quick path." if any(c.quick for c in found) else f"{said}.", ""]
+    return "\n".join(lines) + "\n"
+
+
+def mark(chapter):
+    return " ★" * chapter.quick + " ⚙" * chapter.machine_room
+
+
 def overview(chapters):
     "nbs/README.md: every chapter, with its minutes and a way to run it."
     quick = [c for c in chapters if c.quick]
+    pages = {p.name: to(p.page, NBS) for p in parts()}
     lines = [
         "<!-- Made from course.yml by tools/course.py: edit that file, not this one. -->",
         "",
         "# The course",
         "",
         HOURS.format(hours(sum(c.minutes for c in chapters))),
-        f"The **quick path** (★) takes about {hours(sum(c.minutes for c in quick))}: "
+        f"The **quick path** (★) leads from a token to a mixer of your own, trained, explained and compared. It has "
+        f"{quick_hours(chapters)}. It is "
         + ", ".join(f"[{c.short.partition(' · ')[2] or c.short}]({c.notebook}.ipynb)" for c in quick)
         + ".",
         "*Machine room* (⚙) marks chapters on plumbing, which a learner may skip. Words are explained in the "
@@ -132,11 +198,10 @@ def overview(chapters):
         "exercises have [solutions](solutions.ipynb), and [models](models/README.md) lists all published models.",
     ]
     for part in dict.fromkeys(c.part for c in chapters):
-        lines += ["", f"## {part}", "", "| chapter | min | run it |", "| --- | --- | --- |"]
+        lines += ["", f"## [{part}]({pages[part]})", "", "| chapter | min | run it |", "| --- | --- | --- |"]
         for c in (c for c in chapters if c.part == part):
-            mark = " ★" * c.quick + " ⚙" * c.machine_room
             lines.append(
-                f"| [{c.title}]({c.notebook}.ipynb){mark} | {c.minutes} | [![Open in "
+                f"| [{c.title}]({c.notebook}.ipynb){mark(c)} | {c.minutes} | [![Open in "
                 f"Colab]({BADGE})]({COPY}/{c.notebook}.ipynb) |"
             )
     return "\n".join(lines) + "\n"
@@ -149,6 +214,10 @@ def files():
     glossary = NBS / "glossary.md"
     made[glossary] = renumbered(glossary.read_text(encoding="utf-8"), NBS, chapters)
     made[NBS / "README.md"] = overview(chapters)
+    for part in parts():
+        table = chapter_table(part, chapters)
+        made[part.page] = TABLE.sub(lambda m: table, part.page.read_text(encoding="utf-8"))
+        made |= [part.picture(NBS)]
     return made
 
 
@@ -164,10 +233,12 @@ def main():
             f"tools/course.py."
         )
     for path in stale:
-        path.write_text(made[path], encoding="utf-8")
+        path.write_bytes(made[path] if isinstance(made[path], bytes) else made[path].encode())
 
 
 def same(path, text):
+    if isinstance(text, bytes):
+        return path.read_bytes() == text
     old = path.read_text(encoding="utf-8")
     return json.loads(old) == json.loads(text) if path.suffix == ".ipynb" else old == text
 

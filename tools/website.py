@@ -246,11 +246,11 @@ def reading_order():
     lessons = {c.path: Lesson(c.path) for c in found}
     needed = lambda o: ", ".join(f"[{p.short.split(' · ')[0]}]({p.page})"
                                  for p in needs(o, list(lessons.values()))) or "nothing"
-    parts = []
+    parts, openings = [], {p.name: f"[{p.name}](parts/{p.page.name})" for p in course.parts(NBS)}
     for part in dict.fromkeys(c.part for c in found):
         rows = [[f"[{o.short}]({o.page})" + " ★" * c.quick + " ⚙" * c.machine_room, o.question, c.minutes, needed(o)]
                 for c in found if c.part == part and (o := lessons[c.path])]
-        parts.append(f"## {part}\n\n{table(['read', 'question', 'minutes', 'needs'], rows)}")
+        parts.append(f"## {openings.get(part, part)}\n\n{table(['read', 'question', 'minutes', 'needs'], rows)}")
     quick = [[f"[{o.short}]({o.page})", o.question, c.minutes] for c in found if c.quick and (o := lessons[c.path])]
     return f"""# Reading order
 
@@ -264,7 +264,7 @@ Exercises come on top and take as long as they take.
 
 ## The quick path
 
-The idea, the parts, and a mixer of your own, in about {course.hours(sum(c.minutes for c in found if c.quick))}:
+From a token to a mixer of your own, trained, explained and compared: {course.quick_hours(found)}.
 
 {table(['read', 'question', 'minutes'], quick)}
 
@@ -444,16 +444,29 @@ Models that are too large for a browser fit on the page of lesson {link_to("widg
 """
 
 
+def toctree(pages, caption=""):
+    head = f":hidden:\n:caption: {caption}" if caption else ":hidden:"
+    return f"```{{toctree}}\n{head}\n\n" + "\n".join(pages) + "\n```"
+
+
 def toctrees(paths):
-    "The order of the pages, hidden on the front page."
-    groups = {"Start": ["reading_order"]}
+    "The order of the pages, hidden on the front page: parts, which hold their chapters, and what is no chapter."
+    openings = {p.name: f"parts/{p.page.stem}" for p in course.parts(NBS)}
+    course_pages = ["reading_order"]
     for chapter in chapters():
-        groups.setdefault(chapter.part, []).append(chapter.notebook)
+        page = openings.get(chapter.part, chapter.notebook)
+        course_pages += [page] * (page not in course_pages)
     placed = {c.path for c in chapters()} | {NBS / "index.ipynb"}
     rest = [p.relative_to(NBS).with_suffix("").as_posix() for p in paths if p not in placed]
-    groups["Look things up"] = ["models", "recipes", "explorer", "glossary", *rest, "api/index"]
-    return "\n\n".join(f"```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(pages) + "\n```"
-                       for name, pages in groups.items())
+    groups = {"The course": course_pages,
+              "Look things up": ["models", "recipes", "explorer", "glossary", *rest, "api/index"]}
+    return "\n\n".join(toctree(pages, name) for name, pages in groups.items())
+
+
+def opening_page(part):
+    "The page with which a part opens, with its chapters below it in the sidebar."
+    text = titled(relinked(part.page.read_text(encoding="utf-8"), part.page))
+    return f"{text}\n{toctree([f'/{c.notebook}' for c in chapters() if c.part == part.name])}\n"
 
 
 def about(path):
@@ -519,13 +532,12 @@ def write_notebook(path, out, paths):
 
 
 def write_pages(pages, only=None):
-    "All that Sphinx reads, or of notebooks and openings of parts only some."
+    "All that Sphinx reads, or only what is made of some notebooks and openings of parts."
     paths = notebooks()
-    openings = [p.page for p in course.parts(NBS)]
     for path in [p for p in paths if only is None or p in only]:
         write_notebook(path, pages / path.relative_to(NBS), paths)
-    for path in [p for p in openings if only is None or p in only]:
-        write_text(pages / path.relative_to(NBS), titled(relinked(path.read_text(encoding="utf-8"), path)))
+    for part in [p for p in course.parts(NBS) if only is None or p.page in only]:
+        write_text(pages / part.page.relative_to(NBS), opening_page(part))
     if only is not None:
         return
     for path in nbcells.visible(NBS, "*"):

@@ -21,9 +21,10 @@ from ..models.registry import FAMILIES, SIZES, ModelSpec, get_row
 from ..core.figures import FAINT, INK, PALE, SERIES
 from .base import Drawing, Explorer, Shown, dropdown, new_figure
 
-# %% ../../nbs/widgets/model_explorer.ipynb #22a7de51
+# %% ../../nbs/widgets/model_explorer.ipynb #7c0e5a31
 PART_KINDS = ('stem and downsampling', 'token mixers', 'channel MLPs', 'norms and scales', 'head')
 
+# %% ../../nbs/widgets/model_explorer.ipynb #22a7de51
 def cost_of(module:nn.Module, # on the meta device
             *shape:int, # of its input
            )->tuple: # (trainable parameters, frozen parameters, MACs)
