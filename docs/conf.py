@@ -172,6 +172,8 @@ class Fixed(SphinxTransform):
                         for english, chinese in self.WORDS:
                             said = re.sub(english, chinese, said)
                         text.parent.replace(text, nodes.Text(said))
+        for node in self.document.findall(nodes.math_block):
+            node["translatable"] = False
         for image in self.document.findall(nodes.image):  # its words are in the paragraph that holds it, or printed
             image["said"] = image.attributes.pop("alt", "")
 

@@ -54,9 +54,9 @@ def read(path):
 
 
 def wordless(text):
-    "Is there nothing to translate: only code, formulas, names of files, numbers?"
-    said = "".join(o.content for o in tokens(text) if o.type == "text")
-    return not re.search(r"[A-Za-z]{2,}", said)
+    "Is there nothing to translate: only code, formulas, numbers, and names such as ConvFormer or metaformer_edu?"
+    said = "".join(o.content for o in tokens(text) if o.type in ("text", "image"))
+    return not re.search(r"[A-Za-z]{2,}", re.sub(r"\w*(?:[a-z][A-Z]|[A-Z]{2}[a-z]|_)\w*", "", said))
 
 
 def tokens(text):
@@ -66,9 +66,8 @@ def tokens(text):
 
 def kept(text):
     "What a translation has to keep: links, pictures, code and formulas."
-    found = [(o.type, str(o.attrs.get("href") or o.attrs.get("src") or o.content)) for o in tokens(text)
-             if o.type in ("link_open", "image", "code_inline", "math_inline")]
-    return sorted(found)
+    return sorted((o.type, str(o.attrs.get("href") or o.attrs.get("src") or o.content)) for o in tokens(text)
+                  if o.type in ("link_open", "image", "code_inline", "math_inline"))
 
 
 def updated(catalog, template, source, chapters):
