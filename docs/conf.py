@@ -186,17 +186,17 @@ class Spoken(SphinxTransform):
         for image in self.document.findall(nodes.image):
             image.attributes.pop("translated", None)
             said = image.attributes.pop("said", "")
-            if said and self.app.builder.name != "gettext":
+            if said and not self.config.without_alt:
                 image["alt"] = said
 
 
 def languages(app, pagename, templatename, context, doctree):
-    "For the template: this page in the other language, and how much of it is translated."
-    chinese = app.config.language == "zh_CN"
-    there = f"../{pagename}" if chinese else f"zh/{pagename}"
+    "For the template: this page in the other language, and how many of its texts are not translated (-1: all)."
+    context["chinese"] = app.config.language == "zh_CN"
+    there = "../" if context["chinese"] else "zh/"
+    context["other_language"] = f"{context['content_root']}{there}{pagename}.html"
     done = doctree.get("translation_progress", {}) if doctree else {}
-    context["other_language"] = context["content_root"] + there + ".html"
-    context["untranslated"] = done.get("total", 0) - done.get("translated", 0) if done.get("total") else -1
+    context["untranslated"] = done["total"] - done["translated"] if done.get("translated") else -1
 
 
 def setup(app):
@@ -204,6 +204,7 @@ def setup(app):
     app.add_post_transform(LinkNames)
     app.add_transform(Fixed)
     app.add_transform(Spoken)
+    app.add_config_value("without_alt", False, "env")  # tools/chinese.py: a paragraph has it already
     app.add_search_language(Chinese)
     for kind, name in Row.KINDS.items():
         app.add_object_type(kind, kind + "-link", objname=name)

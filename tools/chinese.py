@@ -40,7 +40,7 @@ def templates(wanted):
     from sphinx.cmd.build import main as sphinx
     with tempfile.TemporaryDirectory() as folder:
         website.write_pages(Path(folder) / "pages", wanted.values())
-        if sphinx(["-Q", "-b", "gettext", "-c", str(website.DOCS), f"{folder}/pages", f"{folder}/pot"]):
+        if sphinx(["-Q", "-b", "gettext", "-D", "without_alt=1", "-c", str(website.DOCS), f"{folder}/pages", f"{folder}/pot"]):
             raise website.SiteError("Sphinx finds no messages in the pages: build the site to see why.")
         found = {name: read_po(open(f"{folder}/pot/{name}.pot", "rb")) for name in wanted}
     for catalog in found.values():
