@@ -109,8 +109,7 @@ def test_minutes_count_what_is_read(folder):
                   code("#| export\n\n" + "x = 1\n" * 20), code("#| hide\n" + "x\n" * 999))
     lesson = website.Lesson(path)
     assert (lesson.words, lesson.lines, lesson.reading_time) == (400, 20, 3)
-    assert (lesson.short, lesson.question) == ("00 · Core", "How do we look?")
-    assert website.Lesson(folder("core/a", "# A title\n\nWhat is it? More.")).question == "What is it?"
+    assert lesson.short == "00 · Core"
     with pytest.raises(website.SiteError, match="nbs/core/b.ipynb has no title"):
         website.Lesson(folder("core/b", "text"))
 

@@ -1,8 +1,9 @@
 """Keeps the site's Chinese, docs/locale/zh_CN/LC_MESSAGES/*.po, in step with its English: `python tools/chinese.py`
 brings the files up to date, with what is to be translated left empty or marked fuzzy; `--check` only says what is wrong.
 
-The front page, the pages with which parts open and the quick path have such a file; what has none stays in English."""
+The front page and those that it leads to, the pages with which parts open and the quick path have such a file; what has none stays in English."""
 import argparse
+import os
 import re
 import sys
 import tempfile
@@ -25,12 +26,14 @@ msgstr ""
 
 '''
 NUMBERED = re.compile(r"(\d+\.\d+ · )?(.*)", re.S)  # a chapter's title
+LINK = re.compile(rf"(?P<before>\[[^\]\d]*){course.NUMBER}(?P<after>[^\]]*\]\((?P<path>[^)\s#]+\.ipynb)[^)]*\))")
 MARKDOWN = MarkdownIt("commonmark").use(dollarmath_plugin)
 
 
 def pages():
     "What is to be Chinese: name on the site -> its source."
-    sources = [website.NBS / "index.ipynb", *(p.page for p in course.parts(website.NBS)),
+    sources = [website.NBS / "index.ipynb", *(website.NBS / f"{name}.md" for name in website.OWN),
+               *(p.page for p in course.parts(website.NBS)),
                *(c.path for c in website.chapters() if c.quick)]
     return {p.relative_to(website.NBS).with_suffix("").as_posix(): p for p in sources}
 
@@ -70,13 +73,24 @@ def kept(text):
                   if o.type in ("link_open", "image", "code_inline", "math_inline"))
 
 
+def renumbered(text, folder, chapters):
+    "Chinese with the numbers in its links to chapters made right."
+    numbers = {c.path: c.number for c in chapters if c.number}
+
+    def one(match):
+        number = numbers.get(Path(os.path.normpath(folder / match["path"])))
+        return f"{match['before']}{number}{match['after']}" if number else match[0]
+
+    return LINK.sub(one, text)
+
+
 def updated(catalog, template, source, chapters):
     "The catalog with the messages of the template; numbers of chapters follow the course by themselves."
     new = Catalog(locale="zh_CN", fuzzy=False)
     for message in catalog:
         if message.id:
-            one, two = (course.renumbered(o, source.parent, chapters) for o in (message.id, message.string))
-            new.add(one, two, flags=message.flags)
+            one = course.renumbered(message.id, source.parent, chapters)
+            new.add(one, renumbered(message.string, source.parent, chapters), flags=message.flags)
     plain = {NUMBERED.fullmatch(m.id)[2]: m for m in new if m.id}
     for text in template.msgids:
         number, rest = NUMBERED.fullmatch(text).groups()

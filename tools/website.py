@@ -185,8 +185,6 @@ class Lesson:
         self.title = next((found[1] for t in texts if (found := re.search(r"^# +(.+)$", t, re.M))), None)
         if not self.title:
             raise SiteError(f"{path.relative_to(ROOT)} has no title.")
-        self.question = self.title.partition(": ")[2] or opening(texts[0])
-        self.question = self.question[:1].upper() + self.question[1:]
         self.words = sum(len(re.findall(r"\w[\w’'-]*", t)) for t in texts)
         codes = [c for c in cells if c["cell_type"] == "code" and not is_guard(c)
                  and nbcells.directives(c).get("echo") != "false"]
@@ -204,18 +202,8 @@ class Lesson:
         return self.title.partition(": ")[0]
 
 
-def sentences(text):
-    return re.split(r"(?<=[.?!])\s+", re.sub(r"^#.*$|^!\[.*$|^\[!.*$", "", text, flags=re.M).strip())
-
-
 def first_sentence(text):
-    return sentences(text)[0]
-
-
-def opening(text):
-    "The first question of a text without one in its title, or its first sentence of some length."
-    found = sentences(text)
-    return next((o for o in found if o.endswith("?")), next((o for o in found if o.count(" ") >= 7), found[0]))
+    return re.split(r"(?<=[.?!])\s+", text.strip())[0]
 
 
 def needs(lesson, lessons):
@@ -241,21 +229,28 @@ def table(head, rows, kind=""):
     return "\n".join([f":::{{table}}\n:class: {kind}\n", *lines, ":::"] if kind else lines)
 
 
+def made(text):
+    "What the site writes of itself and docs/conf.py translates: titles, and a few words."
+    return f":::::{{container}} made\n\n{text}\n:::::"
+
+
 def reading_order():
     found = chapters()
     lessons = {c.path: Lesson(c.path) for c in found}
     needed = lambda o: ", ".join(f"[{p.short.split(' · ')[0]}]({p.page})"
                                  for p in needs(o, list(lessons.values()))) or "nothing"
-    parts, openings = [], {p.name: f"[{p.name}](parts/{p.page.name})" for p in course.parts(NBS)}
+    rows = {c.path: [f"[]({c.notebook}.ipynb){course.mark(c)}", c.minutes, needed(lessons[c.path])] for c in found}
+    openings = {p.name: f"**[](parts/{p.page.name})**\n\n" for p in course.parts(NBS)}
+    hours = course.hours(sum(c.minutes for c in found))
+    parts = []
     for part in dict.fromkeys(c.part for c in found):
-        rows = [[f"[{o.short}]({o.page})" + " ★" * c.quick + " ⚙" * c.machine_room, o.question, c.minutes, needed(o)]
-                for c in found if c.part == part and (o := lessons[c.path])]
-        parts.append(f"## {openings.get(part, part)}\n\n{table(['read', 'question', 'minutes', 'needs'], rows)}")
-    quick = [[f"[{o.short}]({o.page})", o.question, c.minutes] for c in found if c.quick and (o := lessons[c.path])]
+        mine = table(["read", "minutes", "needs"], [rows[c.path] for c in found if c.part == part])
+        parts.append(made(openings.get(part, "") + mine))
     return f"""# Reading order
 
 Every chapter, first to last, with the question that it opens with.
-Together they take about {course.hours(sum(c.minutes for c in found))}.
+
+{made(f"Reading: {hours}.")}
 
 The minutes are for reading alone, at {WORDS} words or {LINES} lines of code a minute.
 Exercises come on top and take as long as they take.
@@ -264,9 +259,13 @@ Exercises come on top and take as long as they take.
 
 ## The quick path
 
-From a token to a mixer of your own, trained, explained and compared: {course.quick_hours(found)}.
+From a token to a mixer of your own: trained, explained and compared.
 
-{table(['read', 'question', 'minutes'], quick)}
+{made(f"{course.quick_hours(found)}.")}
+
+{made(table(["read", "minutes"], [rows[c.path][:2] for c in found if c.quick]))}
+
+## Every chapter
 
 """ + "\n\n".join(parts) + "\n"
 
@@ -373,6 +372,10 @@ def named(kind, rows):
     return re.sub(r"^\| ([a-z]\w+_\w+) \|", rf"| {{{kind}}}`\1` |", rows.strip(), flags=re.M)
 
 
+def sortable(rows):
+    return made(f":::{{table}}\n:class: sortable\n\n{rows}\n:::")
+
+
 def models_page():
     "The table in nbs/models/README.md, to be sorted."
     text = (NBS / "models/README.md").read_text(encoding="utf-8")
@@ -389,11 +392,7 @@ Parameters and MACs are counted from our models, for one image of that size (fro
 Accuracy is ImageNet-1K top-1 as published by the paper's authors, whose weights load unchanged; models without it end
 in ImageNet-21K's classes.
 
-:::{{table}}
-:class: sortable
-
-{rows}
-:::
+{sortable(rows)}
 
 `create_model('caformer_s18')` builds one, and `pretrained=True` loads its weights.
 Lesson {link_to("models/registry")} writes down what they are made of.
@@ -411,11 +410,7 @@ The {len(found)} published recipes: every setting with which the paper's authors
 Top-1 is the accuracy that they published for the model.
 Lesson {link_to("training/settings")} says what the columns mean.
 
-:::{{table}}
-:class: sortable
-
-{named("published-recipe", found.markdown())}
-:::
+{sortable(named("published-recipe", found.markdown()))}
 """
 
 
@@ -442,6 +437,9 @@ Lesson {link_to("widgets/page")} builds it, and `save_page(run, 'mine.html')` wr
 Models that are too large for a browser fit on the page of lesson {link_to("widgets/mixing_explorer")}:
 `save_mixing_page('mine.html', model, image)` keeps who hears whom for one image.
 """
+
+
+OWN = {"reading_order": reading_order, "models": models_page, "recipes": recipes_page, "explorer": explorer_page}
 
 
 def toctree(pages, caption=""):
@@ -511,7 +509,7 @@ def titled(text):
     "Markdown in which links on, and lists of chapters, say the titles of the pages that they lead to."
     bare = lambda o: re.sub(r"\[[^\]]*\](?=\()", "[]", o)
     text = course.NEXT.sub(lambda m: f"\n\n:::::{{container}} about-lesson\n{bare(m[0].strip())}\n:::::", text)
-    return course.TABLE.sub(lambda m: f"\n:::::{{container}} made\n{bare(m[0])}:::::\n", text)
+    return course.TABLE.sub(lambda m: f"\n{made(bare(m[0]))}\n", text)
 
 
 def write_notebook(path, out, paths):
@@ -538,18 +536,20 @@ def write_pages(pages, only=None):
         write_notebook(path, pages / path.relative_to(NBS), paths)
     for part in [p for p in course.parts(NBS) if only is None or p.page in only]:
         write_text(pages / part.page.relative_to(NBS), opening_page(part))
+    for name, page in OWN.items():
+        if only is None or NBS / f"{name}.md" in only:
+            write_text(pages / f"{name}.md", page())
     if only is not None:
         return
     for path in nbcells.visible(NBS, "*"):
         if path.suffix in PICTURES:
             (pages / path.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, pages / path.relative_to(NBS))
-    made = {"glossary.md": stepwise(relinked((NBS / "glossary.md").read_text(encoding="utf-8"), NBS / "glossary.md"))}
-    made |= {f"api/{name_of(p)}.md": reference(p, docments.public(module_of(p))) for p in paths if module_of(p)}
-    made |= {"api/index.md": reference_index(paths), "reading_order.md": reading_order(), "models.md": models_page(),
-             "recipes.md": recipes_page(), "explorer.md": explorer_page()}
-    for name, text in made.items():
-        write_text(pages / name, text)
+    glossary = NBS / "glossary.md"
+    write_text(pages / "glossary.md", stepwise(relinked(glossary.read_text(encoding="utf-8"), glossary)))
+    for path in filter(module_of, paths):
+        write_text(pages / f"api/{name_of(path)}.md", reference(path, docments.public(module_of(path))))
+    write_text(pages / "api/index.md", reference_index(paths))
 
 
 def write_text(path, text):
