@@ -14,6 +14,7 @@ from metaformer_edu.models.weights import url_of
 FOLDER = Path(metaformer_edu.__file__).parent / "recipes"
 PUBLISHED = {f"{r['model']}_{r['kind']}": r
              for r in json.loads((golden.REFERENCE / "recipes.json").read_text(encoding="utf-8"))}
+OURS = "caformer_s18_in21ft1k_finetune"  # no script was published
 SCHED = {"cosine": "cosine", "constant": "None"}  # 'None' is what the published command calls a constant rate
 each_recipe = pytest.mark.parametrize("name", sorted(PUBLISHED))
 
@@ -57,9 +58,19 @@ def faults(recipe, row):
     return found
 
 
-def test_the_31_published_recipes_and_no_other():
+def test_the_31_published_recipes_and_one_of_ours():
     assert len(PUBLISHED) == 31
-    assert {p.name for p in FOLDER.iterdir()} == {f"{n}.yaml" for n in PUBLISHED}
+    assert {p.name for p in FOLDER.iterdir()} == {f"{n}.yaml" for n in (*PUBLISHED, OURS)}
+
+
+def test_our_recipe_is_the_published_fine_tuning_at_another_size():
+    theirs = "caformer_s18_384_finetune"
+    own = dict(model="caformer_s18_in21ft1k", initial_checkpoint="caformer_s18_in21k", img_size=224)
+    assert yaml.safe_load(text(OURS)) == yaml.safe_load(text(theirs)) | own
+    said = text(OURS)
+    assert f"top-1 {MODELS[own['model']].top1} %" in said.splitlines()[0] and "We have not run it" in said
+    start, end = (MODELS[own[key]] for key in ("initial_checkpoint", "model"))
+    assert (start.depths, start.dims, start.num_classes) == (end.depths, end.dims, 21841)
 
 
 @each_recipe

@@ -210,10 +210,12 @@ def test_a_rate_far_above_the_usual_is_warned_of(capsys, tmp_path):
 
 
 def test_recipes_are_listed():
-    assert list_recipes() == sorted(PUBLISHED) and list_recipes(
+    ours = "caformer_s18_in21ft1k_finetune"
+    assert list_recipes() == sorted([*PUBLISHED, ours]) and list_recipes(
         "caformer*_384_*") == [n for n in sorted(PUBLISHED) if re.match("caformer.*_384_", n)]
     table = recipe_table()
-    assert len(table) == 31 and {r["recipe"]: r["rate"] for r in table} == {n: r["lr"] for n, r in PUBLISHED.items()}
+    rates = {n: r["lr"] for n, r in PUBLISHED.items()} | {ours: 1e-4}
+    assert len(table) == 32 and {r["recipe"]: r["rate"] for r in table} == rates
     with pytest.raises(ValueError, match="no recipe 'caformer_s18'.*caformer_s18_train"):
         read_recipe("caformer_s18")
 

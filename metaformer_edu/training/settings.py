@@ -23,7 +23,7 @@ from ..data.public import PUBLIC, timm_prefix
 _RECIPES = Path(metaformer_edu.__file__).parent / 'recipes'
 
 def list_recipes(filter:str='*')->list: # names
-    "Names of the published recipes that match a shell pattern, such as 'caformer*', in order."
+    "Names of the recipes that match a shell pattern, such as 'caformer*', in order."
     return sorted(p.stem for p in _RECIPES.glob(f'{filter}.yaml'))
 
 def read_recipe(name:str)->dict: # flag, with _ for -, -> value
