@@ -137,8 +137,8 @@ class Chinese(SearchEnglish):
     lang, language_name = "zh", "Chinese"
     HAN = "[\u4e00-\u9fff]"
     js_splitter_code = """
-var splitQuery = (query) => query.split(/[^\\p{Letter}\\p{Number}_]+|(?<=[^\u4e00-\u9fff])(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])(?=[^\u4e00-\u9fff])/u)
-  .flatMap((o) => /^[\u4e00-\u9fff]{3,}$/.test(o) ? [...o].slice(1).map((c, i) => o[i] + c) : [o]).filter((o) => o);
+const splitQuery = (query) => (query.match(/[\u4e00-\u9fff]+|[\\p{Letter}\\p{Number}_--[\u4e00-\u9fff]]+/gv) ?? [])
+  .flatMap((o) => /^[\u4e00-\u9fff]{3,}$/.test(o) ? [...o].slice(1).map((c, i) => o[i] + c) : [o]);
 """
 
     def split(self, text):
@@ -155,14 +155,17 @@ class Fixed(SphinxTransform):
     WORDS = [(r"About (\d+) minutes", r"约 \1 分钟"), ("machine room: a learner may skip it", "机房：学习时可以跳过"),
              ("run it in Colab", "在 Colab 中运行"), ("what it exports", "它导出的内容"), ("notebook", "笔记本"),
              ("in the package", "在包中"),
-             ("Next: ", "下一章："), ("On the quick path: ", "快速路线的下一章："), ("Past the machine room: ", "跳过机房："),
+             ("Next: ", "下一章："), ("On the quick path: ", "快速路线的下一章："),
+             ("Past the machine room: ", "跳过机房："),
              (r"(\d+) chapters in about (\d+) hours: ", r"共 \1 章，约 \2 小时："),
              (" of reading, counted in words and lines of code, and ", "的阅读，按词数和代码行数计，外加 "),
              (r"(\d+) exercises at (\d+) minutes each, which is a guess\.", r"\1 道练习，估计每道 \2 分钟。"),
              ("Reading: ", "阅读：约 "), (r", or (.*) without the machine room \(⚙\)", r"；跳过机房（⚙）约 \1"),
-             (r"\.? ?★: on the quick path\.", "。★：在快速路线上。"), (r"(\d+) h\b", r"\1 小时"), (r"(\d+) min\b", r"\1 分钟"),
+             (r"\.? ?★: on the quick path\.", "。★：在快速路线上。"), (r"(\d+) h\b", r"\1 小时"),
+             (r"(\d+) min\b", r"\1 分钟"),
              (r"^(chapter|read)$", "章"), ("^minutes$", "分钟"), ("^needs$", "需要"), ("^nothing$", "无"),
-             ("^model$", "模型"), ("^pixels$", "像素"), ("^parameters$", "参数"), ("^weights trained on$", "权重训练于"),
+             ("^model$", "模型"), ("^pixels$", "像素"), ("^parameters$", "参数"),
+             ("^weights trained on$", "权重训练于"),
              ("^recipe$", "配方"), ("^epochs$", "轮数"), ("^optimizer$", "优化器"), ("^rate$", "学习率"),
              ("^images a step$", "每步图像数")]
 

@@ -1,7 +1,8 @@
 """Keeps the site's Chinese, docs/locale/zh_CN/LC_MESSAGES/*.po, in step with its English: `python tools/chinese.py`
-brings the files up to date, with what is to be translated left empty or marked fuzzy; `--check` only says what is wrong.
+brings the files up to date and leaves empty, or marks as fuzzy, what is to be translated; `--check` only says what is.
 
-The front page and those that it leads to, the pages with which parts open and the quick path have such a file; what has none stays in English."""
+The front page and those that it leads to, the pages with which parts open and the quick path have such a file; what
+has none stays in English."""
 import argparse
 import os
 import re
@@ -43,7 +44,8 @@ def templates(wanted):
     from sphinx.cmd.build import main as sphinx
     with tempfile.TemporaryDirectory() as folder:
         website.write_pages(Path(folder) / "pages", wanted.values())
-        if sphinx(["-Q", "-b", "gettext", "-D", "without_alt=1", "-c", str(website.DOCS), f"{folder}/pages", f"{folder}/pot"]):
+        options = ["-Q", "-b", "gettext", "-D", "without_alt=1", "-c", str(website.DOCS)]
+        if sphinx([*options, f"{folder}/pages", f"{folder}/pot"]):
             raise website.SiteError("Sphinx finds no messages in the pages: build the site to see why.")
         found = {name: read_po(open(f"{folder}/pot/{name}.pot", "rb")) for name in wanted}
     for catalog in found.values():

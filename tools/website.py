@@ -439,7 +439,7 @@ Models that are too large for a browser fit on the page of lesson {link_to("widg
 """
 
 
-OWN = {"reading_order": reading_order, "models": models_page, "recipes": recipes_page, "explorer": explorer_page}
+OWN = {"recipes": recipes_page, "models": models_page, "reading_order": reading_order, "explorer": explorer_page}
 
 
 def toctree(pages, caption=""):
@@ -498,7 +498,7 @@ def ways_in():
         lines = [f"- []({c.notebook}.ipynb) · {c.minutes} min" for c in mine]
         cards.append(f":::::{{container}} card\n**{openings.get(part, part)}**\n\n" + "\n".join(lines) + "\n:::::")
     return "\n\n".join([
-        "::::::{container} cards buttons\n[](explorer.md)\n\n[](reading_order.md)\n\n[](models.md)\n\n[](recipes.md)\n::::::",
+        "::::::{container} cards buttons\n" + "\n\n".join(f"[]({name}.md)" for name in reversed(OWN)) + "\n::::::",
         "## The quick path",
         "From a token to a mixer of your own: trained, explained and compared. "
         "The minutes are for reading alone; exercises come on top.",
