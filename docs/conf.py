@@ -9,6 +9,7 @@ from docutils import nodes
 from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
 from matplotlib.textpath import text_to_path
+from sphinx import addnodes
 from sphinx.search.en import SearchEnglish
 from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
@@ -161,8 +162,8 @@ class Fixed(SphinxTransform):
              (" of reading, counted in words and lines of code, and ", "的阅读，按词数和代码行数计，外加 "),
              (r"(\d+) exercises at (\d+) minutes each, which is a guess\.", r"\1 道练习，估计每道 \2 分钟。"),
              ("Reading: ", "阅读：约 "), (r", or (.*) without the machine room \(⚙\)", r"；跳过机房（⚙）约 \1"),
-             (r"\.? ?★: on the quick path\.", "。★：在快速路线上。"), (r"(\d+) h\b", r"\1 小时"),
-             (r"(\d+) min\b", r"\1 分钟"),
+             (r"\.? ?★: on the quick path\.", "。★：在快速路线上。"), (r"(\d+) h(?![a-z])", r"\1 小时"),
+             (r"(\d+) min(?![a-z])", r"\1 分钟"), (r"(小时|分钟)\.$", r"\1。"),
              (r"^(chapter|read)$", "章"), ("^minutes$", "分钟"), ("^needs$", "需要"), ("^nothing$", "无"),
              ("^model$", "模型"), ("^pixels$", "像素"), ("^parameters$", "参数"),
              ("^weights trained on$", "权重训练于"),
@@ -173,7 +174,7 @@ class Fixed(SphinxTransform):
         for box in self.document.findall(nodes.container):
             if not self.CLASSES & set(box["classes"]):
                 continue
-            for node in box.findall(nodes.TextElement):
+            for node in box.findall(lambda o: isinstance(o, nodes.TextElement) and not isinstance(o, nodes.Inline)):
                 node["translatable"] = False
             if self.config.language == "zh_CN" and "printed" not in box["classes"]:
                 for text in list(box.findall(nodes.Text)):
@@ -189,10 +190,12 @@ class Fixed(SphinxTransform):
 
 
 class Spoken(SphinxTransform):
-    "Gives pictures their words back, after Sphinx has translated and before it counts."
+    "Gives pictures their words back, after Sphinx has translated and before it counts; what it never counts is left out."
     default_priority = 24
 
     def apply(self, **kwargs):
+        for tree in self.document.findall(addnodes.toctree):
+            tree.attributes.pop("translated", None)
         for image in self.document.findall(nodes.image):
             image.attributes.pop("translated", None)
             said = image.attributes.pop("said", "")
