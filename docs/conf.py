@@ -190,7 +190,7 @@ class Fixed(SphinxTransform):
 
 
 class Spoken(SphinxTransform):
-    "Gives pictures their words back, after Sphinx has translated and before it counts; what it never counts is left out."
+    "After Sphinx has translated and before it counts: pictures get their words back; what is no text does not count."
     default_priority = 24
 
     def apply(self, **kwargs):
