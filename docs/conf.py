@@ -138,7 +138,7 @@ class Chinese(SearchEnglish):
     lang, language_name = "zh", "Chinese"
     HAN = "[\u4e00-\u9fff]"
     js_splitter_code = """
-const splitQuery = (query) => (query.match(/[\u4e00-\u9fff]+|[\\p{Letter}\\p{Number}_--[\u4e00-\u9fff]]+/gv) ?? [])
+var splitQuery = (query) => (query.match(/[\u4e00-\u9fff]+|[[\\p{Letter}\\p{Number}_]--[\u4e00-\u9fff]]+/gv) ?? [])
   .flatMap((o) => /^[\u4e00-\u9fff]{3,}$/.test(o) ? [...o].slice(1).map((c, i) => o[i] + c) : [o]);
 """
 
