@@ -135,7 +135,7 @@ class Row(SphinxRole):
 
 class Chinese(SearchEnglish):
     "Words as in English, and Chinese by every two characters that stand side by side, as it has no spaces."
-    lang, language_name = "zh", "Chinese"
+    lang = "zh"  # language_name stays English: it names the stemmer
     HAN = "[\u4e00-\u9fff]"
     js_splitter_code = """
 var splitQuery = (query) => (query.match(/[\u4e00-\u9fff]+|[[\\p{Letter}\\p{Number}_]--[\u4e00-\u9fff]]+/gv) ?? [])
