@@ -652,10 +652,10 @@ def build(out, only=None):
         from sphinx.cmd.build import main as sphinx
         save_page(example_runs(), f"{folder}/play.html")
         shutil.rmtree(out, ignore_errors=True)
-        options = ["-q", "-n", "-W", "--keep-going", "-T", "-j", "auto", "-c", str(DOCS), "-b", "html", str(pages)]
-        some = [str(next(pages.glob(f"{name}.*"))) for name in only or []]
-        for site, more in ((out, []), (out / "zh", ["-D", "language=zh_CN", *some])):
-            if sphinx(["-d", f"{folder}/{site.name}_doctrees", *options, str(site), *more]):
+        options = ["-q", "-n", "-W", "--keep-going", "-T", "-j", "auto", "-c", str(DOCS), "-b", "html"]
+        some = [str(o) for name in only or [] for o in pages.glob(f"{name}.*") if o.suffix in (".ipynb", ".md")]
+        for site, more, files in ((out, [], []), (out / "zh", ["-D", "language=zh_CN"], some)):
+            if sphinx([*options, *more, "-d", f"{folder}/{site.name}_doctrees", str(pages), str(site), *files]):
                 raise SiteError("Sphinx warned, see above: the site is not finished.")
             shutil.copy(f"{folder}/play.html", site / "_static")
     if wrong := check_links(out):
