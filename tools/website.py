@@ -655,6 +655,9 @@ def build(out, only=None):
         options = ["-q", "-n", "-W", "--keep-going", "-T", "-j", "auto", "-c", str(DOCS), "-b", "html"]
         some = [str(o) for name in only or [] for o in pages.glob(f"{name}.*") if o.suffix in (".ipynb", ".md")]
         for site, more, files in ((out, [], []), (out / "zh", ["-D", "language=zh_CN"], some)):
+            if files:  # Sphinx wants an index of the pages that it does not write
+                site.mkdir()
+                shutil.copy(out / "searchindex.js", site)
             if sphinx([*options, *more, "-d", f"{folder}/{site.name}_doctrees", str(pages), str(site), *files]):
                 raise SiteError("Sphinx warned, see above: the site is not finished.")
             shutil.copy(f"{folder}/play.html", site / "_static")
