@@ -17,6 +17,8 @@ class Card {
     open.addEventListener('click', () => page.inside.enter(this));
     this.kind = add(head, 'p', { class: 'kind' });
     this.bars = add(this.root, 'div', { class: 'bars', role: 'group' });
+    const longest = Math.max(...task.class_names.map((name) => name.length)); // digits leave more room for the bars
+    this.bars.style.setProperty('--name', `${Math.min(0.6 * longest + 0.4, 5)}em`);
     this.buttons = task.class_names.map((name, i) => this.bar(name, i));
     this.map = this.figure('map');
     this.matrix = this.figure('matrix');
