@@ -275,8 +275,8 @@ def _on_page(name:str, model:nn.Module, kind:str, pictures:torch.Tensor)->dict:
     config, text = describe(model), pack(WEIGHTS[kind](model))
     return dict(name=name, config=config, weights=text, checked=compare(name, model, text, config, kind, pictures))
 
-def _task(models:dict, names:list, data:str, images:dict, more:list, kind:str)->dict: # name → model, for the same pictures
-    "What the page needs to know of models that answer the same question."
+def _task(models:dict, names:list, data:str, images:dict, more:list, kind:str)->dict: # name → model
+    "What the page needs to know of models that answer the same question about the same pictures."
     first = next(iter(models.values()))
     normalise = {key: list(first.pretrained_cfg.get(key, usual)) for key, usual in
                  (('mean', IMAGENET_DEFAULT_MEAN), ('std', IMAGENET_DEFAULT_STD))}
@@ -329,7 +329,7 @@ def _taken_apart(page:str)->tuple: # (state, script), as a browser finds them
     parts = [re.search(f'id="{name}">(.*?)</script>', page, re.S)[1] for name in ('state', 'letters')]
     return json.loads(parts[0]), _inflated(parts[1]).decode()
 
-def save_page(runs, # folder of metaformer-train, a list of them, or name → folder or (model, class names); None: examples
+def save_page(runs, # folder of metaformer-train, a list, or name → folder or (model, class names); None: examples
               path, # of the HTML file to write
               images=None, # to look at beside drawings: PIL images, files or tensors; None: held-out ones
               title:str=None, # above all; None: the page's own
