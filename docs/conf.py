@@ -207,7 +207,7 @@ def languages(app, pagename, templatename, context, doctree):
     "For the template: this page in the other language, and how many of its texts are not translated (-1: all)."
     context["chinese"] = app.config.language == "zh_CN"
     there = "../" if context["chinese"] else "zh/"
-    context["other_language"] = f"{context['content_root']}{there}{pagename}.html"
+    context["other_language"] = f"{context['content_root']}{there}{pagename}.html".removeprefix("./")
     done = doctree.get("translation_progress", {}) if doctree else {}
     context["untranslated"] = done["total"] - done["translated"] if done.get("translated") else -1
 

@@ -358,7 +358,7 @@ def test_the_search_leads_to_the_row_of_each_model_and_recipe(site):
 
 def test_the_front_page_leads_into_the_quick_path(site):
     html = text(site / "index.html")
-    cards = html[html.index('class="cards docutils'):html.index('id="start"')]
+    cards = html[html.index('class="cards '):html.index('id="start"')]
     for chapter in website.chapters():
         assert (f'href="{chapter.notebook}.html"' in cards) == chapter.quick
         assert not chapter.quick or f"· {chapter.minutes} min" in cards

@@ -150,8 +150,10 @@ def problems(wanted):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if something is stale")
+    parser.add_argument("--begin", nargs="+", metavar="PAGE", default=[], choices=pages(),
+                        help="make files for these pages, such as models/mixers, which have none")
     args = parser.parse_args()
-    wanted = pages()
+    wanted = {name: o for name, o in pages().items() if name in args.begin or (LOCALE / f"{name}.po").exists()}
     if not args.check:
         for name, template in templates(wanted).items():
             path = LOCALE / f"{name}.po"
