@@ -421,15 +421,16 @@ def link_to(notebook):
 
 
 def explorer_page():
-    return f"""# Play: five models in your browser
+    return f"""# Play: ten models in your browser
 
-Five small models of the five families, trained on drawn shapes, compute on this page: it asks no network and no kernel.
+Ten small models of the five families, trained on drawn shapes or on digits, compute on this page: it asks no network
+and no kernel.
 Draw or drag something, and see what they answer, where they look and who hears whom.
 A click on a network's name goes inside, down to one number of one token; in Learn, two mixers train side by side.
 
 ```{{raw}} html
 <p><a href="_static/play.html">Open it alone</a>, with more room.</p>
-<iframe class="explorer" src="_static/play.html" title="Five small models that answer to what you draw"
+<iframe class="explorer" src="_static/play.html" title="Small models that answer to what you draw"
   allow="camera" loading="lazy"></iframe>
 ```
 
@@ -648,9 +649,8 @@ def build(out, only=None):
         write_pages(pages)
         shutil.copytree(DOCS / "locale", pages / "locale")  # Sphinx compiles what is there
         from metaformer_edu.widgets.page import save_page
-        from metaformer_edu.widgets.sources import example_runs
         from sphinx.cmd.build import main as sphinx
-        save_page(example_runs(), f"{folder}/play.html")
+        save_page(None, f"{folder}/play.html", weights="int8")
         shutil.rmtree(out, ignore_errors=True)
         options = ["-q", "-n", "-W", "--keep-going", "-T", "-j", "auto", "-c", str(DOCS), "-b", "html"]
         some = [str(o) for name in only or [] for o in pages.glob(f"{name}.*") if o.suffix in (".ipynb", ".md")]
