@@ -27,7 +27,7 @@ setup(
     ],
     license={"apache2": "Apache-2.0"}[cfg["license"]],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["py.typed", "recipes/*.yaml", "data/*.yaml", "logs/*.csv", "logs/*.json", "logs/gpu/*", "static/*", "examples/*/*.*", "examples/*/snapshots/*"]},
+    package_data={cfg["lib_path"]: ["py.typed", "recipes/*.yaml", "data/*.yaml", "logs/*.csv", "logs/*.json", "logs/gpu/*", "static/*", "examples/*/*.*", "examples/*/snapshots/*", "examples_digits/*/*.*", "examples_digits/*/snapshots/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "app", "onnx", "photos", "hf")},

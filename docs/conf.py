@@ -9,8 +9,12 @@ from docutils import nodes
 from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
 from matplotlib.textpath import text_to_path
+from sphinx import addnodes
+from sphinx.search.en import SearchEnglish
+from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
 from sphinx.util.nodes import make_refnode
 
 settings = configparser.ConfigParser()
@@ -21,6 +25,8 @@ project, author, release = settings["title"], settings["author"], settings["vers
 extensions = ["myst_nb"]
 html_theme, html_title = "furo", project
 html_static_path, html_css_files, html_js_files = ["_static"], ["site.css"], ["site.js"]
+templates_path = ["_templates"]
+locale_dirs, gettext_compact, gettext_location = ["locale"], False, False  # website.py copies docs/locale to the pages
 html_favicon = "_static/icon.svg"
 html_copy_source = html_show_copyright = smartquotes = False
 html_theme_options = {"footer_icons": [], "source_repository": ""}
@@ -117,7 +123,104 @@ class LinkNames(SphinxPostTransform):
                     literal.replace_self(link)
 
 
+class Row(SphinxRole):
+    "A name in a table that the search leads to: {published-model}`caformer_s18`."
+    KINDS = {"published-model": "published model", "published-recipe": "published recipe"}
+
+    def run(self):
+        node = nodes.literal(self.text, self.text, ids=[nodes.make_id(self.text)])
+        self.env.domains.standard_domain.note_object(self.name, self.text, node["ids"][0], location=node)
+        return [node], []
+
+
+class Chinese(SearchEnglish):
+    "Words as in English, and Chinese by every two characters that stand side by side, as it has no spaces."
+    lang = "zh"  # language_name stays English: it names the stemmer
+    HAN = "[\u4e00-\u9fff]"
+    js_splitter_code = """
+var splitQuery = (query) => (query.match(/[\u4e00-\u9fff]+|[[\\p{Letter}\\p{Number}_]--[\u4e00-\u9fff]]+/gv) ?? [])
+  .flatMap((o) => /^[\u4e00-\u9fff]{3,}$/.test(o) ? [...o].slice(1).map((c, i) => o[i] + c) : [o]);
+"""
+
+    def split(self, text):
+        runs = [run for word in super().split(text) for run in re.findall(f"{self.HAN}+|[^\u4e00-\u9fff]+", word)]
+        return [o for run in runs
+                for o in ([run[i:i + 2] for i in range(max(1, len(run) - 1))] if re.match(self.HAN, run) else [run])]
+
+
+class Fixed(SphinxTransform):
+    """What website.py writes of itself (containers of these classes) is no text to translate: its few words are here,
+    and titles in it come from the pages that it leads to. Nor is what a cell printed."""
+    default_priority = 15  # before Sphinx looks for translations
+    CLASSES = {"about-lesson", "exported", "cards", "made", "printed"}
+    WORDS = [(r"About (\d+) minutes", r"约 \1 分钟"), ("machine room: a learner may skip it", "机房：学习时可以跳过"),
+             ("run it in Colab", "在 Colab 中运行"), ("what it exports", "它导出的内容"), ("notebook", "笔记本"),
+             ("in the package", "在包中"),
+             ("Next: ", "下一章："), ("On the quick path: ", "快速路线的下一章："),
+             ("Past the machine room: ", "跳过机房："),
+             (r"(\d+) chapters in about (\d+) hours: ", r"共 \1 章，约 \2 小时："),
+             (" of reading, counted in words and lines of code, and ", "的阅读，按词数和代码行数计，外加 "),
+             (r"(\d+) exercises at (\d+) minutes each, which is a guess\.", r"\1 道练习，估计每道 \2 分钟。"),
+             ("Reading: ", "阅读：约 "), (r", or (.*) without the machine room \(⚙\)", r"；跳过机房（⚙）约 \1"),
+             (r"\.? ?★: on the quick path\.", "。★：在快速路线上。"), (r"(\d+) h(?![a-z])", r"\1 小时"),
+             (r"(\d+) min(?![a-z])", r"\1 分钟"), (r"(小时|分钟)\.$", r"\1。"),
+             (r"^(chapter|read)$", "章"), ("^minutes$", "分钟"), ("^needs$", "需要"), ("^nothing$", "无"),
+             ("^model$", "模型"), ("^pixels$", "像素"), ("^parameters$", "参数"),
+             ("^weights trained on$", "权重训练于"),
+             ("^recipe$", "配方"), ("^epochs$", "轮数"), ("^optimizer$", "优化器"), ("^rate$", "学习率"),
+             ("^images a step$", "每步图像数")]
+
+    def apply(self, **kwargs):
+        for box in self.document.findall(nodes.container):
+            if not self.CLASSES & set(box["classes"]):
+                continue
+            for node in box.findall(lambda o: isinstance(o, nodes.TextElement) and not isinstance(o, nodes.Inline)):
+                node["translatable"] = False
+            if self.config.language == "zh_CN" and "printed" not in box["classes"]:
+                for text in list(box.findall(nodes.Text)):
+                    if not isinstance(text.parent, nodes.literal):
+                        said = text.astext()
+                        for english, chinese in self.WORDS:
+                            said = re.sub(english, chinese, said)
+                        text.parent.replace(text, nodes.Text(said))
+        for node in self.document.findall(nodes.math_block):
+            node["translatable"] = False
+        for image in self.document.findall(nodes.image):  # its words are in the paragraph that holds it, or printed
+            image["said"] = image.attributes.pop("alt", "")
+
+
+class Spoken(SphinxTransform):
+    "After Sphinx has translated and before it counts: pictures get their words back; what is no text does not count."
+    default_priority = 24
+
+    def apply(self, **kwargs):
+        for tree in self.document.findall(addnodes.toctree):
+            tree.attributes.pop("translated", None)
+        for image in self.document.findall(nodes.image):
+            image.attributes.pop("translated", None)
+            said = image.attributes.pop("said", "")
+            if said and not self.config.without_alt:
+                image["alt"] = said
+
+
+def languages(app, pagename, templatename, context, doctree):
+    "For the template: this page in the other language, and how many of its texts are not translated (-1: all)."
+    context["chinese"] = app.config.language == "zh_CN"
+    there = "../" if context["chinese"] else "zh/"
+    context["other_language"] = f"{context['content_root']}{there}{pagename}.html".removeprefix("./")
+    done = doctree.get("translation_progress", {}) if doctree else {}
+    context["untranslated"] = done["total"] - done["translated"] if done.get("translated") else -1
+
+
 def setup(app):
     app.add_html_math_renderer("drawn", formula(False), formula(True))
     app.add_post_transform(LinkNames)
+    app.add_transform(Fixed)
+    app.add_transform(Spoken)
+    app.add_config_value("without_alt", False, "env")  # tools/chinese.py: a paragraph has it already
+    app.add_search_language(Chinese)
+    for kind, name in Row.KINDS.items():
+        app.add_object_type(kind, kind + "-link", objname=name)
+        app.add_role(kind, Row())
+    app.connect("html-page-context", languages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

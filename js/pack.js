@@ -1,4 +1,4 @@
-// What `pack` of widgets/page.py makes of bytes: their even places before their odd ones, deflated, in 85 letters.
+// What widgets/page.py makes of bytes: deflated, in 85 letters; and with `pack`, the even places before the odd ones.
 const LETTERS = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;/=>?@^_`{|}~';
 
 export function fromLetters(text) { // five letters are four bytes
@@ -13,9 +13,12 @@ export function fromLetters(text) { // five letters are four bytes
   return new Uint8Array(bytes.buffer, 0, bytes.byteLength - (filled.length - text.length));
 }
 
+export function inflate(text) { // a response, to be read as text or bytes
+  return new Response(new Blob([fromLetters(text)]).stream().pipeThrough(new DecompressionStream('deflate')));
+}
+
 export async function unpack(text) {
-  const stream = new Blob([fromLetters(text)]).stream().pipeThrough(new DecompressionStream('deflate'));
-  const planes = new Uint8Array(await new Response(stream).arrayBuffer()), half = Math.ceil(planes.length / 2);
+  const planes = new Uint8Array(await inflate(text).arrayBuffer()), half = Math.ceil(planes.length / 2);
   const bytes = new Uint8Array(planes.length);
   for (let i = 0; i < planes.length; i++) bytes[i < half ? 2 * i : 2 * (i - half) + 1] = planes[i];
   return bytes;

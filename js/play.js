@@ -17,6 +17,8 @@ class Card {
     open.addEventListener('click', () => page.inside.enter(this));
     this.kind = add(head, 'p', { class: 'kind' });
     this.bars = add(this.root, 'div', { class: 'bars', role: 'group' });
+    const longest = Math.max(...task.class_names.map((name) => name.length)); // digits leave more room for the bars
+    this.bars.style.setProperty('--name', `${Math.min(0.6 * longest + 0.4, 5)}em`);
     this.buttons = task.class_names.map((name, i) => this.bar(name, i));
     this.map = this.figure('map');
     this.matrix = this.figure('matrix');
@@ -152,7 +154,8 @@ export class Play {
     const { root, state } = this;
     const header = add(root, 'header', { class: 'top' });
     this.title = add(header, 'h1');
-    this.tabs = add(header, 'div', { class: 'tabs', role: 'group' });
+    this.tabs = document.createElement('div'); // above the board
+    Object.assign(this.tabs, { className: 'tabs', role: 'group' });
     if (state.tasks.length > 1) {
       for (const task of state.tasks) {
         const ours = task.drawn || task.name === 'pictures'; // others are names of folders
@@ -168,6 +171,7 @@ export class Play {
     this.buildControls();
     this.status = add(this.right, 'p', { class: 'status', role: 'status', 'aria-live': 'polite' });
     this.cards = add(this.right, 'div', { class: 'cards' });
+    this.checked = add(this.right, 'p', { class: 'note checked' });
     this.inside = new Inside(this, add(this.right, 'section', { class: 'inside', hidden: '' }));
   }
 
@@ -182,7 +186,7 @@ export class Play {
   }
 
   buildBoard(task) { // anew for each task
-    this.side.replaceChildren();
+    this.side.replaceChildren(this.tabs);
     const canvas = add(this.side, 'canvas', { class: 'board', tabindex: 0, role: 'application', 'data-label': 'board' });
     const [height, width] = task.img_size;
     this.board = new Board(canvas, { size: task.img_size, paper: task.paper, pencil: task.pencil, detail: task.detail,
@@ -565,6 +569,16 @@ export class Play {
     }
   }
 
+  showChecked() { // what Python found when it wrote the page
+    const { models, checked: { kind, pictures, noise, halves } } = this.task;
+    const most = (key) => Math.max(...models.map(({ checked }) => checked[key]));
+    const number = (v) => (v < 0.001 ? v.toExponential(0) : v.toPrecision(2)), mb = (n) => (n / 1e6).toFixed(2);
+    const size = { mb: mb(models.reduce((n, m) => n + m.weights.length, 0)), halves: mb(halves) };
+    const changed = models.reduce((n, { checked }) => n + checked.changed, 0), all = pictures * models.length;
+    const found = { move: number(most('move')), most: most('most').toFixed(1), changed, all, pictures };
+    this.checked.textContent = `${t(`weights ${kind}`, size)} ${t(noise ? 'checked noise' : 'checked', found)}`;
+  }
+
   showHint() {
     const [h, w] = this.list[0].grid();
     const side = Math.round(this.task.img_size[0] / h);
@@ -584,6 +598,7 @@ export class Play {
     this.list.forEach((card) => card.showWords());
     this.showTries();
     this.showHint();
+    this.showChecked();
     this.showSummary();
     this.inside.show();
     this.say(...(this.said ?? ['']));

@@ -35,7 +35,7 @@ export function newMixer(name, dim, tokens, seed, head_dim = 32, std = () => 0.0
   return { random_matrix: nn.softmax(uniform, -1) };
 }
 
-// --- weights: safetensors with the published names, float32 or float16 ---
+// --- weights: safetensors with the published names, float32, float16 or int8 ---
 
 function toFloat32(half) { // of a 16-bit number
   const exponent = (half >> 10) & 31, fraction = half & 1023, sign = half & 0x8000 ? -1 : 1;
@@ -46,15 +46,22 @@ function toFloat32(half) { // of a 16-bit number
 const TYPES = {
   F32: (buffer) => new Float32Array(buffer),
   F16: (buffer) => Float32Array.from(new Uint16Array(buffer), toFloat32),
+  I8: (buffer) => Float32Array.from(new Int8Array(buffer)), // times NAME:step, one for each output channel
 };
 
 export function readSafetensors(bytes) { // Uint8Array → { name: [shape, Float32Array] }
   const length = Number(new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true)), start = 8 + length;
   const { __metadata__, ...header } = JSON.parse(new TextDecoder().decode(bytes.subarray(8, start)));
-  return Object.fromEntries(Object.entries(header).map(([name, { dtype, shape, data_offsets: [from, to] }]) => {
-    if (!TYPES[dtype]) throw new Error(`${name} is ${dtype}; the engine reads F32 and F16.`);
+  const found = Object.fromEntries(Object.entries(header).map(([name, { dtype, shape, data_offsets: [from, to] }]) => {
+    if (!TYPES[dtype]) throw new Error(`${name} is ${dtype}; the engine reads F32, F16 and I8.`);
     return [name, [shape, TYPES[dtype](bytes.slice(start + from, start + to).buffer)]];
   }));
+  for (const key of Object.keys(found).filter((one) => one.endsWith(':step'))) {
+    const [[channels], steps] = found[key], [, values] = found[key.slice(0, -5)], each = values.length / channels;
+    values.forEach((v, i) => { values[i] = v * steps[Math.floor(i / each)]; });
+    delete found[key];
+  }
+  return found;
 }
 
 export function nest(named) { // 'stages.0.1.mlp.fc1.weight' → w.stages[0][1].mlp.fc1.weight

@@ -26,7 +26,7 @@ def open_weights(args, val, info):
     from timm.data import ImageNetInfo
     from metaformer_edu.models.registry import get_row
     from metaformer_edu.models.weights import imagenet_labels, load_weights, read_weights
-    from metaformer_edu.training.evaluate import classes_of
+    from metaformer_edu.models.weights import classes_of
     row, known, source = get_row(args.model), len(info.class_names), weights_source(args)
     state = read_weights(source)
     classes, ids = classes_of(state, source), imagenet_labels(info.class_names)
@@ -135,7 +135,8 @@ def report(args, said:dict, model, val, info, real=None)->dict: # real: from `re
 # %% ../nbs/commands/validate.ipynb #cde7c0d1
 def measure_one(args, model, loader, info)->dict: # from `open_all`; -> the row of the results file, in process 0
     "Ask the model about every image, and report."
-    from metaformer_edu.training.evaluate import precision, predict
+    from metaformer_edu.training.evaluate import predict
+    from metaformer_edu.training.setup import precision
     from metaformer_edu.training.processes import rank
     real = None if args.real_labels is None else real_labels(loader.dataset, args.real_labels)
     said = predict(model, loader, precision(args), progress=True)

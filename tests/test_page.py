@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from browser import CHROMIUM, PATIENCE, ROOT, WEBGPU, browser, listen
 from metaformer_edu.core.basics import sample_photo
+from metaformer_edu.core.errors import WeightsError
 from metaformer_edu.data.shapes import TASKS, Thing, render
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.influence import channel_directions, influence, mixer_at, mixing_matrix, squared_norms
@@ -29,7 +30,7 @@ from metaformer_edu.training.run_folder import read_about
 from metaformer_edu.widgets.base import STATIC
 from metaformer_edu.widgets import page as module
 from metaformer_edu.widgets.page import SavePage, page_state, save_page
-from metaformer_edu.widgets.sources import example_models, example_runs, to_pil
+from metaformer_edu.widgets.sources import example_digits, example_models, example_runs, load_run, to_pil
 
 NAMES = ["disc", "ring", "square", "triangle", "cross"]
 WIDE = (64, 96)  # a picture whose grids of tokens are not square
@@ -89,7 +90,7 @@ def page(opened, models, picture, tmp_path_factory):
 
 
 def settled(page):
-    page.wait_for_function("() => !__page.running && __page.device")
+    page.wait_for_function("() => globalThis.__page?.device && !__page.running")
     assert not page.evaluate("__page.failed"), page.inner_text(".status")
 
 
@@ -170,7 +171,7 @@ def test_webgpu_computes_the_same(chromium, tmp_path):
         page = other.new_page()
         page.set_default_timeout(PATIENCE)
         page.goto(path.as_uri())
-        page.wait_for_function("() => !__page.running && (__page.device || __page.failed)")
+        page.wait_for_function("() => globalThis.__page && !__page.running && (__page.device || __page.failed)")
         device, *found = page.evaluate(
             "[__page.device, ...[__page.image, __page.list[0].logits, __page.list[0].cam].map((x) => Array.from(x))]")
     if device != "webgpu":
@@ -188,7 +189,7 @@ def test_files_of_our_own_are_read(page, models, picture, tmp_path):
     with torch.no_grad():
         near(ask(page, "look", name="caformer", image=picture), models["caformer"](picture[None]), 1e-4)
     other = base64.b64encode(save({"a": torch.zeros(2, dtype=torch.bfloat16)})).decode()
-    with pytest.raises(Exception, match="a is BF16; the engine reads F32 and F16"):
+    with pytest.raises(Exception, match="a is BF16; the engine reads F32, F16 and I8"):
         ask(page, "open", name="other", bytes=other)
 
 
@@ -204,8 +205,34 @@ def test_the_bundle_is_what_npm_builds(tmp_path):
         if done.returncode and command.startswith("ci") and ("network" in done.stderr or "ENOTFOUND" in done.stderr):
             pytest.skip("npm has no network.")
         assert not done.returncode, done.stderr
-    assert filecmp.cmp(tmp_path / "metaformer_edu/static/page.js", STATIC / "page.js", shallow=False), (
-        "metaformer_edu/static/page.js is not what js/ builds: run `npm ci && npm run build` there.")
+    for name in ("page.js", "loader.js"):
+        assert filecmp.cmp(tmp_path / "metaformer_edu/static" / name, STATIC / name, shallow=False), (
+            f"metaformer_edu/static/{name} is not what js/ builds: run `npm ci && npm run build` there.")
+
+
+@families
+def test_weights_of_eight_bits(page, models, picture, family):
+    "The browser and `compare` compute the same with them, and it is near to what the model says."
+    model = models[family]
+    weights = module.as_int8(model)
+    found = module.read_back(module.pack(weights))
+    for name, value in model.state_dict().items():
+        step = value.flatten(1).abs().amax(1) / 127 if value.ndim > 1 else value.abs() * 2**-10
+        off = (found[name] - value).flatten(1).abs().amax(1) if value.ndim > 1 else (found[name] - value).abs()
+        assert (off <= 0.502 * step + 1e-7).all(), name
+    config = module.describe(model)
+    with torch.no_grad():
+        known = module._Engine(found, config).forward(picture[None])
+        assert 0 < (known - model(picture[None])).abs().max() < 0.1 * model(picture[None]).abs().max()
+    page.evaluate("([name, weights, config]) => __page.ask('open', { name, weights, config })",
+                  [f"eight {family}", module.pack(weights), config])
+    near(ask(page, "look", name=f"eight {family}", image=picture), known, 1e-4)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    "The page of all that comes along, as the site has it."
+    return save_page(None, tmp_path_factory.mktemp("shapes") / "play.html", weights="int8")
 
 
 @pytest.fixture(scope="module")
@@ -541,10 +568,35 @@ def test_it_fits(play, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_bytes():
-    "A page for a phone: under 3 MB."
-    assert (STATIC / "page.js").stat().st_size + sum(
-        len(m["weights"]) for task in page_state(example_runs(), {})["tasks"] for m in task["models"]) < 2_950_000
+def test_the_page_of_all_that_comes_along(opened, saved):
+    "Ten models under 3 MB: five for shapes, and five for digits, to whom what is drawn for them goes."
+    assert saved.stat().st_size < 3_000_000
+    page = opened(saved)
+    settled(page)
+    tasks = page.evaluate("__page.state.tasks.map((t) => [t.name, t.checked.kind, t.models.length])")
+    assert tasks == [["shapes", "int8", 5], ["digits", "int8", 5]]
+    assert "8 bits" in page.inner_text(".checked") and " 0 of 200 answers" in page.inner_text(".checked")
+    page.get_by_role("button", name="digits", exact=True).click()
+    page.get_by_role("button", name="empty").click()
+    box = page.locator(".board").bounding_box()
+    at = lambda x, y: (box["x"] + x * box["width"], box["y"] + y * box["height"])
+    page.mouse.move(*at(0.5, 0.12))
+    page.mouse.down()
+    page.mouse.move(*at(0.5, 0.88), steps=8)
+    page.mouse.up()
+    settled(page)
+    assert page.locator(".card:visible").count() == 5
+    image = torch.tensor(page.evaluate("Array.from(__page.image)")).view(3, 64, 64)
+    for card in page.evaluate("__page.list.map((c) => [c.model.name, c.model.weights, c.model.config, "
+                              "Array.from(c.logits)])"):
+        family, weights, config, logits = card
+        with torch.no_grad():
+            near(logits, module._Engine(module.read_back(weights), config).forward(image[None]), 1e-4)
+            assert np.argmax(logits) == load_run(example_digits()[family])[0](image[None]).argmax() == 1
+    page.get_by_role("button", name="shapes", exact=True).click()
+    settled(page)
+    assert page.locator(".bars .name").first.inner_text() == "disc"
+    page.context.close()
 
 
 # --- Learn ---
@@ -559,7 +611,7 @@ def learn(opened, tmp_path_factory):
 
 
 def trained(page):
-    page.wait_for_function("() => __app.view.fresh && !__app.view.running")
+    page.wait_for_function("() => globalThis.__app?.view.fresh && !__app.view.running")
     assert not page.evaluate("__app.view.failed"), page.inner_text(".learning + .models .status")
 
 
@@ -728,6 +780,44 @@ def test_models_that_want_other_values_do_not_share_a_board():
     models["a"].pretrained_cfg["std"] = (0.1, 0.1, 0.1)
     tasks = page_state({name: (m, NAMES) for name, m in models.items()})["tasks"]
     assert [task["std"][0] for task in tasks] == [0.1, pytest.approx(0.229)]
+
+
+@pytest.mark.parametrize("change", ["stride", "padding", "weights", "nan"])
+def test_a_page_that_answers_otherwise_is_not_kept(change, tmp_path, monkeypatch):
+    "What `describe` lets through, a file that is damaged, and a model that answers nothing."
+    torch.manual_seed(0)
+    model = perturbed(create_model("tiny_poolformerv2", num_classes=5, img_size=64))
+    (path := tmp_path / "page.html").write_text("the page of before")
+    why = "with its weights as float16 a logit would move by"
+    if change == "stride":
+        model.downsample_layers[0].conv.stride = (8, 8)
+    if change == "padding":
+        model.downsample_layers[2].conv.padding = (0, 0)
+    if change == "weights":
+        pack = module.pack
+        monkeypatch.setattr(module, "pack", lambda data: pack(data[:-200] + bytes(200)))
+        why = "its weights do not read back"
+    if change == "nan":
+        model.norm.bias.data[0] = float("nan")
+        why = "cannot hold"
+    with pytest.raises((WeightsError, ValueError), match=why):
+        save_page({"mine": (model, NAMES)}, path)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["the page of before"]
+
+
+def test_int8_that_moves_too_much_is_refused(tmp_path, capsys, monkeypatch):
+    from metaformer_edu.commands.explore import main
+    run = str(example_runs()["randformer"])
+    monkeypatch.setitem(module._MOVES, "int8", 0.001)
+    with pytest.raises(SystemExit) as ended:
+        main([run, "--save", str(tmp_path / "page.html"), "--int8"])
+    assert ended.value.code == 2 and "Leave int8 out, and try float16" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as ended:
+        main([run, "--int8"])
+    assert ended.value.code == 2 and "--int8 belongs to --save" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no kind of weights 'int7'. Did you mean 'int8'"):
+        save_page(run, tmp_path / "page.html", weights="int7")
 
 
 def test_names_that_do_not_fit_are_refused(tmp_path):

@@ -70,7 +70,8 @@ def test_echo_false_leaves_the_output_alone():
     assert made["metadata"]["tags"] == ["remove-input"] and made["outputs"]
     assert cells("#| echo: false\nf()") == []
     made, = cells("#| echo: false\nf()", shown(text_markdown="| a |", text_plain="Markdown"))
-    assert (made["cell_type"], made["source"]) == ("markdown", "| a |")
+    assert made["cell_type"] == "markdown" and made["source"].splitlines() == [
+        ":::::{container} printed", "", "| a |", ":::::"]
 
 
 def test_a_live_widget_leaves_its_picture_and_the_picture_gets_words():
@@ -109,8 +110,7 @@ def test_minutes_count_what_is_read(folder):
                   code("#| export\n\n" + "x = 1\n" * 20), code("#| hide\n" + "x\n" * 999))
     lesson = website.Lesson(path)
     assert (lesson.words, lesson.lines, lesson.reading_time) == (400, 20, 3)
-    assert (lesson.short, lesson.question) == ("00 · Core", "How do we look?")
-    assert website.Lesson(folder("core/a", "# A title\n\nWhat is it? More.")).question == "What is it?"
+    assert lesson.short == "00 · Core"
     with pytest.raises(website.SiteError, match="nbs/core/b.ipynb has no title"):
         website.Lesson(folder("core/b", "text"))
 
@@ -306,11 +306,15 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
 
 # --- all of it ---
 
+CHINESE, FALLBACK = ["index", "parts/model", "models/mixers"], "models/layers"
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    "The site: Sphinx without a warning, and no link that leads nowhere."
+    "The site, in Chinese only some pages: Sphinx without a warning, and no link that leads nowhere."
     out = tmp_path_factory.mktemp("site")
-    done = subprocess.run([sys.executable, ROOT / "tools/website.py", "--out", out], capture_output=True, text=True)
+    command = [sys.executable, ROOT / "tools/website.py", "--out", out, "--only", *CHINESE, FALLBACK]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 
@@ -340,6 +344,35 @@ def test_the_models_are_all_there_also_without_scripts(site):
     from metaformer_edu import list_models
     rows = re.findall(r"<tr.*?</tr>", text(site / "models.html"), re.S)
     assert [name for name in list_models(pretrained=True) if not any(f">{name}<" in o for o in rows)] == []
+
+
+def test_the_search_leads_to_the_row_of_each_model_and_recipe(site):
+    from metaformer_edu import list_models
+    from metaformer_edu.training.settings import list_recipes
+    index = json.loads(re.fullmatch(r"Search\.setIndex\((.*)\)", text(site / "searchindex.js"), re.S)[1])
+    found = {name: (index["docnames"][page], anchor) for page, _, _, anchor, name in index["objects"][""]}
+    for page, names in (("models", list_models(pretrained=True)), ("recipes", list_recipes())):
+        anchors = website.Links(text(site / f"{page}.html")).anchors
+        assert [n for n in names if n not in found or found[n][0] != page or found[n][1] not in anchors] == []
+
+
+def test_the_front_page_leads_into_the_quick_path(site):
+    html = text(site / "index.html")
+    cards = html[html.index('class="cards '):html.index('id="start"')]
+    for chapter in website.chapters():
+        assert (f'href="{chapter.notebook}.html"' in cards) == chapter.quick
+        assert not chapter.quick or f"· {chapter.minutes} min" in cards
+    assert 'href="explorer.html"' in cards
+
+
+def test_the_other_language_is_one_link_away_and_what_is_not_translated_says_so(site):
+    for name in [*CHINESE, FALLBACK]:
+        english, chinese = text(site / f"{name}.html"), text(site / f"zh/{name}.html")
+        up = "../" * name.count("/")
+        assert f'href="{up}zh/{name}.html" lang="zh-CN"' in english
+        assert f'href="../{up}{name}.html" lang="en"' in chinese
+        assert "fallback" not in english and ('class="fallback"' in chinese) == (name == FALLBACK), name
+        assert 'lang="zh-CN"' in re.search("<html[^>]*>", chinese)[0]
 
 
 def test_in_a_browser(site):
@@ -378,4 +411,17 @@ def test_in_a_browser(site):
         page.goto(address("search.html") + "?q=pooling")
         page.locator("#search-results li a").first.wait_for()
         assert "Pooling" in page.locator("#search-results").inner_text()
+        page.goto(address("search.html") + "?q=caformer_s18_train")
+        page.locator("#search-results li a").first.click()
+        assert page.url.endswith("recipes.html#caformer-s18-train")
+        for name in ("index.html", "zh/index.html"):
+            for width in (360, 1280):
+                page.set_viewport_size({"width": width, "height": 800})
+                page.goto(address(name))
+                assert page.evaluate("document.documentElement.scrollWidth") == width
+        page.get_by_role("link", name="English").click()
+        assert page.url == address("index.html")
+        page.goto(address("zh/search.html") + "?q=词元混合器")
+        page.locator("#search-results li a").first.wait_for()
+        assert page.locator("#search-results li a[href^='models/mixers.html']").count()
         assert not said

@@ -136,7 +136,9 @@ def code_cell(cell, path, names=()):
     else:
         label = []
     shown = [made] if source and "remove-input" not in tags or outputs else []
-    return label + shown + [markdown(relinked("".join(o["data"]["text/markdown"]), path)) for o in texts]
+    printed = [f":::::{{container}} printed\n\n{relinked(''.join(o['data']['text/markdown']), path)}\n:::::"
+               for o in texts]
+    return label + shown + [markdown(o) for o in printed]
 
 
 def cells_of(path):
@@ -183,8 +185,6 @@ class Lesson:
         self.title = next((found[1] for t in texts if (found := re.search(r"^# +(.+)$", t, re.M))), None)
         if not self.title:
             raise SiteError(f"{path.relative_to(ROOT)} has no title.")
-        self.question = self.title.partition(": ")[2] or opening(texts[0])
-        self.question = self.question[:1].upper() + self.question[1:]
         self.words = sum(len(re.findall(r"\w[\w’'-]*", t)) for t in texts)
         codes = [c for c in cells if c["cell_type"] == "code" and not is_guard(c)
                  and nbcells.directives(c).get("echo") != "false"]
@@ -202,18 +202,8 @@ class Lesson:
         return self.title.partition(": ")[0]
 
 
-def sentences(text):
-    return re.split(r"(?<=[.?!])\s+", re.sub(r"^#.*$|^!\[.*$|^\[!.*$", "", text, flags=re.M).strip())
-
-
 def first_sentence(text):
-    return sentences(text)[0]
-
-
-def opening(text):
-    "The first question of a text without one in its title, or its first sentence of some length."
-    found = sentences(text)
-    return next((o for o in found if o.endswith("?")), next((o for o in found if o.count(" ") >= 7), found[0]))
+    return re.split(r"(?<=[.?!])\s+", text.strip())[0]
 
 
 def needs(lesson, lessons):
@@ -239,21 +229,28 @@ def table(head, rows, kind=""):
     return "\n".join([f":::{{table}}\n:class: {kind}\n", *lines, ":::"] if kind else lines)
 
 
+def made(text):
+    "What the site writes of itself and docs/conf.py translates: titles, and a few words."
+    return f":::::{{container}} made\n\n{text}\n:::::"
+
+
 def reading_order():
     found = chapters()
     lessons = {c.path: Lesson(c.path) for c in found}
     needed = lambda o: ", ".join(f"[{p.short.split(' · ')[0]}]({p.page})"
                                  for p in needs(o, list(lessons.values()))) or "nothing"
-    parts, openings = [], {p.name: f"[{p.name}](parts/{p.page.name})" for p in course.parts(NBS)}
+    rows = {c.path: [f"[]({c.notebook}.ipynb){course.mark(c)}", c.minutes, needed(lessons[c.path])] for c in found}
+    openings = {p.name: f"**[](parts/{p.page.name})**\n\n" for p in course.parts(NBS)}
+    hours = course.hours(sum(c.minutes for c in found))
+    parts = []
     for part in dict.fromkeys(c.part for c in found):
-        rows = [[f"[{o.short}]({o.page})" + " ★" * c.quick + " ⚙" * c.machine_room, o.question, c.minutes, needed(o)]
-                for c in found if c.part == part and (o := lessons[c.path])]
-        parts.append(f"## {openings.get(part, part)}\n\n{table(['read', 'question', 'minutes', 'needs'], rows)}")
-    quick = [[f"[{o.short}]({o.page})", o.question, c.minutes] for c in found if c.quick and (o := lessons[c.path])]
+        mine = table(["read", "minutes", "needs"], [rows[c.path] for c in found if c.part == part])
+        parts.append(made(openings.get(part, "") + mine))
     return f"""# Reading order
 
 Every chapter, first to last, with the question that it opens with.
-Together they take about {course.hours(sum(c.minutes for c in found))}.
+
+{made(f"Reading: {hours}.")}
 
 The minutes are for reading alone, at {WORDS} words or {LINES} lines of code a minute.
 Exercises come on top and take as long as they take.
@@ -262,9 +259,13 @@ Exercises come on top and take as long as they take.
 
 ## The quick path
 
-From a token to a mixer of your own, trained, explained and compared: {course.quick_hours(found)}.
+From a token to a mixer of your own: trained, explained and compared.
 
-{table(['read', 'question', 'minutes'], quick)}
+{made(f"{course.quick_hours(found)}.")}
+
+{made(table(["read", "minutes"], [rows[c.path][:2] for c in found if c.quick]))}
+
+## Every chapter
 
 """ + "\n\n".join(parts) + "\n"
 
@@ -366,29 +367,50 @@ All names: {{ref}}`genindex`.
 
 # --- other pages ---
 
+def named(kind, rows):
+    "A table of Markdown whose first column the search leads to."
+    return re.sub(r"^\| ([a-z]\w+_\w+) \|", rf"| {{{kind}}}`\1` |", rows.strip(), flags=re.M)
+
+
+def sortable(rows):
+    return made(f":::{{table}}\n:class: sortable\n\n{rows}\n:::")
+
+
 def models_page():
     "The table in nbs/models/README.md, to be sorted."
     text = (NBS / "models/README.md").read_text(encoding="utf-8")
     found = re.search(r"^\| model .*?(?=\n\n|\Z)", text, re.M | re.S)
     if not found:
         raise SiteError("nbs/models/README.md has no table of the models: run python tools/readme.py.")
+    rows = named("published-model", found[0])
     return f"""# Models
 
-All {found[0].strip().count(chr(10)) - 1} published models. A column's head sorts by it; once more, the other way round.
+All {rows.count(chr(10)) - 1} published models. A column's head sorts by it; once more, the other way round.
 The field keeps the rows that hold all your words, such as *caformer 384*.
 
 Parameters and MACs are counted from our models, for one image of that size (frozen parameters after the plus).
 Accuracy is ImageNet-1K top-1 as published by the paper's authors, whose weights load unchanged; models without it end
 in ImageNet-21K's classes.
 
-:::{{table}}
-:class: sortable
-
-{found[0].strip()}
-:::
+{sortable(rows)}
 
 `create_model('caformer_s18')` builds one, and `pretrained=True` loads its weights.
 Lesson {link_to("models/registry")} writes down what they are made of.
+"""
+
+
+def recipes_page():
+    "The published recipes, to be sorted."
+    from metaformer_edu.training.settings import recipe_table
+    found = recipe_table()
+    return f"""# Recipes
+
+The {len(found)} published recipes: every setting with which the paper's authors trained a model, or trained one on.
+`metaformer-train DATA --recipe NAME` trains by it, with any other flag over it.
+Top-1 is the accuracy that they published for the model.
+Lesson {link_to("training/settings")} says what the columns mean.
+
+{sortable(named("published-recipe", found.markdown()))}
 """
 
 
@@ -399,15 +421,16 @@ def link_to(notebook):
 
 
 def explorer_page():
-    return f"""# Play: five models in your browser
+    return f"""# Play: ten models in your browser
 
-Five small models of the five families, trained on drawn shapes, compute on this page: it asks no network and no kernel.
+Ten small models of the five families, trained on drawn shapes or on digits, compute on this page: it asks no network
+and no kernel.
 Draw or drag something, and see what they answer, where they look and who hears whom.
 A click on a network's name goes inside, down to one number of one token; in Learn, two mixers train side by side.
 
 ```{{raw}} html
 <p><a href="_static/play.html">Open it alone</a>, with more room.</p>
-<iframe class="explorer" src="_static/play.html" title="Five small models that answer to what you draw"
+<iframe class="explorer" src="_static/play.html" title="Small models that answer to what you draw"
   allow="camera" loading="lazy"></iframe>
 ```
 
@@ -417,17 +440,32 @@ Models that are too large for a browser fit on the page of lesson {link_to("widg
 """
 
 
+OWN = {"recipes": recipes_page, "models": models_page, "reading_order": reading_order, "explorer": explorer_page}
+
+
+def toctree(pages, caption=""):
+    head = f":hidden:\n:caption: {caption}" if caption else ":hidden:"
+    return f"```{{toctree}}\n{head}\n\n" + "\n".join(pages) + "\n```"
+
+
 def toctrees(paths):
-    "The order of the pages, hidden on the front page."
-    groups = {p.name: [f"What it is about <parts/{p.page.stem}>"] for p in course.parts(NBS)}
-    groups.setdefault("Start", []).append("reading_order")
+    "The order of the pages, hidden on the front page: parts, which hold their chapters, and what is no chapter."
+    openings = {p.name: f"parts/{p.page.stem}" for p in course.parts(NBS)}
+    course_pages = ["reading_order"]
     for chapter in chapters():
-        groups.setdefault(chapter.part, []).append(chapter.notebook)
+        page = openings.get(chapter.part, chapter.notebook)
+        course_pages += [page] * (page not in course_pages)
     placed = {c.path for c in chapters()} | {NBS / "index.ipynb"}
     rest = [p.relative_to(NBS).with_suffix("").as_posix() for p in paths if p not in placed]
-    groups["Look things up"] = ["models", "explorer", "glossary", *rest, "api/index"]
-    return "\n\n".join(f"```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(pages) + "\n```"
-                       for name, pages in groups.items())
+    groups = {"The course": course_pages,
+              "Look things up": ["models", "recipes", "explorer", "glossary", *rest, "api/index"]}
+    return "\n\n".join(toctree(pages, name) for name, pages in groups.items())
+
+
+def opening_page(part):
+    "The page with which a part opens, with its chapters below it in the sidebar."
+    text = titled(relinked(part.page.read_text(encoding="utf-8"), part.page))
+    return f"{text}\n{toctree([f'/{c.notebook}' for c in chapters() if c.part == part.name])}\n"
 
 
 def about(path):
@@ -442,10 +480,45 @@ def about(path):
     return f":::{{container}} about-lesson\n{' · '.join(parts)}\n:::"
 
 
+def front(cells):
+    "The cells of index.ipynb with the ways in put before its first heading of the second level."
+    at = next(i for i, c in enumerate(cells) if re.search("^## ", c["source"], re.M))
+    above, below = re.split("(?=^## )", cells[at]["source"], maxsplit=1, flags=re.M)
+    cells = [*cells[:at], markdown(above), markdown(ways_in()), markdown(below), *cells[at + 1:]]
+    cells[0]["source"] = re.sub(r"^English · .*\n+", "", cells[0]["source"], flags=re.M)  # every page has its own
+    return cells
+
+
+def ways_in():
+    "Buttons, and the quick path as cards; what they say of a chapter or a part is its title."
+    found = [c for c in chapters() if c.quick]
+    openings = {p.name: f"[](parts/{p.page.name})" for p in course.parts(NBS)}
+    cards = []
+    for part in dict.fromkeys(c.part for c in found):
+        mine = [c for c in found if c.part == part]
+        lines = [f"- []({c.notebook}.ipynb) · {c.minutes} min" for c in mine]
+        cards.append(f":::::{{container}} card\n**{openings.get(part, part)}**\n\n" + "\n".join(lines) + "\n:::::")
+    return "\n\n".join([
+        "::::::{container} cards buttons\n" + "\n\n".join(f"[]({name}.md)" for name in reversed(OWN)) + "\n::::::",
+        "## The quick path",
+        "From a token to a mixer of your own: trained, explained and compared. "
+        "The minutes are for reading alone; exercises come on top.",
+        "::::::{container} cards\n" + "\n\n".join(cards) + "\n::::::"])
+
+
+def titled(text):
+    "Markdown in which links on, and lists of chapters, say the titles of the pages that they lead to."
+    bare = lambda o: re.sub(r"\[[^\]]*\](?=\()", "[]", o)
+    text = course.NEXT.sub(lambda m: f"\n\n:::::{{container}} about-lesson\n{bare(m[0].strip())}\n:::::", text)
+    return course.TABLE.sub(lambda m: f"\n{made(bare(m[0]))}\n", text)
+
+
 def write_notebook(path, out, paths):
     cells = cells_of(path)
+    if cells:
+        cells[-1]["source"] = titled(cells[-1]["source"])
     if path.stem == "index":
-        cells.append(markdown(toctrees(paths)))
+        cells = front(cells) + [markdown(toctrees(paths))]
     elif cells and (line := about(path)):
         cells[0] = markdown(re.sub(r"^(# .+)$", lambda m: f"{m[0]}\n\n{line}", cells[0]["source"], count=1, flags=re.M))
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
@@ -457,24 +530,32 @@ def write_notebook(path, out, paths):
                    encoding="utf-8")
 
 
-def write_pages(pages):
-    "All that Sphinx reads."
+def write_pages(pages, only=None):
+    "All that Sphinx reads, or only what is made of some notebooks and openings of parts."
     paths = notebooks()
-    for path in paths:
+    for path in [p for p in paths if only is None or p in only]:
         write_notebook(path, pages / path.relative_to(NBS), paths)
+    for part in [p for p in course.parts(NBS) if only is None or p.page in only]:
+        write_text(pages / part.page.relative_to(NBS), opening_page(part))
+    for name, page in OWN.items():
+        if only is None or NBS / f"{name}.md" in only:
+            write_text(pages / f"{name}.md", page())
+    if only is not None:
+        return
     for path in nbcells.visible(NBS, "*"):
         if path.suffix in PICTURES:
             (pages / path.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, pages / path.relative_to(NBS))
-    made = {"glossary.md": stepwise(relinked((NBS / "glossary.md").read_text(encoding="utf-8"), NBS / "glossary.md"))}
-    made |= {f"api/{name_of(p)}.md": reference(p, docments.public(module_of(p))) for p in paths if module_of(p)}
-    made |= {"api/index.md": reference_index(paths), "reading_order.md": reading_order(), "models.md": models_page(),
-             "explorer.md": explorer_page()}
-    made |= {p.page.relative_to(NBS).as_posix(): relinked(p.page.read_text(encoding="utf-8"), p.page)
-             for p in course.parts(NBS)}
-    for name, text in made.items():
-        (pages / name).parent.mkdir(parents=True, exist_ok=True)
-        (pages / name).write_text(text, encoding="utf-8")
+    glossary = NBS / "glossary.md"
+    write_text(pages / "glossary.md", stepwise(relinked(glossary.read_text(encoding="utf-8"), glossary)))
+    for path in filter(module_of, paths):
+        write_text(pages / f"api/{name_of(path)}.md", reference(path, docments.public(module_of(path))))
+    write_text(pages / "api/index.md", reference_index(paths))
+
+
+def write_text(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 # --- links ---
@@ -543,6 +624,8 @@ def check_links(folder):
                 continue
             parts = urlsplit(target)
             at = Path(os.path.normpath(page.parent / unquote(parts.path))) if parts.path else page
+            if folder / "zh" in at.parents and not at.exists():  # only some pages were written
+                at = folder / at.relative_to(folder / "zh")
             if folder not in at.parents or not at.is_file():
                 found.append(f"{name} points to {target}, but there is no such file.")
             elif parts.fragment and at in pages and unquote(parts.fragment) not in pages[at].anchors:
@@ -555,23 +638,29 @@ def check_links(folder):
 
 # --- all of it ---
 
-def build(out):
-    "Make the site in the folder `out`; SiteError if Sphinx warns or a link is broken."
+def build(out, only=None):
+    """Make the site in the folder `out`, and in Chinese in zh/ there; SiteError if Sphinx warns or a link is broken.
+    `only`: names of pages; in Chinese only these are written."""
     if out.exists() and any(out.iterdir()) and not (out / "objects.inv").exists():
         raise SiteError(f"{out} holds something else than a site: choose an empty folder.")
     with tempfile.TemporaryDirectory() as folder:
         pages = Path(folder) / "pages"
-        write_pages(pages)
         sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
+        write_pages(pages)
+        shutil.copytree(DOCS / "locale", pages / "locale")  # Sphinx compiles what is there
         from metaformer_edu.widgets.page import save_page
-        from metaformer_edu.widgets.sources import example_runs
         from sphinx.cmd.build import main as sphinx
-        save_page(example_runs(), f"{folder}/play.html")
+        save_page(None, f"{folder}/play.html", weights="int8")
         shutil.rmtree(out, ignore_errors=True)
-        options = ["-q", "-n", "-W", "--keep-going", "-T", "-j", "auto", "-c", str(DOCS), "-d", f"{folder}/doctrees"]
-        if sphinx([*options, "-b", "html", str(pages), str(out)]):
-            raise SiteError("Sphinx warned, see above: the site is not finished.")
-        shutil.copy(f"{folder}/play.html", out / "_static")
+        options = ["-q", "-n", "-W", "--keep-going", "-T", "-j", "auto", "-c", str(DOCS), "-b", "html"]
+        some = [str(o) for name in only or [] for o in pages.glob(f"{name}.*") if o.suffix in (".ipynb", ".md")]
+        for site, more, files in ((out, [], []), (out / "zh", ["-D", "language=zh_CN"], some)):
+            if files:  # Sphinx wants an index of the pages that it does not write
+                site.mkdir()
+                shutil.copy(out / "searchindex.js", site)
+            if sphinx([*options, *more, "-d", f"{folder}/{site.name}_doctrees", str(pages), str(site), *files]):
+                raise SiteError("Sphinx warned, see above: the site is not finished.")
+            shutil.copy(f"{folder}/play.html", site / "_static")
     if wrong := check_links(out):
         raise SiteError("\n".join(wrong))
 
@@ -580,9 +669,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DOCS / "_build/html",
                         help="folder for the site, which is made anew (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="PAGE",
+                        help="in Chinese write only these, such as index: quicker, and links to others lead nowhere")
     args = parser.parse_args()
     try:
-        build(args.out.resolve())
+        build(args.out.resolve(), args.only)
     except SiteError as error:
         sys.exit(str(error))
     print(args.out / "index.html")

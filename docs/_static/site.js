@@ -1,4 +1,5 @@
 // A table of class "sortable" gets a button in each head and a field that filters its rows; without this script it is a plain table.
+const CHINESE = document.documentElement.lang === "zh-CN";
 const UNITS = { k: 1e3, K: 1e3, M: 1e6, G: 1e9, T: 1e12 };
 
 function amount(text) { // "26.3M + 0.2M" is 26.3 million; NaN for what does not begin with a number
@@ -30,12 +31,13 @@ function makeSortable(table) {
   const bar = document.createElement("div"), label = document.createElement("label"), field = document.createElement("input"), count = document.createElement("span");
   bar.className = "sort-filter";
   field.type = "search";
-  label.append("Show only rows with ", field);
+  label.append(CHINESE ? "只显示含有下列词的行 " : "Show only rows with ", field);
   count.setAttribute("role", "status");
   field.addEventListener("input", () => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
     rows.forEach(row => { row.hidden = !words.every(word => row.textContent.toLowerCase().includes(word)); });
-    count.textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length}`;
+    const shown = rows.filter(row => !row.hidden).length;
+    count.textContent = CHINESE ? `${rows.length} 行中的 ${shown} 行` : `${shown} of ${rows.length}`;
   });
   bar.append(label, count);
   (table.closest(".table-wrapper") ?? table).before(bar);

@@ -43,10 +43,9 @@ def open_model(args)->tuple: # (model, names of the classes or None)
     "The model with its weights; what was not typed is looked up in the folder of the weights."
     from metaformer_edu.core.basics import seed_everything
     from metaformer_edu.training.processes import open_device
-    from metaformer_edu.training.evaluate import classes_of
     from metaformer_edu.training.run_folder import read_about
     from metaformer_edu.models.registry import get_row
-    from metaformer_edu.models.weights import load_weights, read_weights
+    from metaformer_edu.models.weights import classes_of, load_weights, read_weights
     about = read_about(Path(args.checkpoint).expanduser().parent) if args.checkpoint else {}
     name, size = args.model or about.get('settings', {}).get('model'), about.get('img_size')
     if not isinstance(name, str):

@@ -156,6 +156,13 @@ def adapt(state:dict, model:MetaFormer)->dict:
         state['downsample_layers.0.conv.weight'] = adapt_input_conv(model.in_chans, stem)
     return state
 
+# %% ../../nbs/models/weights.ipynb #40720a3f
+def classes_of(state:dict, source)->int: # weights, and where they are from
+    "How many classes the last layer has."
+    heads = [v for k, v in state.items() if k in ('head.bias', 'head.fc2.bias')]
+    if heads: return len(heads[0])
+    raise WeightsError(f'The weights in {source} have no last layer: they give features and no classes.')
+
 # %% ../../nbs/models/weights.ipynb #fea96848
 def misfit(state:dict, own:dict, few:int=3)->str: # '' if all fits
     "In words, how `state` differs from a model's `own` state dict."

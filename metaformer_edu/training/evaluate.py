@@ -11,7 +11,6 @@ import torch, torch.nn.functional as F
 from torch import nn
 from torch.utils.data import RandomSampler
 from tqdm import tqdm
-from ..core.errors import WeightsError
 from ..core.files import Table
 from .processes import gather, rank
 
@@ -112,14 +111,3 @@ def by_class(said:dict, # from `predict`
                      'top1': round(100 * right[mine].double().mean().item(), 3)})
     rows.sort(key=lambda row: row['top1'])
     return rows
-
-# %% ../../nbs/training/evaluate.ipynb #40720a3f
-def classes_of(state:dict, source)->int: # weights, and where they are from
-    "How many classes the last layer has."
-    heads = [v for k, v in state.items() if k in ('head.bias', 'head.fc2.bias')]
-    if heads: return len(heads[0])
-    raise WeightsError(f'The weights in {source} have no last layer: they give features and no classes.')
-
-def precision(args)->torch.dtype: # None: full
-    "What --amp and --amp-dtype ask for."
-    return getattr(torch, args.amp_dtype) if args.amp else None

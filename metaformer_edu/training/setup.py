@@ -28,7 +28,6 @@ from ..data.transforms import DataInfo
 from ..data.loaders import make_loaders
 from .processes import EvalSampler, TrainSampler, ignore_signals, rank, world_size
 from .processes import fast_arithmetic, init_distributed, open_device, process_group
-from .evaluate import precision
 from .callbacks import Distill, EarlyStopping, GrowImages, Interrupted, Signals, TensorBoard
 from .trainer import Trainer, make_optimizer, make_schedule
 from .finetune import _plain, add_lora, freeze_stages
@@ -112,6 +111,11 @@ def _distillation(s, model:nn.Module, class_names)->Distill:
     if distill is None: distill = 1. if task is None else 1. - task
     return Distill(teacher.to(next(model.parameters()).device), 1. if task is None else task, distill, s.kd_temperature,
                    model.pretrained_cfg['mean'], model.pretrained_cfg['std'])
+
+# %% ../../nbs/training/setup.ipynb #6b1d90e3
+def precision(args)->torch.dtype: # None: full
+    "What --amp and --amp-dtype ask for."
+    return getattr(torch, args.amp_dtype) if args.amp else None
 
 # %% ../../nbs/training/setup.ipynb #443e9651
 def make_trainer(settings, model:nn.Module, loaders:tuple, optimizer,
