@@ -232,3 +232,14 @@ def test_networks_of_others_have_as_many_weights_as_tiny_convformer():
     arms = {arm.name: ex.count_params(arm.build(10))[0] for arm in get_experiment("clothes").arms}
     for name in ("resnet", "convnext", "vit"):
         assert abs(arms[name] / arms["convformer"] - 1) < 0.1, (name, arms)
+
+
+def test_without_overlap_a_token_comes_from_its_own_square():
+    for name, inside in (("identityformer", False), ("identityformer, no overlap", True)):
+        arm = next(arm for arm in get_experiment("patches").arms if arm.name == name)
+        x, image = torch.zeros(1, 64, 64, 3), torch.zeros(1, 64, 64, 3)
+        image[:, :32, :32] = 1  # the square of the first of four tokens
+        for down in arm.build(10).eval().downsample_layers:
+            x, image = down(x), down(image)
+        changed = (x != image).any(-1)[0]
+        assert changed[0, 0] and inside == (not changed[0, 1] and not changed[1, 0] and not changed[1, 1])

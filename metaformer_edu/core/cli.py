@@ -79,7 +79,7 @@ SCHEDULE_NAMES = ['cosine', 'tanh', 'poly', 'None'] # that `make_schedule` takes
 METHOD_NAMES = ['gradcam', 'gradcam++', 'hirescam', 'layercam', 'xgradcam', 'elementwise', 'eigengradcam', 'eigencam',
                 'scorecam', 'ablationcam', 'random'] # of `METHODS`
 EXPERIMENT_NAMES = ['mixers', 'longer', 'distance', 'attention', 'activations', 'scales', 'random', 'clothes',
-                    'data'] # of `EXPERIMENTS`
+                    'data', 'patches'] # of `EXPERIMENTS`
 
 GONE = {'--use-ema': 'averaged weights are used if the file has them', '--no-prefetcher': 'leave it out',
         '--apex-amp': 'use --amp', '--native-amp': 'use --amp', '--pin-mem': 'it is always on for a GPU',

@@ -25,7 +25,7 @@ from ..core.basics import count_macs, count_params, seed_everything
 from ..core.errors import did_you_mean
 from ..models.layers import Mlp, SquaredReLU, StarReLU
 from ..models.mixers import Attention, Identity, Pooling, RandomMixing, SepConv
-from ..models.metaformer import MetaFormer
+from ..models.metaformer import MetaFormer, init_weights
 from ..models.registry import create_model
 from ..data.shapes import TASKS, Shapes
 from ..data.datasets import load_digits
@@ -210,6 +210,22 @@ def _clothes_arms()->list:
     models |= dict(resnet=_small_resnet, convnext=_small_convnext, vit=_small_vit)
     return [Arm('clothes', name, dict(img_size=_CLOTHES_SIZE), make) for name, make in models.items()]
 
+def _without_overlap(model:MetaFormer)->MetaFormer: # its sides must be multiples of 32
+    "Gives the stem and the downsamplings windows as large as their strides, so that only mixers join tokens."
+    for down in model.downsample_layers:
+        old = down.conv
+        down.conv = nn.Conv2d(old.in_channels, old.out_channels, old.stride, old.stride)
+        init_weights(down.conv)
+    return model
+
+def _small_squares(family:str, **options): return _without_overlap(create_model(f'tiny_{family}', **options))
+
+def _patches_arms()->list:
+    "Four families as they are, and with a stem and downsamplings whose windows do not overlap."
+    for family in ('identityformer', 'poolformerv2', 'convformer', 'caformer'):
+        yield Arm('clothes', family, dict(img_size=64), partial(create_model, f'tiny_{family}'))
+        yield Arm('clothes', f'{family}, no overlap', dict(img_size=64), partial(_small_squares, family))
+
 def _data_arms()->list:
     "Five of them, which learn from a hundredth of the pictures, a tenth and all."
     some = [arm for arm in _clothes_arms() if arm.name in ('identityformer', 'convformer', 'caformer', 'resnet', 'vit')]
@@ -269,7 +285,10 @@ EXPERIMENTS = dict(
     clothes=Experiment('Do photographs tell the families apart?', _clothes_arms(), budget=Budget(720_000, 6, 128, 2e-3),
                        small=(('identityformer', 'resnet'), 1, 12_000)),
     data=Experiment('What do more pictures bring?', _data_arms(),
-                    budget=Budget(120_000, 6, 128, 2e-3), small=(('identityformer', 'resnet'), 1, 6_000)))
+                    budget=Budget(120_000, 6, 128, 2e-3), small=(('identityformer', 'resnet'), 1, 6_000)),
+    patches=Experiment('Is the overlap of the convolutions mixing enough?', list(_patches_arms()),
+                       budget=Budget(120_000, 6, 128, 2e-3),
+                       small=(('identityformer', 'identityformer, no overlap'), 1, 6_000)))
 
 def get_experiment(name:str, # a key of `EXPERIMENTS`
                    small:bool=False, # fewer tasks, arms, runs or pictures, for two minutes on two cores

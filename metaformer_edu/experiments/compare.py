@@ -192,5 +192,5 @@ def draw_experiment(rows, # of one experiment, as from `read_results`
                    ):
     "The picture that fits the experiment; returns the figure."
     drawings = dict(distance=_draw_distances, attention=_draw_costs, activations=_draw_arms, scales=_draw_arms,
-                    clothes=_draw_prices, data=_draw_shares)
+                    clothes=_draw_prices, data=_draw_shares, patches=_draw_arms)
     return drawings.get(name, _draw_curves)(rows)
