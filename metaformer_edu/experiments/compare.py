@@ -118,7 +118,7 @@ def _draw_arms(rows, value='top1'): # or 'way': the mean of all looks
 
 # %% ../../nbs/experiments/compare.ipynb #45e71740
 def _draw_costs(rows): # of one task
-    """The arms from the cheapest to the dearest: a dot for each run with a bar for the mean, and their MACs. Returns
+    """The arms from the least costly to the most: a dot for each run with a bar for the mean, and their MACs. Returns
     the figure."""
     import matplotlib.pyplot as plt
     arms = sorted(group_by(rows, 'name').items(), key=lambda arm: arm[1][0]['macs'])
