@@ -287,7 +287,7 @@ EXPERIMENTS = dict(
     data=Experiment('What do more pictures bring?', _data_arms(),
                     budget=Budget(120_000, 6, 128, 2e-3), small=(('identityformer', 'resnet'), 1, 6_000)),
     patches=Experiment('Is the overlap of the convolutions mixing enough?', list(_patches_arms()),
-                       budget=Budget(120_000, 6, 128, 2e-3),
+                       budget=Budget(60_000, 6, 128, 2e-3),
                        small=(('identityformer', 'identityformer, no overlap'), 1, 6_000)))
 
 def get_experiment(name:str, # a key of `EXPERIMENTS`
