@@ -221,8 +221,8 @@ def _without_overlap(model:MetaFormer)->MetaFormer: # its sides must be multiple
 def _small_squares(family:str, **options): return _without_overlap(create_model(f'tiny_{family}', **options))
 
 def _patches_arms()->list:
-    "Three families as they are, and with a stem and downsamplings whose windows do not overlap."
-    for family in ('identityformer', 'poolformerv2', 'convformer'):
+    "Two families as they are, and with a stem and downsamplings whose windows do not overlap."
+    for family in ('identityformer', 'convformer'):
         yield Arm('clothes', family, dict(img_size=64), partial(create_model, f'tiny_{family}'))
         yield Arm('clothes', f'{family}, no overlap', dict(img_size=64), partial(_small_squares, family))
 
