@@ -323,7 +323,9 @@ def _to_onnx(model, example, path):
 # %% ../../nbs/speed/fast.ipynb #24f38c2c
 def _run_onnx(path):
     import onnxruntime
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     return lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 # %% ../../nbs/speed/fast.ipynb #6ac9409e
@@ -336,10 +338,14 @@ def _to_openvino(model, example, path):
     net.reshape([-1, *example.shape[1:]])
     openvino.save_model(net, path, compress_to_fp16=False)
 
-def _run_openvino(path, precision='f32'): # or 'bf16'
+def _run_openvino(path, precision='f32', batch=None): # or 'bf16'; how many images there will be: it is quicker then
     import openvino
-    net = openvino.Core().compile_model(path, 'CPU', {'INFERENCE_PRECISION_HINT': precision})
-    return lambda x: torch.from_numpy(net(x.numpy())[0])
+    core = openvino.Core()
+    net = core.read_model(path)
+    if batch: net.reshape([batch, *list(net.input().partial_shape)[1:]])
+    how = {'INFERENCE_PRECISION_HINT': precision, 'INFERENCE_NUM_THREADS': torch.get_num_threads()}
+    run = core.compile_model(net, 'CPU', how)
+    return lambda x: torch.from_numpy(run(x.numpy())[0])
 
 # %% ../../nbs/speed/fast.ipynb #ffe44138
 _FORMATS = {'torch.export': (_to_torch, _run_torch, '.pt2'), 'onnx': (_to_onnx, _run_onnx, '.onnx'),
