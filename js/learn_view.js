@@ -155,7 +155,7 @@ class Side {
     if (some) drawMap(this.map.canvas, pixels, [size, size], scaleMap(seen.cam, [grid, grid], [size, size]));
     else drawPicture(this.map.canvas, pixels, [size, size]);
     this.map.caption.textContent = t(some ? 'map of' : 'nothing', label);
-    drawMatrix(this.matrix.canvas, seen.matrix, n, ground());
+    drawMatrix(this.matrix.canvas, seen.matrix, n, ground(this.root));
     this.matrix.caption.textContent = t('matrix of', { mixer: this.chosen[seen.stage] });
     this.map.canvas.setAttribute('aria-label', this.map.caption.textContent);
     this.matrix.canvas.setAttribute('aria-label', `${this.matrix.caption.textContent}. ${t('matrix help')}`);
@@ -166,8 +166,8 @@ class Side {
 // --- the view ---
 
 export class Learn {
-  constructor(root) {
-    Object.assign(this, { root, settings: settingsOf({}), example: 0, stage: 0, t: 0, wanted: 0 });
+  constructor(root, address) {
+    Object.assign(this, { root, address, settings: settingsOf({}), example: 0, stage: 0, t: 0, wanted: 0 });
     this.title = add(add(root, 'header', { class: 'top' }), 'h1', { 'data-word': 'learn title' });
     add(root, 'p', { class: 'lead', 'data-word': 'learn lead' });
     const main = add(root, 'div', { class: 'main' });
@@ -219,7 +219,7 @@ export class Learn {
       add(item, 'button', { type: 'button', class: 'plain', 'data-word': `try ${name}` })
         .addEventListener('click', () => { this.change({ ...settings, rate: USUAL.rate, seed: USUAL.seed }); });
     }
-    add(this.side, 'p', { class: 'note', 'data-word': 'link' });
+    add(this.side, 'p', { class: 'note', 'data-word': address.word });
   }
 
   deep(n) { // the mixers of n stages: as they are, and the last one again
@@ -234,7 +234,7 @@ export class Learn {
   }
 
   write() { // without a further entry in the history
-    if (!this.root.hidden && location.hash.slice(1) !== this.hash()) history.replaceState(null, '', `#${this.hash()}`);
+    if (!this.root.hidden && this.address.now !== this.hash()) this.address.write(this.hash());
   }
 
   take(asked) { // what a link says; nothing happens if it is this run
@@ -396,6 +396,11 @@ export class Learn {
     this.accuracy.show(this.sides.map((side) => ({ kind: side.name, points: side.accuracies ?? [] })), {
       steps, most: 1.05, ticks: [0, 1 / classes, 1], say: (v) => `${Math.round(100 * v)} %`,
       label: `${t('accuracy')}: ${ends((side) => `${Math.round(100 * (side.accuracies?.at(-1)?.[1] ?? 0))} %`)}` });
+  }
+
+  close() {
+    this.pause();
+    for (const side of this.sides ?? []) side.ask.end('closed');
   }
 
   say(key, values = {}) {

@@ -133,7 +133,7 @@ class Card {
     const { canvas, caption } = this.matrix, { page } = this;
     if (!this.who) return;
     const n = Math.round(Math.sqrt(this.who.length)), [, w] = this.grid();
-    drawMatrix(canvas, this.who, n, ground(), page.token ? page.token[0] * w + page.token[1] : null);
+    drawMatrix(canvas, this.who, n, ground(canvas), page.token ? page.token[0] * w + page.token[1] : null);
     caption.textContent = t('matrix of', { mixer: this.mixers[page.stage] });
     canvas.setAttribute('aria-label', `${caption.textContent}. ${t('matrix help')}`);
     canvas.title = t('matrix help');
@@ -143,8 +143,8 @@ class Card {
 // --- the view ---
 
 export class Play {
-  constructor(root, state) {
-    Object.assign(this, { root, state, cardsOf: {}, generation: 0, stage: 2, token: null, whole: false });
+  constructor(root, state, address) {
+    Object.assign(this, { root, state, address, cardsOf: {}, generation: 0, stage: state.stage ?? 2, token: null, whole: false });
     this.ask = assistant();
     this.build();
     this.open(state.tasks[0]);
@@ -321,7 +321,7 @@ export class Play {
     this.pointed = this.list[0];
     this.setTool(task.drawn === 'shapes' ? 'shape' : 'draw');
     this.done = new Set();
-    if (!this.board.thing && task.examples[0]) {
+    if ((!this.board.thing || task.shown) && task.examples[0]) {
       const image = new Image();
       image.onload = () => { if (this.task === task) this.board.picture(image); };
       image.src = task.examples[0].url;
@@ -536,6 +536,12 @@ export class Play {
   }
 
   scaleMap(...args) { return scaleMap(...args); }
+
+  close() {
+    if (this.film) this.stopFilm();
+    Object.assign(this, { device: null, again: false }); // so that it does not begin again
+    this.ask.end('closed');
+  }
 
   say(key, values = {}) { // a word, and what stands in it
     this.said = [key, values];
