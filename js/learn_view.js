@@ -219,7 +219,7 @@ export class Learn {
       add(item, 'button', { type: 'button', class: 'plain', 'data-word': `try ${name}` })
         .addEventListener('click', () => { this.change({ ...settings, rate: USUAL.rate, seed: USUAL.seed }); });
     }
-    add(this.side, 'p', { class: 'note', 'data-word': address.word });
+    add(this.side, 'p', { class: 'note', 'data-word': this.address.word });
   }
 
   deep(n) { // the mixers of n stages: as they are, and the last one again
