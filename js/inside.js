@@ -199,7 +199,13 @@ export class Inside {
     const label = add(this.fields, 'label');
     add(label, 'span', {}, t(`field ${key}`));
     const input = add(label, 'input', { type: 'number', min: 1, max: most, value: value + 1, 'data-key': key });
-    input.addEventListener('change', () => react(Math.min(Math.max(Math.round(input.value) || 1, 1), most) - 1));
+    const take = () => react(Math.min(Math.max(Math.round(input.value) || 1, 1), most) - 1);
+    input.addEventListener('change', take);
+    input.addEventListener('keydown', (e) => { // in JupyterLab, Enter is no change
+      if (e.key !== 'Enter') return;
+      e.preventDefault();
+      take();
+    });
   }
 
   showStep(step, n) {
