@@ -60,11 +60,11 @@ export class Tour {
     return STEPS.filter(([name]) => name !== 'corner' || this.app.views.play.task.drawn === 'shapes');
   }
 
-  start() {
+  async start() {
     this.app.views.learn.pause();
     this.app.views.play.guided = true;
-    this.go(0);
-    this.after.focus();
+    await this.go(0);
+    this.after.focus(); // it is there now
   }
 
   async go(at) {
