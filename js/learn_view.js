@@ -100,7 +100,8 @@ class Side {
   async learn() { // anew
     const { task, size, rate, seed } = this.view.settings;
     Object.assign(this, { losses: [], accuracies: [], times: [], seen: null });
-    return this.ask('learn', { task, size, rate, seed, mixers: this.chosen });
+    const digits = task === 'digit' ? this.view.digits : null;
+    return this.ask('learn', { task, size, rate, seed, mixers: this.chosen, digits });
   }
 
   async step() {
@@ -166,8 +167,8 @@ class Side {
 // --- the view ---
 
 export class Learn {
-  constructor(root, address) {
-    Object.assign(this, { root, address, settings: settingsOf({}), example: 0, stage: 0, t: 0, wanted: 0 });
+  constructor(root, address, digits) { // digits as state has them
+    Object.assign(this, { root, address, digits, settings: settingsOf({}), example: 0, stage: 0, t: 0, wanted: 0 });
     this.title = add(add(root, 'header', { class: 'top' }), 'h1', { 'data-word': 'learn title' });
     add(root, 'p', { class: 'lead', 'data-word': 'learn lead' });
     const main = add(root, 'div', { class: 'main' });
@@ -415,7 +416,7 @@ export class Learn {
     const now = { ...settings, stages: settings.left.length };
     for (const [key, list] of Object.entries(this.lists)) list.value = String(now[key]);
     [...this.stages.options].forEach((option, s) => { option.hidden = option.disabled = s >= settings.left.length; });
-    this.asks.textContent = t('held out pictures');
+    this.asks.textContent = `${settings.task === 'digit' ? `${t('learnt digits')} ` : ''}${t('held out pictures')}`;
     if (this.said) this.say(...this.said);
     this.sides?.forEach((side) => side.buildMixers());
     this.showStart();

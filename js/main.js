@@ -34,7 +34,7 @@ class App {
     this.nav = nav;
     const sections = Object.fromEntries(['play', 'learn'].map((name) => [name, add(root, 'div', { hidden: '' })]));
     sections[this.asked().page].hidden = false;
-    this.views = { play: new Play(sections.play, state, address), learn: new Learn(sections.learn, address) };
+    this.views = { play: new Play(sections.play, state, address), learn: new Learn(sections.learn, address, state.digits) };
     this.tour = new Tour(root, this);
     address.listen(() => this.show());
     this.show();

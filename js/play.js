@@ -78,8 +78,9 @@ class Card {
     const changed = now !== trained, both = { left: `${trained}.${trained}`, right: `${now}.${now}` };
     this.note.textContent = changed ? t('untrained') : '';
     this.train.hidden = !changed;
-    this.train.textContent = t('train it');
-    this.train.href = `#${new URLSearchParams({ view: 'learn', task: 'shape', size: 32, ...both, steps: 0 })}`;
+    const task = this.task.drawn === 'digits' ? 'digit' : 'shape';
+    this.train.textContent = t(`train it ${task}`);
+    this.train.href = `#${new URLSearchParams({ view: 'learn', task, size: 32, ...both, steps: 0 })}`;
     this.back.hidden = this.mixers.every((m, s) => m === this.model.config.token_mixers[s]);
     this.back.textContent = t('back');
     this.showAnswer();

@@ -7,6 +7,7 @@ __all__ = ['MOST_BYTES', 'HANDED_BYTES', 'save_page', 'SavePage', 'PageWidget', 
 
 # %% ../../nbs/widgets/page.ipynb #4867a936
 import base64, copy, html, io, json, re, warnings, zlib
+from functools import cache
 from pathlib import Path
 import anywidget, ipywidgets as W, numpy as np, safetensors.torch, torch, torch.nn.functional as F, traitlets as T
 from PIL import ImageOps
@@ -21,7 +22,7 @@ from ..models.layers import (
 from ..models.mixers import MIXERS, Attention, Pooling, SepConv
 from ..models.block import Downsampling, MetaFormerBlock, Stage
 from ..models.metaformer import LinearHead, MetaFormer, as_pair
-from ..data.datasets import SOURCES, load_val
+from ..data.datasets import SOURCES, load_digits, load_val
 from ..training.callbacks import Callback
 from ..training.processes import rank
 from ..training.run_folder import read_about
@@ -297,6 +298,18 @@ def _task(models:dict, names:list, data:str, images:dict, more:list, kind:str)->
     return dict(_look_of(data), class_names=names, img_size=list(size), **normalise, checked=checked, models=own,
                 examples=shown)
 
+# %% ../../nbs/widgets/page.ipynb #d1617502
+@cache
+def _digits()->str: # letters, as of `_deflated`
+    "Digits that say 0, 1, …, 9, 0, 1, …: all first pixels, then all second ones, of 4 bits each."
+    rows = []
+    for data, n in zip(load_digits(8), (500, 64)): # to learn from, and held out
+        images, labels = data.images.tensors
+        kinds = [images[labels == digit].flatten(1) for digit in range(10)]
+        rows += [kinds[i % 10][i // 10] for i in range(n)]
+    shades = (torch.stack(rows).T * 15).round().byte().flatten().numpy()
+    return _deflated((shades[::2] << 4 | shades[1::2]).tobytes())
+
 # %% ../../nbs/widgets/page.ipynb #96df3607
 def _open(source)->tuple: # a folder, or (model, class names) → (model, class names, what the run says)
     if isinstance(source, (tuple, list)):
@@ -328,7 +341,7 @@ def page_state(runs, images=None, weights='float16')->dict: # as for `save_page`
         shown, more = _held_out(found[0][2], list(names)) if images is None else (own, [])
         tasks.append(_task({name: model for name, model, _ in found}, list(names), data, shown, more, weights))
     for task, name in zip(tasks, distinct(task['name'] for task in tasks)): task['name'] = name
-    return dict(tasks=tasks, devices=['webgpu', 'wasm'])
+    return dict(tasks=tasks, devices=['webgpu', 'wasm'], digits=_digits())
 
 # %% ../../nbs/widgets/page.ipynb #167dc303
 MOST_BYTES = 50_000_000 # of a page
