@@ -169,7 +169,7 @@ class Side {
 export class Learn {
   constructor(root, address, digits) { // digits as state has them
     Object.assign(this, { root, address, digits, settings: settingsOf({}), example: 0, stage: 0, t: 0, wanted: 0 });
-    this.title = add(add(root, 'header', { class: 'top' }), 'h1', { 'data-word': 'learn title' });
+    this.title = add(add(root, 'div', { class: 'top' }), 'h1', { 'data-word': 'learn title' });
     add(root, 'p', { class: 'lead', 'data-word': 'learn lead' });
     const main = add(root, 'div', { class: 'main' });
     this.side = add(main, 'section', { class: 'side learning' });

@@ -153,7 +153,7 @@ export class Play {
 
   build() {
     const { root, state } = this;
-    const header = add(root, 'header', { class: 'top' });
+    const header = add(root, 'div', { class: 'top' });
     this.title = add(header, 'h1');
     this.tabs = document.createElement('div'); // above the board
     Object.assign(this.tabs, { className: 'tabs', role: 'group' });
