@@ -146,7 +146,7 @@ export class Board {
     const c = this.canvas.getContext('2d');
     c.drawImage(this.base, 0, 0);
     if (this.thing) this.paint(c);
-    if (document.activeElement !== this.canvas || this.pointer) return;
+    if (this.canvas.getRootNode().activeElement !== this.canvas || this.pointer) return;
     const [x, y] = this.cursor.map(Math.round), s = this.side / 16;
     for (const [color, width] of [['#000', 3], ['#fff', 1]]) {
       Object.assign(c, { strokeStyle: color, lineWidth: width });

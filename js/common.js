@@ -66,11 +66,15 @@ export function translate(root) { // what says by an attribute which word it is
   }
 }
 
-export const ground = () => (matchMedia('(prefers-color-scheme: dark)').matches ? [30, 32, 36] : [255, 255, 255]);
+export function ground(node) { // behind numbers: as page.css has it around this element
+  const { colorScheme } = getComputedStyle(node);
+  const { matches } = matchMedia('(prefers-color-scheme: dark)');
+  return (colorScheme === 'light dark' ? matches : colorScheme === 'dark') ? [30, 32, 36] : [255, 255, 255];
+}
 
-export function assistant() { // this script again, beside the page
-  const script = document.getElementById('script').textContent, waiting = new Map();
-  const address = URL.createObjectURL(new Blob([script], { type: 'text/javascript' })), worker = new Worker(address);
+export function assistant() { // this script again, beside the page: the build makes one function of it, `metaformer`
+  const waiting = new Map(), text = new Blob([`(${metaformer})()`], { type: 'text/javascript' });
+  const address = URL.createObjectURL(text), worker = new Worker(address);
   let over = null; // why it answers no more
   worker.addEventListener('message', () => URL.revokeObjectURL(address), { once: true });
   worker.onmessage = ({ data: { id, value, error } }) => {

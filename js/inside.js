@@ -45,7 +45,7 @@ export class Inside {
     return String(new URLSearchParams(Object.entries(all).filter(([, v]) => v)));
   }
 
-  enter(card, change = {}) { location.hash = this.hash({ card, ...USUAL, ...change }); }
+  enter(card, change = {}) { this.play.address.go(this.hash({ card, ...USUAL, ...change })); }
 
   take(asked) { // what a link says, whatever stands there; null: closed
     const { play } = this;
@@ -68,12 +68,12 @@ export class Inside {
   follow() { // to another task: the same model, if there is one
     if (!this.card) return;
     this.card = this.play.list.find(({ model }) => model.name === this.card.model.name) ?? this.play.list[0];
-    history.replaceState(null, '', `#${this.hash()}`);
+    this.play.address.write(this.hash());
   }
 
   set(change) {
     Object.assign(this, change);
-    history.replaceState(null, '', `#${this.hash()}`);
+    this.play.address.write(this.hash());
     this.show();
   }
 
@@ -100,7 +100,7 @@ export class Inside {
   }
 
   show() {
-    const { root, card, play, found } = this, { activeElement } = document;
+    const { root, card, play, found } = this, { activeElement } = root.getRootNode();
     const before = root.contains(activeElement) && activeElement.dataset.key;
     root.hidden = !card;
     play.right.classList.toggle('opened', Boolean(card));
@@ -122,8 +122,8 @@ export class Inside {
   }
 
   showPath() { // where we are, and the way back
-    const { card, stage, block, part, token, number } = this;
-    const places = [['play', t('play'), () => { location.hash = ''; }], ['model', card.name, () => this.enter(card)]];
+    const { play, card, stage, block, part, token, number } = this;
+    const places = [['play', t('play'), () => play.address.go('')], ['model', card.name, () => this.enter(card)]];
     if (stage !== null) places.push(['stage', t('stage n', { n: stage + 1 }), () => this.enter(card, { stage })]);
     const toBlock = () => this.enter(card, { stage, block, token, number });
     if (block !== null) places.push(['block', t('block n', { n: block + 1 }), toBlock]);
@@ -152,7 +152,7 @@ export class Inside {
 
   showMaps(maps) { // of a model's stages, or of a stage's blocks
     const { card, stage, play } = this, { grids, mixers } = card, tokens = grids.map(([h, w]) => t('tokens', { h, w }));
-    const map = (values, s, ...words) => drawNumbers(this.tile(...words).canvas, values, grids[s], ground());
+    const map = (values, s, ...words) => drawNumbers(this.tile(...words).canvas, values, grids[s], ground(this.root));
     if (stage === null) {
       drawPicture(this.tile('picture', t('picture'), '').canvas, card.pixels, play.task.img_size);
       maps.forEach((values, s) => map(values, s, `stage ${s}`, t('stage n', { n: s + 1 }), `${mixers[s]}, ${tokens[s]}`,
@@ -174,7 +174,7 @@ export class Inside {
       const act = part !== 'x' && (() => this.enter(card, { stage, block, part, token, number: c }));
       const { tile, canvas } = this.tile(part, this.called(part), say(numbers.token(part)[c]), act);
       if (act) tile.setAttribute('aria-pressed', String(part === this.part));
-      drawNumbers(canvas, numbers.channel(part), numbers.grid, ground(), this.place);
+      drawNumbers(canvas, numbers.channel(part), numbers.grid, ground(canvas), this.place);
     }
     if (!this.part) return;
     drawToken(this.picker, card.pixels, play.task.img_size, this.place, numbers.grid);
@@ -199,7 +199,13 @@ export class Inside {
     const label = add(this.fields, 'label');
     add(label, 'span', {}, t(`field ${key}`));
     const input = add(label, 'input', { type: 'number', min: 1, max: most, value: value + 1, 'data-key': key });
-    input.addEventListener('change', () => react(Math.min(Math.max(Math.round(input.value) || 1, 1), most) - 1));
+    const take = () => react(Math.min(Math.max(Math.round(input.value) || 1, 1), most) - 1);
+    input.addEventListener('change', take);
+    input.addEventListener('keydown', (e) => { // in JupyterLab, Enter is no change
+      if (e.key !== 'Enter') return;
+      e.preventDefault();
+      take();
+    });
   }
 
   showStep(step, n) {
@@ -233,7 +239,7 @@ export class Inside {
       }
     } else {
       const canvas = add(figure, 'canvas', { role: 'img', 'aria-label': name, class: pick ? 'pick' : '' });
-      drawNumbers(canvas, values, [h, w], ground(), pick ? [Math.floor(picked / w), picked % w] : null);
+      drawNumbers(canvas, values, [h, w], ground(canvas), pick ? [Math.floor(picked / w), picked % w] : null);
       const at = (e) => [e.offsetY / canvas.clientHeight * h, e.offsetX / canvas.clientWidth * w].map(Math.floor);
       if (pick) canvas.addEventListener('click', (e) => this.choose(pick, at(e)[0] * w + at(e)[1]));
     }

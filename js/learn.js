@@ -2,7 +2,7 @@
 import { numpy as np, nn, jit, valueAndGrad } from '@jax-js/jax';
 import { MetaFormer } from './engine.js';
 import { gradcam, mixerInput, MATRICES } from './explain.js';
-import { TASKS, drawExample } from './pictures.js';
+import { HELD, TASKS, drawExample } from './pictures.js';
 import { flat, generator, nest, newMixer, normal } from './weights.js';
 
 export const DIMS = [32, 64, 96, 128]; // channels of the stages; each has one block
@@ -78,7 +78,7 @@ export class Learner {
     }
     const none = () => Object.fromEntries(Object.entries(this.w).map(([name, x]) => [name, np.zeros(x.shape)]));
     Object.assign(this, { m: none(), v: none() });
-    this.held = drawBatch(this.settings, range(HELD_OUT, 1e6)); // the same for all seeds
+    this.held = drawBatch(this.settings, range(HELD_OUT, HELD)); // the same for all seeds
     this.compile();
   }
 

@@ -100,7 +100,8 @@ class Side {
   async learn() { // anew
     const { task, size, rate, seed } = this.view.settings;
     Object.assign(this, { losses: [], accuracies: [], times: [], seen: null });
-    return this.ask('learn', { task, size, rate, seed, mixers: this.chosen });
+    const digits = task === 'digit' ? this.view.digits : null;
+    return this.ask('learn', { task, size, rate, seed, mixers: this.chosen, digits });
   }
 
   async step() {
@@ -155,7 +156,7 @@ class Side {
     if (some) drawMap(this.map.canvas, pixels, [size, size], scaleMap(seen.cam, [grid, grid], [size, size]));
     else drawPicture(this.map.canvas, pixels, [size, size]);
     this.map.caption.textContent = t(some ? 'map of' : 'nothing', label);
-    drawMatrix(this.matrix.canvas, seen.matrix, n, ground());
+    drawMatrix(this.matrix.canvas, seen.matrix, n, ground(this.root));
     this.matrix.caption.textContent = t('matrix of', { mixer: this.chosen[seen.stage] });
     this.map.canvas.setAttribute('aria-label', this.map.caption.textContent);
     this.matrix.canvas.setAttribute('aria-label', `${this.matrix.caption.textContent}. ${t('matrix help')}`);
@@ -166,9 +167,9 @@ class Side {
 // --- the view ---
 
 export class Learn {
-  constructor(root) {
-    Object.assign(this, { root, settings: settingsOf({}), example: 0, stage: 0, t: 0, wanted: 0 });
-    this.title = add(add(root, 'header', { class: 'top' }), 'h1', { 'data-word': 'learn title' });
+  constructor(root, address, digits) { // digits as state has them
+    Object.assign(this, { root, address, digits, settings: settingsOf({}), example: 0, stage: 0, t: 0, wanted: 0 });
+    this.title = add(add(root, 'div', { class: 'top' }), 'h1', { 'data-word': 'learn title' });
     add(root, 'p', { class: 'lead', 'data-word': 'learn lead' });
     const main = add(root, 'div', { class: 'main' });
     this.side = add(main, 'section', { class: 'side learning' });
@@ -219,7 +220,7 @@ export class Learn {
       add(item, 'button', { type: 'button', class: 'plain', 'data-word': `try ${name}` })
         .addEventListener('click', () => { this.change({ ...settings, rate: USUAL.rate, seed: USUAL.seed }); });
     }
-    add(this.side, 'p', { class: 'note', 'data-word': 'link' });
+    add(this.side, 'p', { class: 'note', 'data-word': this.address.word });
   }
 
   deep(n) { // the mixers of n stages: as they are, and the last one again
@@ -234,7 +235,7 @@ export class Learn {
   }
 
   write() { // without a further entry in the history
-    if (!this.root.hidden && location.hash.slice(1) !== this.hash()) history.replaceState(null, '', `#${this.hash()}`);
+    if (!this.root.hidden && this.address.now !== this.hash()) this.address.write(this.hash());
   }
 
   take(asked) { // what a link says; nothing happens if it is this run
@@ -398,6 +399,11 @@ export class Learn {
       label: `${t('accuracy')}: ${ends((side) => `${Math.round(100 * (side.accuracies?.at(-1)?.[1] ?? 0))} %`)}` });
   }
 
+  close() {
+    this.pause();
+    for (const side of this.sides ?? []) side.ask.end('closed');
+  }
+
   say(key, values = {}) {
     this.said = [key, values];
     const text = t(key, values);
@@ -410,7 +416,7 @@ export class Learn {
     const now = { ...settings, stages: settings.left.length };
     for (const [key, list] of Object.entries(this.lists)) list.value = String(now[key]);
     [...this.stages.options].forEach((option, s) => { option.hidden = option.disabled = s >= settings.left.length; });
-    this.asks.textContent = t('held out pictures');
+    this.asks.textContent = `${settings.task === 'digit' ? `${t('learnt digits')} ` : ''}${t('held out pictures')}`;
     if (this.said) this.say(...this.said);
     this.sides?.forEach((side) => side.buildMixers());
     this.showStart();

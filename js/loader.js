@@ -2,6 +2,5 @@
 import { inflate } from './pack.js';
 
 inflate(document.getElementById('letters').textContent).text().then((script) => {
-  const node = Object.assign(document.createElement('script'), { id: 'script', textContent: script });
-  document.body.append(node);
+  document.body.append(Object.assign(document.createElement('script'), { textContent: `${script}metaformer();` }));
 });

@@ -1,4 +1,5 @@
-// Drawn pictures with a label: shapes, patterns and tasks as data/shapes.py has them, with random numbers of our own.
+// Pictures with a label: shapes, patterns and tasks as data/shapes.py draws them, with random numbers of our own; digits.
+import { inflate } from './pack.js';
 import { generator } from './weights.js';
 
 const { abs, cos, hypot, max, min, sin, PI } = Math;
@@ -97,10 +98,48 @@ export const TASKS = {
       return disc(random, x + far * cos(turned), y + far * sin(turned), 0.13, name);
     });
   } },
+  digit: { class_names: [...'0123456789'] },
 };
+
+// --- handwritten digits, 8×8 pixels each ---
+
+export const HELD = 1e6; // the first seed of held-out pictures
+const LEARNT = 500; // to learn from; the others are held out
+let digits = []; // digit i says i % 10; 64 values from 0 to 1
+
+export async function readDigits(text) { // 16 shades: two in a byte, the first pixel of all digits, then the second …
+  const packed = new Uint8Array(await inflate(text).arrayBuffer()), n = packed.length / 32;
+  const shade = (k) => (k % 2 ? packed[k >> 1] & 15 : packed[k >> 1] >> 4) / 15;
+  digits = Array.from({ length: n }, (_, i) => Float32Array.from({ length: 64 }, (_, p) => shade(p * n + i)));
+}
+
+function enlarge(digit, size, moved) { // between the centres of pixels; moved: down and right, in pixels of the digit
+  const image = new Float32Array(3 * size * size);
+  const near = (i, by) => {
+    const at = (i + 0.5) * 8 / size - 0.5 - by, inside = at > -1 && at < 8, v = clip(at, 0, 7), low = Math.floor(v);
+    return [low, min(low + 1, 7), v - low, inside];
+  };
+  for (let row = 0; row < size; row++) {
+    const [a, b, s, visible] = near(row, moved[0]);
+    for (let column = 0; column < size; column++) {
+      const [l, r, t, also] = near(column, moved[1]);
+      const [top, bottom] = [a, b].map((y) => digit[8 * y + l] * (1 - t) + digit[8 * y + r] * t);
+      if (visible && also) image.fill(top * (1 - s) + bottom * s, 3 * (row * size + column), 3 * (row * size + column) + 3);
+    }
+  }
+  return image;
+}
+
+function drawDigit(label, size, seed) { // one to learn from, moved a little; or, of the seeds from HELD on, held out
+  const random = generator(seed), held = seed - HELD, n = digits.length - LEARNT;
+  if (held >= 0 && held < n) return { image: enlarge(digits[LEARNT + held], size, [0, 0]), label };
+  const digit = digits[label + 10 * Math.floor(random() * LEARNT / 10)];
+  return { image: enlarge(digit, size, [between(random, -1, 1), between(random, -1, 1)]), label };
+}
 
 export function drawExample(task, size, seed) { // a picture (size, size, 3), 0 to 1, and its label: classes take turns
   const random = generator(seed), label = seed % TASKS[task].class_names.length;
+  if (task === 'digit') return drawDigit(label, size, seed);
   const things = TASKS[task].layout(random, label), ground = between(random, 0.1, 0.25);
   return { image: render(things, size, ground), label, things, ground };
 }

@@ -78,8 +78,9 @@ class Card {
     const changed = now !== trained, both = { left: `${trained}.${trained}`, right: `${now}.${now}` };
     this.note.textContent = changed ? t('untrained') : '';
     this.train.hidden = !changed;
-    this.train.textContent = t('train it');
-    this.train.href = `#${new URLSearchParams({ view: 'learn', task: 'shape', size: 32, ...both, steps: 0 })}`;
+    const task = this.task.drawn === 'digits' ? 'digit' : 'shape';
+    this.train.textContent = t(`train it ${task}`);
+    this.train.href = `#${new URLSearchParams({ view: 'learn', task, size: 32, ...both, steps: 0 })}`;
     this.back.hidden = this.mixers.every((m, s) => m === this.model.config.token_mixers[s]);
     this.back.textContent = t('back');
     this.showAnswer();
@@ -133,7 +134,7 @@ class Card {
     const { canvas, caption } = this.matrix, { page } = this;
     if (!this.who) return;
     const n = Math.round(Math.sqrt(this.who.length)), [, w] = this.grid();
-    drawMatrix(canvas, this.who, n, ground(), page.token ? page.token[0] * w + page.token[1] : null);
+    drawMatrix(canvas, this.who, n, ground(canvas), page.token ? page.token[0] * w + page.token[1] : null);
     caption.textContent = t('matrix of', { mixer: this.mixers[page.stage] });
     canvas.setAttribute('aria-label', `${caption.textContent}. ${t('matrix help')}`);
     canvas.title = t('matrix help');
@@ -143,8 +144,8 @@ class Card {
 // --- the view ---
 
 export class Play {
-  constructor(root, state) {
-    Object.assign(this, { root, state, cardsOf: {}, generation: 0, stage: 2, token: null, whole: false });
+  constructor(root, state, address) {
+    Object.assign(this, { root, state, address, cardsOf: {}, generation: 0, stage: state.stage ?? 2, token: null, whole: false });
     this.ask = assistant();
     this.build();
     this.open(state.tasks[0]);
@@ -152,7 +153,7 @@ export class Play {
 
   build() {
     const { root, state } = this;
-    const header = add(root, 'header', { class: 'top' });
+    const header = add(root, 'div', { class: 'top' });
     this.title = add(header, 'h1');
     this.tabs = document.createElement('div'); // above the board
     Object.assign(this.tabs, { className: 'tabs', role: 'group' });
@@ -321,7 +322,7 @@ export class Play {
     this.pointed = this.list[0];
     this.setTool(task.drawn === 'shapes' ? 'shape' : 'draw');
     this.done = new Set();
-    if (!this.board.thing && task.examples[0]) {
+    if ((!this.board.thing || task.shown) && task.examples[0]) {
       const image = new Image();
       image.onload = () => { if (this.task === task) this.board.picture(image); };
       image.src = task.examples[0].url;
@@ -536,6 +537,12 @@ export class Play {
   }
 
   scaleMap(...args) { return scaleMap(...args); }
+
+  close() {
+    if (this.film) this.stopFilm();
+    Object.assign(this, { device: null, again: false }); // so that it does not begin again
+    this.ask.end('closed');
+  }
 
   say(key, values = {}) { // a word, and what stands in it
     this.said = [key, values];

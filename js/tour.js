@@ -40,7 +40,7 @@ const STEPS = [ // what it is about, which places of the page it marks, what it 
 
 export class Tour {
   constructor(root, app) {
-    Object.assign(this, { app, root: add(root, 'section', { class: 'tour', hidden: '', 'data-label': 'tour' }) });
+    Object.assign(this, { app, root: add(root, 'section', { class: 'tour', popover: 'manual', hidden: '', 'data-label': 'tour' }) });
     this.text = add(this.root, 'p', { 'aria-live': 'polite' });
     const row = add(this.root, 'div', { class: 'tools' });
     this.count = add(row, 'span', { class: 'note' });
@@ -60,11 +60,11 @@ export class Tour {
     return STEPS.filter(([name]) => name !== 'corner' || this.app.views.play.task.drawn === 'shapes');
   }
 
-  start() {
+  async start() {
     this.app.views.learn.pause();
     this.app.views.play.guided = true;
-    this.go(0);
-    this.after.focus();
+    await this.go(0);
+    this.after.focus(); // it is there now
   }
 
   async go(at) {
@@ -72,18 +72,23 @@ export class Tour {
     if (at >= this.steps.length) return this.end();
     const { play } = this.app.views, [, , act, where] = this.steps[at];
     this.at = at;
-    location.hash = where?.(play) ?? '';
+    this.app.address.go(where?.(play) ?? '');
     this.app.show();
     plain(play);
-    this.root.hidden = false;
+    if (this.root.hidden) this.show(true);
     this.showWords();
     this.mark();
     this.doing = act?.(play); // a promise, of what takes a while
     return this.doing;
   }
 
+  show(open) { // above all else, whatever the page stands in
+    this.root.hidden = !open;
+    if (open) this.root.showPopover?.(); else this.root.hidePopover?.();
+  }
+
   mark() {
-    for (const node of document.querySelectorAll('.spot')) node.classList.remove('spot');
+    for (const node of this.app.root.querySelectorAll('.spot')) node.classList.remove('spot');
     if (this.root.hidden) return;
     const { view } = this.app, place = this.steps[this.at][1];
     const found = typeof place === 'string' ? view.root.querySelectorAll(place) : place(view);
@@ -95,7 +100,7 @@ export class Tour {
 
   async end() {
     const { play } = this.app.views;
-    this.root.hidden = true;
+    this.show(false);
     this.mark();
     await this.doing;
     plain(play);

@@ -3,6 +3,7 @@ import { numpy as np } from '@jax-js/jax';
 import { FAMILIES, MetaFormer, MIXERS } from './engine.js';
 import { MATRICES, gradcam, influence, inside, mixerInput, strengths } from './explain.js';
 import { Learner } from './learn.js';
+import { readDigits } from './pictures.js';
 import { flat, newMixer, readWeights, start } from './weights.js';
 import { unpack } from './pack.js';
 
@@ -124,7 +125,8 @@ const actions = {
     return model.token_mixers;
   },
 
-  async learn(settings) { // a new model; what is answered are the held-out pictures, 0 to 1, and their labels
+  async learn({ digits, ...settings }) { // a new model; what is answered are the held-out pictures, 0 to 1, and their labels
+    if (digits) await readDigits(digits);
     learner?.dispose();
     learner = new Learner(settings);
     return { ...learner.held, images: learner.held.images.map((v) => v / 4 + 0.5) };

@@ -8,6 +8,7 @@
 - `explain(model, images)`: where a model looks; `influence(module, x)`: which token changes which
 - `fast(model, example)`: the same answers sooner, measured on this machine
 - `explore_activation()`, `explore_model()`, `explore_mixing()`, `explore_cam()`, `explore_training()`: widgets
+- `explore_page(runs)`: models that answer, explain themselves and learn in the browser, in a cell of a notebook
 
 Where timm is already imported, its `create_model` knows our models as `edu_<name>`; else say
 `import metaformer_edu.models.registry`.
@@ -35,6 +36,7 @@ _HOME = {
     "explore_mixing": "widgets.mixing_explorer",
     "explore_cam": "widgets.cam_explorer",
     "explore_training": "widgets.training_explorer",
+    "explore_page": "widgets.page",
 }
 __all__ = list(_HOME)
 

@@ -506,6 +506,7 @@ def test_what_is_not_typed():
     (["--images", "3"], "--images 3 is less than a batch of 16."),
     (["tiny_caformer", "--sides", "timm"], "timm has no tiny_caformer: say --sides ours."),
     (["--what", "training", "--sides", "fast"], "fast is not for training"),
+    (["--what", "training", "--sides", "openvino"], "openvino does not train"),
 ])
 def test_refused_in_a_sentence(capsys, typed, sentence):
     assert sentence in refused(capsys, *typed)
@@ -630,3 +631,27 @@ def test_kept_runs_can_be_drawn():
     for name in kept:
         found = read_bench(name)
         assert found["machine"]["torch"] and found["date"] and not overlapping(draw_bench(found))
+
+
+@pytest.mark.parametrize("side, needed", [("openvino", ["openvino"]), ("onnx", ["onnxscript", "onnxruntime"])])
+def test_another_runtime_takes_part(side, needed):
+    for name in needed:
+        pytest.importorskip(name)
+    rows = bench_model("tiny_convformer", sides=["ours", side], dtypes=["float32"], batch_size=2, img_size=32, rounds=2)
+    assert [r["contender"] for r in rows] == ["ours eager float32", f"{side} float32"]
+    assert 0 < rows[1]["difference"] < 1e-3 and rows[1]["images_per_s"] > 0
+    assert [(r["contender"], r["against"]) for r in speedups(rows)] == []  # neither is of the other's kind
+    rows[0]["side"] = "fast"  # which meets the fastest that is not ours
+    assert [(r["contender"], r["against"]) for r in speedups(rows)] == [("ours eager float32", f"{side} float32")]
+
+
+def test_a_runtime_that_is_not_there_is_left_out(capsys, quick, monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    status, _, err = called(capsys, "tiny_caformer", "--sides", "ours", "openvino", *SMALL, "--dtype", "float32")
+    assert status == 0 and err == [
+        "metaformer-bench: openvino is not installed: pip install 'metaformer_edu[openvino]'."]
+
+
+def test_no_runtime_is_there(capsys, monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert "pip install 'metaformer_edu[onnx]'" in refused(capsys, "tiny_caformer", "--sides", "onnx", *SMALL)

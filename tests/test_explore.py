@@ -110,7 +110,7 @@ def run_all(page, n):
 
 
 def test_in_jupyterlab(tmp_path):
-    notebook(tmp_path, [CELLS[o] for o in NAMES])
+    notebook(tmp_path, [*[CELLS[o] for o in NAMES], "explore_page(%r)" % str(example_runs()["identityformer"])])
     with browser() as chromium, jupyterlab(tmp_path) as address:
         page = chromium.new_page(viewport=dict(width=1280, height=1000))
         said = listen(page)
@@ -120,9 +120,13 @@ def test_in_jupyterlab(tmp_path):
             root.scroll_into_view_if_needed()
             moved = move_everything(page, root)
             assert CONTROLS[name] <= set(moved), f"{name}: only {moved} could be moved."
+        play = "document.querySelector('.edu-page').__app.views.play"
+        page.wait_for_function(f"() => {play}.device && !{play}.running", timeout=PATIENCE)
+        assert not page.evaluate(f"{play}.failed") and page.locator(".edu-page .percent").first.inner_text() != ""
+        assert not page.locator(".edu-instead").is_visible()
         page.keyboard.press("Control+s")
         page.wait_for_function("!document.querySelector('.jp-mod-dirty')", timeout=PATIENCE)
-        images = page.locator(".jp-OutputArea-output img:visible")
+        images = page.locator(".jp-RenderedImage img:visible")
         assert images.count() == 0, "The picture for other readers is seen beside the living widget."
         assert said == []
         for kernel in page.request.get(address("").replace("/lab/tree/", "/api/kernels")).json():
@@ -130,6 +134,7 @@ def test_in_jupyterlab(tmp_path):
         page.reload()
         images.first.wait_for(timeout=PATIENCE)
         assert images.count() == len(NAMES), "A reader without a kernel misses a picture."
+        assert page.locator(".edu-instead").is_visible(), "A reader without a kernel is not told of the page."
     outputs = [o for cell in nbformat.read(tmp_path / "explore.ipynb", as_version=4).cells
                for o in cell.get("outputs", [])]
     kept = [data for o in outputs for kind, data in o.get("data", {}).items() if kind.startswith("image/")]

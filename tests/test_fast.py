@@ -255,16 +255,18 @@ def test_compiling_one_small_module_for_real():
         torch.testing.assert_close(new(x.clone()), best(x))
 
 
-@pytest.mark.parametrize("format", ["torch.export", "onnx"])
-def test_an_exported_file_answers_as_the_model(format, tmp_path):
-    if format == "onnx":
-        pytest.importorskip("onnxscript")
-        pytest.importorskip("onnxruntime")
+@pytest.mark.parametrize("format, needs, names", [
+    ("torch.export", [], ["model.file"]), ("onnx", ["onnxscript", "onnxruntime"], ["model.file"]),
+    ("openvino", ["openvino"], ["model.xml", "model.bin"])])
+def test_an_exported_file_answers_as_the_model(format, needs, names, tmp_path):
+    for name in needs:
+        pytest.importorskip(name)
     model, images = model_and_images()
-    path = tmp_path / "model.file"
+    path = tmp_path / names[0]
     report = export(model.train(), format, path)
-    assert model.training and report["distance"] <= 1e-4 and report["megabytes"] == path.stat().st_size / 1e6
-    assert [p.name for p in tmp_path.iterdir()] == ["model.file"]
+    assert {p.name for p in tmp_path.iterdir()} == set(names)
+    size = sum(p.stat().st_size for p in tmp_path.iterdir())
+    assert model.training and report["distance"] <= 1e-4 and report["megabytes"] == size / 1e6
     answers = module._FORMATS[format][1](str(path))(torch.cat([images, images])[:7])
     torch.testing.assert_close(answers, model.eval()(torch.cat([images, images])[:7]), atol=1e-4, rtol=1e-3)
 
@@ -277,6 +279,7 @@ def test_export_of_half_precision_and_of_one_image(tmp_path):
 @pytest.mark.parametrize("arguments, sentence", [
     (dict(format="onxx"), "Did you mean 'onnx'"),
     (dict(path="/no/such/folder/m.pt2"), "There is no folder /no/such/folder"),
+    (dict(format="openvino"), "m.xml and m.bin: give the path of the first"),
     (dict(model=nn.Linear(3, 3)), "Give an example"),
 ])
 def test_bad_input_of_export(arguments, sentence, tmp_path):
@@ -305,18 +308,19 @@ def test_a_model_that_cannot_be_exported(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_onnx_without_its_packages(tmp_path, monkeypatch):
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_a_format_without_its_packages(format, tmp_path, monkeypatch):
     import builtins
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
-        if name in ("onnxscript", "onnxruntime"):
+        if name in ("onnxscript", "onnxruntime", "openvino"):
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ExportError, match=r"pip install 'metaformer_edu\[onnx\]'"):
-        export(model_and_images()[0], "onnx", tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match=rf"pip install 'metaformer_edu\[{format}\]'"):
+        export(model_and_images()[0], format, tmp_path / "m.xml")
 
 
 # --- the decision is kept ---

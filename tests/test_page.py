@@ -12,11 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save
 
 from browser import CHROMIUM, PATIENCE, ROOT, WEBGPU, browser, listen
 from metaformer_edu.core.basics import sample_photo
 from metaformer_edu.core.errors import WeightsError
+from metaformer_edu.data.datasets import load_digits
 from metaformer_edu.data.shapes import TASKS, Thing, render
 from metaformer_edu.interpret.cam import explain
 from metaformer_edu.interpret.influence import channel_directions, influence, mixer_at, mixing_matrix, squared_norms
@@ -593,6 +595,10 @@ def test_the_page_of_all_that_comes_along(opened, saved):
         with torch.no_grad():
             near(logits, module._Engine(module.read_back(weights), config).forward(image[None]), 1e-4)
             assert np.argmax(logits) == load_run(example_digits()[family])[0](image[None]).argmax() == 1
+    page.locator(".card:visible select").first.select_option("Pooling")
+    settled(page)
+    link = page.locator(".card:visible a:visible").get_attribute("href")
+    assert link.startswith("#view=learn&task=digit&") and "right=Pooling.Pooling" in link
     page.get_by_role("button", name="shapes", exact=True).click()
     settled(page)
     assert page.locator(".bars .name").first.inner_text() == "disc"
@@ -735,6 +741,29 @@ def test_pictures_are_drawn_as_in_python(learn):
                       for thing in drawn["things"]]
             plain = SimpleNamespace(uniform=lambda *_: drawn["ground"], normal=lambda *_: 0)
             near((image / 4 + 0.5).ravel(), render(things, 32, plain)[0].ravel() / 255, 3e-3)
+
+
+def test_digits_are_scikit_learns(learn):
+    "Those to learn from and those held out are Python's, in 16 shades; what is learnt from is moved a little."
+    held = tell(learn, "learn", task="digit", size=32, mixers=["Identity", "Pooling"], rate=0.003, seed=0, batch=50,
+                digits=module._digits())
+    assert held["labels"] == [i % 10 for i in range(64)]
+    enlarge = lambda images: F.interpolate(images, (32, 32), mode="bilinear").flatten(1)
+    near_by, sets = {}, [data.images.tensors for data in load_digits()[:2]]
+    for name, (images, labels) in zip(("learnt", "held"), sets):
+        near_by[name] = enlarge(images), labels
+    images = torch.tensor(held["images"]).view(64, -1, 3)
+    assert (images[..., :1] == images).all()
+    distance = torch.cdist(images[..., 0], near_by["held"][0], p=torch.inf)
+    assert distance.min(1).values.max() < 0.5 / 15 + 1e-5
+    assert near_by["held"][1][distance.argmin(1)].tolist() == held["labels"]
+    batch = tell(learn, "batch", t=3)
+    seen = torch.tensor(batch["images"]).view(50, -1, 3)[..., 0] / 4 + 0.5
+    assert batch["labels"] == [(2**24 + 150 + i) % 10 for i in range(50)] and 0 <= seen.min() and seen.max() <= 1
+    distance = torch.cdist(seen, near_by["learnt"][0], p=torch.inf).min(1).values
+    assert (distance > 0.1).all(), "They are not moved."
+    like = near_by["learnt"][1][torch.cdist(seen, near_by["learnt"][0]).argmin(1)]
+    assert (like == torch.tensor(batch["labels"])).float().mean() > 0.6
 
 
 def test_a_lost_graphics_processor_is_no_loss(learn):

@@ -8,6 +8,7 @@ __all__ = ['read_bench', 'main']
 # %% ../../nbs/commands/benchmark.ipynb #4d086e32
 import itertools, json, os, re, shlex, sys
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from ..core.files import kept_file, write_atomically
 from ..core.cli import Parser, cli_errors, number
@@ -38,8 +39,9 @@ def parse(argv=None):
     add('models', nargs='*', metavar='MODEL', help='models of the zoo (default caformer_s18)')
     add('--what', nargs='+', choices=['inference', 'training', 'loader'],
         help='what is timed; loader needs no model (default inference)')
-    add('--sides', nargs='+', choices=['timm', 'ours', 'fast'], default=['timm', 'ours'],
-        help='whose; fast is ours made quick for inference, or with the quick decoder (default timm ours)')
+    add('--sides', nargs='+', choices=['timm', 'ours', 'fast', 'openvino', 'onnx'], default=['timm', 'ours'],
+        help='whose; fast is ours made quick for inference, or with the quick decoder; openvino and onnx run an '
+        'exported file (default timm ours)')
     add('--dtype', nargs='+', choices=['float32', 'bfloat16'], default=['float32', 'bfloat16'],
         help='precision (default: both)')
     add('--compile', action='store_true', help='time compiled models too')
@@ -77,6 +79,22 @@ def _fill_in(parser, args):
     args.models = list(dict.fromkeys(args.models))
     return args
 
+# %% ../../nbs/commands/benchmark.ipynb #d860778b
+_NEEDED = dict(openvino=['openvino'], onnx=['onnx', 'onnxscript', 'onnxruntime']) # by a side
+
+def _drop_runtimes(args, device)->list: # sentences about those that are left out
+    "Take runtimes out of args.sides that cannot be timed; ValueError if no side is left."
+    notes = []
+    for side in [side for side in args.sides if side in _NEEDED]:
+        if device.type != 'cpu': why = 'is timed on a CPU only: say --device cpu'
+        elif not all(map(find_spec, _NEEDED[side])): why = f"is not installed: pip install 'metaformer_edu[{side}]'"
+        elif args.what == ['training']: why = 'does not train'
+        else: continue
+        notes.append(f'{side} {why}.')
+        args.sides.remove(side)
+    if not args.sides: raise ValueError(' '.join(notes))
+    return notes
+
 # %% ../../nbs/commands/benchmark.ipynb #d46cbada
 def _check_request(args)->tuple: # (device, sentences about what is left out)
     "Check what was asked for; ValueError if it cannot be."
@@ -95,6 +113,7 @@ def _check_request(args)->tuple: # (device, sentences about what is left out)
         raise ValueError(f"timm has no {' and no '.join(lacking)}: say --sides ours.")
     if args.sides == ['fast'] and args.what == ['training']:
         raise ValueError('fast is not for training: say --what inference, or loader.')
+    notes += _drop_runtimes(args, device)
     if 'bfloat16' in args.dtype and not _has_bfloat16(device):
         if args.dtype == ['bfloat16']: raise ValueError(f'{device} does not compute in bfloat16: say --dtype float32.')
         notes.append(f'{device} does not compute in bfloat16: only float32 is measured.')
@@ -182,7 +201,7 @@ def main(argv=None): # None: what was typed
     for r in speedups(results['rows']):
         if not r['best']: continue
         print('{model}, {what}: the best of ours ({contender}) is {ratio:.2f} ({low:.2f} to {high:.2f}) times as fast '
-              'as the best of timm ({against})'.format(**r))
+              'as the best of theirs ({against})'.format(**r))
     print(f'{args.output} and {args.picture}')
 
 # %% ../../nbs/commands/benchmark.ipynb #6f07647d

@@ -33,8 +33,8 @@ from .roofline import _synchronize, machine_info, spread
 @dataclass
 class Contender:
     "Something that is timed; `take_turns` fills `seconds`."
-    side:str # 'timm', 'ours' or 'fast'
-    mode:str # 'eager' or 'compiled'; '' for fast; how many workers a loader has
+    side:str # 'timm', 'ours', 'fast' or one of `_RUNTIMES`
+    mode:str # 'eager' or 'compiled'; '' for fast and runtimes; how many workers a loader has
     dtype:str # 'float32' or 'bfloat16'; '' for fast and loaders
     call:object # without arguments: a forward pass, a training step, or a pass over a loader
     images:int # in a call
@@ -138,10 +138,26 @@ class _TrainingStep:
         self.optimizer.zero_grad()
         return loss.detach()
 
+# %% ../../nbs/speed/benchmark.ipynb #b95abc6c
+_RUNTIMES = {'openvino': ('float32', 'bfloat16'), 'onnx': ('float32',)} # formats of `export` → precisions
+
+class _RuntimeStep:
+    "A forward pass by another runtime, to be called."
+    def __init__(self, model, images, format, dtype):
+        from metaformer_edu.speed.fast import _run_onnx, _run_openvino, export
+        self.model, self.images = model.eval(), images
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / 'model.xml') # or whatever the format is
+            export(model, format, path, images)
+            precision = 'bf16' if dtype == 'bfloat16' else 'f32'
+            self.net = _run_onnx(path) if format == 'onnx' else _run_openvino(path, precision, len(images))
+
+    def __call__(self): return self.net(self.images)
+
 # %% ../../nbs/speed/benchmark.ipynb #37e0a853
 def _make_contenders(name:str, # such as 'caformer_s18'
                      what:str='inference', # or 'training'
-                     sides=('timm', 'ours'), # and 'fast', for inference
+                     sides=('timm', 'ours'), # and 'fast' and those of `_RUNTIMES`, for inference
                      modes=('eager',), # and 'compiled'
                      dtypes=('float32', 'bfloat16'),
                      batch_size:int=16,
@@ -158,10 +174,13 @@ def _make_contenders(name:str, # such as 'caformer_s18'
     labels = (torch.arange(batch_size) % row.num_classes).to(device)
     if 'compiled' in modes or 'fast' in sides: torch.compiler.reset() # it compiles one class a few times only
     def make(side, mode, dtype):
-        model = copy.deepcopy(models['ours' if side == 'fast' else side])
+        model = copy.deepcopy(models.get(side, models['ours']))
+        if side in _RUNTIMES: return _RuntimeStep(model, images, side, dtype)
         return kind(model.to(**place), images, labels, mode or side, getattr(torch, dtype or 'float32'))
     chosen = [(side, mode, dtype) for dtype in dtypes for mode in modes for side in sides if side in models]
-    if 'fast' in sides and what == 'inference': chosen.append(('fast', '', ''))
+    if what == 'inference':
+        chosen += [('fast', '', '')] if 'fast' in sides else []
+        chosen += [(side, '', dtype) for side in sides for dtype in dtypes if dtype in _RUNTIMES.get(side, ())]
     with torch.no_grad(): right = models['ours'].to(**place).eval()(images)
     if what == 'training': right = F.cross_entropy(right, labels)
     return [Contender(*choice, make(*choice), batch_size, right=right) for choice in chosen]
@@ -269,11 +288,12 @@ def bench_model(name:str, # such as 'caformer_s18'
 # %% ../../nbs/speed/benchmark.ipynb #59d11a84
 def speedups(rows, # of `bench_model` and `bench_loader`
                 )->Table: # above 1: ours is faster
-    "Ours against timm: the median over the rounds of the ratio of images/s, and its quartiles."
+    "Ours against timm and other runtimes: the median over the rounds of the ratio of images/s, and its quartiles."
     found, key = Table(), lambda r: (r['what'], r['model'])
     for group in dict.fromkeys(map(key, rows)):
         here = [r for r in rows if key(r) == group]
-        theirs, mine = ([r for r in here if (r['side'] == 'timm') == timms] for timms in (True, False))
+        mine = [r for r in here if r['side'] in ('ours', 'fast')]
+        theirs = [r for r in here if r not in mine]
         fastest = lambda side: max(side, key=lambda r: r['images_per_s'], default=None)
         same = lambda r: next((t for t in theirs if (t['mode'], t['dtype']) == (r['mode'], r['dtype'])), None)
         pairs = [(r, same(r) or (fastest(theirs) if r['side'] == 'fast' else None), False) for r in mine]
@@ -409,7 +429,7 @@ def draw_bench(results:dict, # with 'rows' and perhaps 'machine', as from `read_
     return close(fig)
 
 # %% ../../nbs/speed/benchmark.ipynb #bf36d971
-_SIDE_COLORS = {'timm': '#bbbbbb', 'ours': '#4477aa', 'fast': '#228833'}
+_SIDE_COLORS = {'timm': '#bbbbbb', 'ours': '#4477aa', 'fast': '#228833', 'openvino': '#999999', 'onnx': '#999999'}
 
 def _draw_panel(ax, title:str, rows:list, against:list): # a row and its ratio each, or None
     "One model and what was done with it."

@@ -323,11 +323,33 @@ def _to_onnx(model, example, path):
 # %% ../../nbs/speed/fast.ipynb #24f38c2c
 def _run_onnx(path):
     import onnxruntime
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     return lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
+# %% ../../nbs/speed/fast.ipynb #6ac9409e
+def _to_openvino(model, example, path):
+    try: import openvino
+    except ImportError:
+        raise ExportError("OpenVINO is a package of its own: pip install 'metaformer_edu[openvino]'.") from None
+    graph = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
+    with redirect_stdout(StringIO()): net = openvino.convert_model(graph)
+    net.reshape([-1, *example.shape[1:]])
+    openvino.save_model(net, path, compress_to_fp16=False)
+
+def _run_openvino(path, precision='f32', batch=None): # or 'bf16'; how many images there will be: it is quicker then
+    import openvino
+    core = openvino.Core()
+    net = core.read_model(path)
+    if batch: net.reshape([batch, *list(net.input().partial_shape)[1:]])
+    how = {'INFERENCE_PRECISION_HINT': precision, 'INFERENCE_NUM_THREADS': torch.get_num_threads()}
+    run = core.compile_model(net, 'CPU', how)
+    return lambda x: torch.from_numpy(run(x.numpy())[0])
+
 # %% ../../nbs/speed/fast.ipynb #ffe44138
-_FORMATS = {'torch.export': (_to_torch, _run_torch, '.pt2'), 'onnx': (_to_onnx, _run_onnx, '.onnx')}
+_FORMATS = {'torch.export': (_to_torch, _run_torch, '.pt2'), 'onnx': (_to_onnx, _run_onnx, '.onnx'),
+            'openvino': (_to_openvino, _run_openvino, '.xml')}
 
 # %% ../../nbs/speed/fast.ipynb #0f0fb812
 def _example(model, example):
@@ -337,7 +359,7 @@ def _example(model, example):
     return torch.randn(2, model.in_chans, *as_pair(model.img_size), generator=torch.Generator().manual_seed(0))
 
 # %% ../../nbs/speed/fast.ipynb #8690349c
-def _written(model, format, path, example): # the file's bytes and how far it answers from the model
+def _written(model, format, example): # the files' bytes by their endings, and how far they answer from the model
     write, read, ending = _FORMATS[format]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
@@ -348,25 +370,29 @@ def _written(model, format, path, example): # the file's bytes and how far it an
             raise ExportError(f'{format} cannot express this model: {_first_line(error)}') from error
         run = read(aside)
         apart = max(distance(run(x), model(x)) for x in (example, torch.cat([example, example[:1]])))
-        return Path(aside).read_bytes(), apart
+        return {file.suffix: file.read_bytes() for file in sorted(Path(folder).iterdir())}, apart
 
 # %% ../../nbs/speed/fast.ipynb #b06f52ba
 def export(model:nn.Module, # as from `create_model`; in eval mode, on the CPU and in float32 it is exported
-           format:str, # 'torch.export' or 'onnx'
-           path, # the file to write; one that exists is replaced when the new one has been checked
+           format:str, # 'torch.export', 'onnx' or 'openvino'
+           path, # the file to write, of OpenVINO FILE.xml with FILE.bin; one that exists is replaced after the check
            example=None, # (B, in_chans, H, W); None: the model's own resolution. Only the batch may differ later
            tolerance:float=1e-4, # how far the file's answers may be from the model's: ‖difference‖ / ‖answer‖
           )->dict: # format, path, megabytes, distance
-    "Write a model as a file that needs none of our code, and check the file against the model."
+    """Write a model as a file that needs none of our code, and check the file against the model. ValueError if the
+    arguments cannot be; ExportError if the file cannot be written, or answers something else."""
     if format not in _FORMATS: raise ValueError(did_you_mean(format, _FORMATS, 'format'))
-    path = Path(path)
+    path, ending = Path(path), _FORMATS[format][2]
+    if ending == '.xml' and path.suffix != ending:
+        raise ValueError(f'OpenVINO writes two files, {path.stem}.xml and {path.stem}.bin: give the path of the first.')
     if not path.parent.is_dir(): raise ValueError(f'There is no folder {path.parent} to write {path.name} into.')
     model = copy.deepcopy(unwrap_model(model)).cpu().float().eval().requires_grad_(False)
     example = _example(model, example)
     if len(example) < 2: example = torch.cat([example, example]) # a batch of one would be taken for a constant
-    data, apart = _written(model, format, path, example)
+    files, apart = _written(model, format, example)
     if not apart <= tolerance:
         raise ExportError(f'The {format} file answers {apart:.1e} away from the model, more than {tolerance}: '
                           'nothing was written.')
-    write_atomically(path, lambda file: file.write(data))
-    return dict(format=format, path=str(path), megabytes=len(data) / 1e6, distance=apart)
+    for suffix, data in files.items(): # .bin before .xml
+        write_atomically(path if suffix == ending else path.with_suffix(suffix), lambda file: file.write(data))
+    return dict(format=format, path=str(path), megabytes=sum(map(len, files.values())) / 1e6, distance=apart)

@@ -18,6 +18,7 @@ from ..interpret.cam import (
 from ..interpret.contact_sheet import good_stage
 from ..core.figures import INK, SERIES
 from .base import Drawing, Explorer, Shown, dropdown, new_figure, slider
+from .page import hand_over
 from .sources import (
     ImagePicker, example_images, example_runs, load_run, named_images, photograph_examples)
 
@@ -186,24 +187,31 @@ CAM_TRIES = [
     ('Give it an image of your own.', lambda values, facts: facts['own'])]
 
 # %% ../../nbs/widgets/cam_explorer.ipynb #096d714e
+def by_name(model)->dict: # as `explore_cam` takes it → name → one of them
+    if model is None: return {**photograph_examples()[0], **example_runs()}
+    if isinstance(model, dict): return {str(name): one for name, one in model.items()}
+    return {Path(model).name if isinstance(model, (str, Path)) else type(unwrap_model(model)).__name__: model}
+
 def open_models(model, class_names=None)->dict: # name → (ExplanationCache, names of its classes or None)
     "A model, a run's folder, what `load_run` gave, a dictionary of them, or None for the examples. ValueError."
-    if model is None: model = {**photograph_examples()[0], **example_runs()}
-    if not isinstance(model, dict):
-        name = Path(model).name if isinstance(model, (str, Path)) else type(unwrap_model(model)).__name__
-        model = {name: model}
+    model = by_name(model)
     if not model: raise ValueError('Give at least one model.')
     given, caches = None if class_names is None else list(map(str, class_names)), {}
     for name, m in model.items():
         if isinstance(m, (str, Path)): m = load_run(m)
         m, names = m if isinstance(m, tuple) else (m, given)
-        caches[str(name)] = ExplanationCache(m), names
+        caches[name] = ExplanationCache(m), names
     for name, (cache, names) in caches.items():
         if names and len(names) != cache.classes:
             raise ValueError(f'class_names has {len(names)} entries, and {name} has {cache.classes} classes.')
     return caches
 
 # %% ../../nbs/widgets/cam_explorer.ipynb #1d60cce1
+def _run_of(cache:ExplanationCache, names, given): # names of its classes or None; what it was opened from
+    "What the page takes: a run's folder as it is, which says more than a model; else the model, with names."
+    known = names or imagenet_classes(cache.classes) or [f'class {i}' for i in range(cache.classes)]
+    return given if isinstance(given, (str, Path)) else (cache.model, known)
+
 def explore_cam(model=None, # classifier, run's folder, what `load_run` gave, or a dictionary of them; None: examples
                 images=None, # PIL, files, or tensors (3, H, W) from 0 to 1: one, several, or by name; None: examples
                 class_names=None, # in the order of the labels; a run knows its own
@@ -220,4 +228,7 @@ def explore_cam(model=None, # classifier, run's folder, what `load_run` gave, or
         cache, names = models[model]
         shown = view_cam(cache, model, image, target, class_names=names, **asked)
         return Shown(shown.figure, shown.words, {**shown.facts, 'own': all(image is not x for x in given)})
-    return Explorer(view, cam_controls(models, picker), 'Where did it look?', CAM_TRIES)
+    explorer = Explorer(view, cam_controls(models, picker), 'Where did it look?', CAM_TRIES)
+    look = lambda: ({picker.name: picker.value, **picker.images}, explorer['stage'].value)
+    runs = {name: (models[name][0].model, _run_of(*models[name], one)) for name, one in by_name(model).items()}
+    return hand_over(explorer, runs, look)

@@ -22,8 +22,9 @@ from metaformer_edu.interpret.influence import (
 from ..interpret.swap import bare
 from .base import (
     DRAW_LOCK, STATIC, Drawing, Latest, Shown, display_with_picture, error_text, new_figure)
+from .page import hand_over
 from .sources import (
-    ImagePicker, example_images, example_models, named_images, to_pil)
+    ImagePicker, example_images, example_models, example_runs, named_images, to_pil)
 
 # %% ../../nbs/widgets/mixing_explorer.ipynb #6341f2b7
 def quantize(values)->tuple: # (int16 array, step)
@@ -392,6 +393,15 @@ def images_to_choose(image=None)->dict: # name → PIL image; None for a tensor
     return {**own, **example_images(), **own}
 
 # %% ../../nbs/widgets/mixing_explorer.ipynb #d0cd9abc
+def _offer_browser(explorer:MixingExplorer, folders:dict)->MixingExplorer: # name → folder of a run
+    "With a button that hands over, if the page can compute a model."
+    def run(name, model): return folders.get(name) or (model, [f'class {i}' for i in range(model.num_classes)])
+    def look():
+        picker = explorer.picker
+        return picker and {picker.name: picker.value, **picker.images}, explorer.stage
+    models = explorer.mixing_models.models.items()
+    return hand_over(explorer, {name: (model, run(name, model)) for name, model in models}, look)
+
 def explore_mixing(model=None, # a `MetaFormer`: its mixers beside new ones; several: a panel each; None: five examples
                    image=None, # PIL, a file; several to choose from; a tensor as the model takes it; None: examples
                   )->MixingExplorer:
@@ -399,7 +409,8 @@ def explore_mixing(model=None, # a `MetaFormer`: its mixers beside new ones; sev
 
     Several models come in a list, or in a dictionary by their names. ValueError for what is no model or image."""
     images = images_to_choose(image)
-    return MixingExplorer(MixingModels(model, next(iter(images.values())) if images else image), images)
+    models = MixingModels(model, next(iter(images.values())) if images else image)
+    return _offer_browser(MixingExplorer(models, images), example_runs() if model is None else {})
 
 # %% ../../nbs/widgets/mixing_explorer.ipynb #da48b8df
 ALL_BLOCKS, MOST_BYTES = 5_000_000, 25_000_000 # of a page
