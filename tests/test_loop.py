@@ -362,7 +362,7 @@ def test_a_limit_does_not_let_bad_gradients_through(clip):
 @pytest.mark.parametrize("first, epochs", [(1, 1), (4, 2)])  # the second row of bad updates goes on over an epoch's end
 def test_too_many_bad_updates_in_a_row_stop(first, epochs):
     run = trainer(poison(net(), *range(first, first + 4)), epochs=2, max_bad=4)
-    sentence = fr"no number for 4 updates in a row, in epoch {epochs} at .* rate of 0.01: try .*--clip-grad"
+    sentence = fr"not a number for 4 updates in a row, in epoch {epochs} at .* rate of 0.01: try .*--clip-grad"
     with pytest.raises(TrainingStopped, match=sentence):
         run.fit()
     assert run.updates == first + 4
@@ -893,7 +893,7 @@ def test_weights_that_are_no_number_stop(batch):
     model, data = net(), pictures()
     with torch.no_grad():
         model.head.bias[3] = math.nan
-    with pytest.raises(TrainingStopped, match="loss (is nan in|or its gradient was no number .* in) epoch 1 .*try"):
+    with pytest.raises(TrainingStopped, match="loss (is nan in|or its gradient was not a number .* in) epoch 1 .*try"):
         fit(model, make_loaders(data, data, batch), OPTIMIZERS["sgd"](model), max_bad=4, progress=False)
 
 

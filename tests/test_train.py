@@ -388,8 +388,8 @@ def last_words(capsys, status, *args):
 def test_a_rate_that_is_far_too_high(capsys, tmp_path):
     said = last_words(capsys, 1, *SMALL, "--lr", "1e12", "--warmup-epochs", "0", "--epochs", "3", "--output", tmp_path)
     assert re.search(
-        r"The loss (is (nan|inf)|or its gradient was no number for 10 updates in a row,) .*in epoch 1 .*try a tenth of "
-        r"the rate",
+        r"The loss (is (nan|inf)|or its gradient was not a number for 10 updates in a row,) .*in epoch 1 .*try a tenth "
+        r"of the rate",
         said,
     )
     assert "only settings" in said or "of epoch" in said

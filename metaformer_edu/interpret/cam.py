@@ -254,7 +254,7 @@ def match_targets(images, target)->tuple: # (images, labels): one of each for ea
 
 # %% ../../nbs/interpret/cam.ipynb #41190989
 def to_pictures(images, model)->torch.Tensor: # (B, C, H, W) as the model saw them → (B, H, W, 3), 0 to 1
-    "Undo the normalisation; images that have not three channels become grey."
+    "Undo the normalisation; images without three channels become grey."
     config = getattr(model, 'pretrained_cfg', None) or {}
     mean = torch.tensor(config.get('mean', IMAGENET_DEFAULT_MEAN))
     std = torch.tensor(config.get('std', IMAGENET_DEFAULT_STD))
@@ -328,7 +328,7 @@ def explain(model:nn.Module, # a classifier of this library or of timm, in any m
            )->Explanation:
     """Where in the image is what speaks for a class? The model is left as it was.
 
-    ValueError for what is no classifier or no image, for a class, stage or method that there is not, and for NaN."""
+    ValueError for what is no classifier or no image, for a class, stage or method that does not exist, and for NaN."""
     model = unwrap_model(model) # it may be compiled, or in DistributedDataParallel
     stage_modules(model) # a model that has none is refused before anything else
     images, labels = match_targets(to_batch(image, model), target)

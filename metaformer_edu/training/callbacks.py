@@ -259,7 +259,7 @@ class BadSteps(Callback):
         self.in_row = (self.in_row + 1) * trainer.bad
         self.longest = torch.maximum(self.longest, self.in_row)
         if trainer.at_interval and self.longest.item() >= self.most:
-            said = f'The loss or its gradient was no number for {self.most} updates in a row'
+            said = f'The loss or its gradient was not a number for {self.most} updates in a row'
             raise TrainingStopped(f'{said}, {_advice(trainer)}')
 
     def state_dict(self): return dict(in_row=[int(self.in_row), int(self.longest)])
