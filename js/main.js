@@ -116,7 +116,8 @@ function opened({ tasks, ...state }) { // weights arrive as bytes in a message
 
 function isDark(el) { // the notebook: light letters
   el.style.color = 'var(--colab-primary-text-color, var(--jp-content-font-color1, inherit))';
-  const [r, g, b] = getComputedStyle(el).color.match(/[\d.]+/g).map(Number);
+  const { color } = getComputedStyle(el.isConnected ? el : document.body); // the cell may be put there later
+  const [r, g, b] = color.match(/[\d.]+/g).map(Number);
   return 0.3 * r + 0.6 * g + 0.1 * b > 127;
 }
 
@@ -135,10 +136,14 @@ export const widget = (style) => ({
       e.preventDefault();
       address.go(link.getAttribute('href').slice(1));
     });
-    const theme = new MutationObserver(() => {
-      host.style.colorScheme = isDark(el) ? 'dark' : 'light';
+    const follow = () => {
+      const now = isDark(el) ? 'dark' : 'light';
+      if (host.style.colorScheme === now) return;
+      host.style.colorScheme = now;
       app.showWords(); // which draws what has a ground
-    });
+    };
+    const theme = new MutationObserver(follow);
+    requestAnimationFrame(follow);
     for (const node of [document.documentElement, document.body]) theme.observe(node, { attributes: true });
     return () => {
       theme.disconnect();

@@ -40,7 +40,9 @@ MOUNT = """async ([esm, state, weights, view]) => {
     const { default: widget } = await import(address);
     URL.revokeObjectURL(address);
     globalThis.cell = document.getElementById('cell');
+    cell.remove(); // JupyterLab may put the cell there after it is filled
     globalThis.close_cell = widget.render({ model, el: cell });
+    document.body.append(cell);
     globalThis.app = cell.firstChild.__app }"""
 
 
