@@ -235,7 +235,7 @@ def test_networks_of_others_have_as_many_weights_as_tiny_convformer():
 
 
 def test_without_overlap_a_token_comes_from_its_own_square():
-    for name, inside in (("identityformer", False), ("identityformer, no overlap", True)):
+    for name, inside in (("identityformer", False), ("identityformer without overlap", True)):
         arm = next(arm for arm in get_experiment("patches").arms if arm.name == name)
         x, image = torch.zeros(1, 64, 64, 3), torch.zeros(1, 64, 64, 3)
         image[:, :32, :32] = 1  # the square of the first of four tokens

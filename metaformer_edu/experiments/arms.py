@@ -224,7 +224,7 @@ def _patches_arms()->list:
     "Two families as they are, and with a stem and downsamplings whose windows do not overlap."
     for family in ('identityformer', 'convformer'):
         yield Arm('clothes', family, dict(img_size=64), partial(create_model, f'tiny_{family}'))
-        yield Arm('clothes', f'{family}, no overlap', dict(img_size=64), partial(_small_squares, family))
+        yield Arm('clothes', f'{family} without overlap', dict(img_size=64), partial(_small_squares, family))
 
 def _data_arms()->list:
     "Five of them, which learn from a hundredth of the pictures, a tenth and all."
@@ -288,7 +288,7 @@ EXPERIMENTS = dict(
                     budget=Budget(120_000, 6, 128, 2e-3), small=(('identityformer', 'resnet'), 1, 6_000)),
     patches=Experiment('Is the overlap of the convolutions mixing enough?', list(_patches_arms()),
                        budget=Budget(60_000, 6, 128, 2e-3),
-                       small=(('identityformer', 'identityformer, no overlap'), 1, 6_000)))
+                       small=(('identityformer', 'identityformer without overlap'), 1, 6_000)))
 
 def get_experiment(name:str, # a key of `EXPERIMENTS`
                    small:bool=False, # fewer tasks, arms, runs or pictures, for two minutes on two cores
