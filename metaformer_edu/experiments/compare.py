@@ -165,7 +165,7 @@ def _draw_prices(rows): # of one task, perhaps with a column 'seconds'
         for ((name,), runs), (marker, color) in zip(group_by(rows, 'name').items(), itertools.product('os', SERIES)):
             ax.plot([unit * r[price] for r in runs], [r['top1'] for r in runs], f'{marker}-', color=color, label=name,
                     alpha=0.8)
-        ax.set(xlabel=what, xscale='log' if price == 'macs' else 'linear')
+        ax.set_xlabel(what)
         ax.grid(alpha=0.3)
     axs[0].set_ylabel('held-out top-1, %')
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right center')
@@ -177,11 +177,14 @@ def _draw_shares(rows): # of the tasks in `_SHARES`
     "Accuracy against the number of different pictures: the mean of the seeds, from the worst to the best as a band."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6.4, 3.4), layout='constrained')
+    pictures = [600 * percent for percent in _SHARES.values()]
     for ((name,), runs), (marker, color) in zip(group_by(rows, 'name').items(), itertools.product('os', SERIES)):
         seeds = group_by(runs, 'seed').values()
         found = [[next(r['top1'] for r in mine if r['task'] == task) for task in _SHARES] for mine in seeds]
-        _draw_band(ax, [600 * percent for percent in _SHARES.values()], found, color, 0.1, marker=marker, label=name)
+        _draw_band(ax, pictures, found, color, 0.1, marker=marker, label=name)
     ax.set(xscale='log', xlabel='different pictures to learn from', ylabel='held-out top-1, %')
+    ax.set_xticks(pictures, [f'{n:,}' for n in pictures])
+    ax.minorticks_off()
     ax.grid(alpha=0.3)
     fig.legend(loc='outside right center')
     return close(fig)
