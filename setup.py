@@ -30,7 +30,8 @@ setup(
     package_data={cfg["lib_path"]: ["py.typed", "recipes/*.yaml", "data/*.yaml", "logs/*.csv", "logs/*.json", "logs/gpu/*", "static/*", "examples/*/*.*", "examples/*/snapshots/*", "examples_digits/*/*.*", "examples_digits/*/snapshots/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "app", "onnx", "openvino", "photos", "hf")},
+    extras_require={name: cfg[f"{name}_requirements"].split()
+                    for name in ("dev", "app", "onnx", "openvino", "photos", "hf")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )
