@@ -507,6 +507,7 @@ def test_what_is_not_typed():
     (["tiny_caformer", "--sides", "timm"], "timm has no tiny_caformer: say --sides ours."),
     (["--what", "training", "--sides", "fast"], "fast is not for training"),
     (["--what", "training", "--sides", "openvino"], "openvino does not train"),
+    (["--what", "loader", "--sides", "onnx"], "onnx does not train, nor load images"),
 ])
 def test_refused_in_a_sentence(capsys, typed, sentence):
     assert sentence in refused(capsys, *typed)
@@ -655,3 +656,12 @@ def test_a_runtime_that_is_not_there_is_left_out(capsys, quick, monkeypatch):
 def test_no_runtime_is_there(capsys, monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert "pip install 'metaformer_edu[onnx]'" in refused(capsys, "tiny_caformer", "--sides", "onnx", *SMALL)
+
+
+def test_a_runtime_has_no_loader(capsys, quick):
+    pytest.importorskip("openvino")
+    status, _, _ = called(capsys, "tiny_caformer", "--what", "inference", "loader", "--sides", "ours", "openvino",
+                          *SMALL, "--dtype", "float32", "--images", "4", "--workers", "0")
+    found = [(r["what"], r["side"]) for r in read_bench("bench.json")["rows"]]
+    assert status == 0 and ("inference", "openvino") in found and ("loader", "ours") in found
+    assert ("loader", "openvino") not in found

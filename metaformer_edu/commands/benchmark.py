@@ -88,7 +88,7 @@ def _drop_runtimes(args, device)->list: # sentences about those that are left ou
     for side in [side for side in args.sides if side in _NEEDED]:
         if device.type != 'cpu': why = 'is timed on a CPU only: say --device cpu'
         elif not all(map(find_spec, _NEEDED[side])): why = f"is not installed: pip install 'metaformer_edu[{side}]'"
-        elif args.what == ['training']: why = 'does not train'
+        elif 'inference' not in args.what: why = 'does not train, nor load images'
         else: continue
         notes.append(f'{side} {why}.')
         args.sides.remove(side)
@@ -163,7 +163,8 @@ def _run_benchmarks(args, device, results:dict):
         done = len(rows)
     if 'loader' in args.what:
         workers, size = sorted({0, args.workers}), args.img_size or 224
-        bench_loader(workers, args.images, args.batch_size, size, args.rounds, args.sides, True, rows)
+        sides = [side for side in args.sides if side not in _NEEDED]
+        bench_loader(workers, args.images, args.batch_size, size, args.rounds, sides, True, rows)
         print(bench_table(dict(rows=rows[done:])), end='\n\n')
 
 def _save_results(args, results:dict):

@@ -292,8 +292,7 @@ def speedups(rows, # of `bench_model` and `bench_loader`
     found, key = Table(), lambda r: (r['what'], r['model'])
     for group in dict.fromkeys(map(key, rows)):
         here = [r for r in rows if key(r) == group]
-        mine = [r for r in here if r['side'] in ('ours', 'fast')]
-        theirs = [r for r in here if r not in mine]
+        theirs, mine = ([r for r in here if (r['side'] in ('ours', 'fast')) == own] for own in (False, True))
         fastest = lambda side: max(side, key=lambda r: r['images_per_s'], default=None)
         same = lambda r: next((t for t in theirs if (t['mode'], t['dtype']) == (r['mode'], r['dtype'])), None)
         pairs = [(r, same(r) or (fastest(theirs) if r['side'] == 'fast' else None), False) for r in mine]

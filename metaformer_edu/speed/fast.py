@@ -302,9 +302,10 @@ def fast(model:nn.Module, # a MetaFormer, one of its blocks, or any module that 
 class ExportError(RuntimeError):
     "An export that failed or does not answer as the model does; the message says why and what to do."
 
-def _to_torch(model, example, path):
-    batch = {0: torch.export.Dim('batch', min=1)}
-    torch.export.save(torch.export.export(model, (example,), dynamic_shapes=(batch,)), path)
+def _graph_of(model, example): # for batches of any number
+    return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
+
+def _to_torch(model, example, path): torch.export.save(_graph_of(model, example), path)
 
 # %% ../../nbs/speed/fast.ipynb #e623c8cd
 def _run_torch(path):
@@ -333,8 +334,7 @@ def _to_openvino(model, example, path):
     try: import openvino
     except ImportError:
         raise ExportError("OpenVINO is a package of its own: pip install 'metaformer_edu[openvino]'.") from None
-    graph = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
-    with redirect_stdout(StringIO()): net = openvino.convert_model(graph)
+    with redirect_stdout(StringIO()): net = openvino.convert_model(_graph_of(model, example))
     net.reshape([-1, *example.shape[1:]])
     openvino.save_model(net, path, compress_to_fp16=False)
 
