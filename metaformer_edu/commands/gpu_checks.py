@@ -16,7 +16,7 @@ from ..models import triton_star
 from ..models.kernels import (
     _layer, kernel_choice, star_formula, star_linear, star_relu, use_kernels)
 from ..models.registry import FAMILIES, create_model
-from ..speed.fast import distance
+from ..speed.export import distance
 from ..speed.tune import _depthwise, _depthwise_formula, _norm, _norm_twin, _passes, _values
 from ..training.callbacks import Callback, Interrupted
 from ..training.processes import cleanup, init_distributed, launch, open_device, rank, world_size, wrap_ddp

@@ -19,7 +19,7 @@ from ..core.cli import Parser, error_sentence
 from ..models.kernels import use_kernels
 from ..models.layers import LayerNormGeneral, set_norm_without_copy
 from ..models.registry import create_model
-from ..speed.fast import distance
+from ..speed.export import distance
 from ..speed.roofline import _synchronize, clock, spread
 from ..speed.tune import _STAGES, _values
 from ..training.processes import open_device

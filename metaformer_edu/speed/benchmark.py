@@ -144,7 +144,7 @@ _RUNTIMES = {'openvino': ('float32', 'bfloat16'), 'onnx': ('float32',)} # format
 class _RuntimeStep:
     "A forward pass by another runtime, to be called."
     def __init__(self, model, images, format, dtype):
-        from metaformer_edu.speed.fast import _run_onnx, _run_openvino, export
+        from metaformer_edu.speed.export import _run_onnx, _run_openvino, export
         self.model, self.images = model.eval(), images
         with tempfile.TemporaryDirectory() as folder:
             path = str(Path(folder) / 'model.xml') # or whatever the format is
