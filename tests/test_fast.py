@@ -1,4 +1,4 @@
-"""fast and export: equal answers, honest reports, and a sentence for what cannot be."""
+"""fast: equal answers, honest reports, and a sentence for what cannot be."""
 import copy
 import threading
 import types
@@ -11,9 +11,9 @@ from metaformer_edu.models.kernels import kernel_choice
 from metaformer_edu.models.mixers import Attention
 from metaformer_edu.models.registry import create_model
 from metaformer_edu.speed import fast as module
+from metaformer_edu.speed.export import distance
 from metaformer_edu.speed.fast import (
-    STEPS, Candidate, ExportError, Fast, ProductAttention, as_products, compiled, distance, export, fast, halved,
-    in_tf32, with_triton)
+    STEPS, Candidate, Fast, ProductAttention, as_products, compiled, fast, halved, in_tf32, with_triton)
 
 EAGER = ["compiled", "folded and compiled"]
 
@@ -253,74 +253,6 @@ def test_compiling_one_small_module_for_real():
     torch.testing.assert_close(new(x[:5]), best(x[:5]))
     with torch.compiler.set_stance("fail_on_recompile"), torch.inference_mode():
         torch.testing.assert_close(new(x.clone()), best(x))
-
-
-@pytest.mark.parametrize("format, needs, names", [
-    ("torch.export", [], ["model.file"]), ("onnx", ["onnxscript", "onnxruntime"], ["model.file"]),
-    ("openvino", ["openvino"], ["model.xml", "model.bin"])])
-def test_an_exported_file_answers_as_the_model(format, needs, names, tmp_path):
-    for name in needs:
-        pytest.importorskip(name)
-    model, images = model_and_images()
-    path = tmp_path / names[0]
-    report = export(model.train(), format, path)
-    assert {p.name for p in tmp_path.iterdir()} == set(names)
-    size = sum(p.stat().st_size for p in tmp_path.iterdir())
-    assert model.training and report["distance"] <= 1e-4 and report["megabytes"] == size / 1e6
-    answers = module._FORMATS[format][1](str(path))(torch.cat([images, images])[:7])
-    torch.testing.assert_close(answers, model.eval()(torch.cat([images, images])[:7]), atol=1e-4, rtol=1e-3)
-
-
-def test_export_of_half_precision_and_of_one_image(tmp_path):
-    model, images = model_and_images("poolformerv2", batch=1)
-    assert export(model.bfloat16(), "torch.export", tmp_path / "m.pt2", images)["distance"] <= 1e-4
-
-
-@pytest.mark.parametrize("arguments, sentence", [
-    (dict(format="onxx"), "Did you mean 'onnx'"),
-    (dict(path="/no/such/folder/m.pt2"), "There is no folder /no/such/folder"),
-    (dict(format="openvino"), "m.xml and m.bin: give the path of the first"),
-    (dict(model=nn.Linear(3, 3)), "Give an example"),
-])
-def test_bad_input_of_export(arguments, sentence, tmp_path):
-    model, _ = model_and_images()
-    with pytest.raises(ValueError, match=sentence):
-        export(**{**dict(model=model, format="torch.export", path=tmp_path / "m.pt2"), **arguments})
-
-
-def test_a_file_that_answers_something_else_is_not_written(tmp_path, monkeypatch):
-    model, _ = model_and_images()
-    write, _, ending = module._FORMATS["torch.export"]
-    monkeypatch.setitem(module._FORMATS, "torch.export", (write, lambda path: lambda x: torch.ones(len(x), 10), ending))
-    (tmp_path / "m.pt2").write_text("the old file")
-    with pytest.raises(ExportError, match="nothing was written"):
-        export(model, "torch.export", tmp_path / "m.pt2")
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("m.pt2", "the old file")]
-
-
-def test_a_model_that_cannot_be_exported(tmp_path):
-    class Branches(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
-
-    with pytest.raises(ExportError, match="cannot express this model"):
-        export(Branches(), "torch.export", tmp_path / "m.pt2", torch.randn(2, 3))
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_a_format_without_its_packages(format, tmp_path, monkeypatch):
-    import builtins
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name in ("onnxscript", "onnxruntime", "openvino"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ExportError, match=rf"pip install 'metaformer_edu\[{format}\]'"):
-        export(model_and_images()[0], format, tmp_path / "m.xml")
 
 
 # --- the decision is kept ---

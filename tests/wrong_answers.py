@@ -637,6 +637,15 @@ def identity_half(x, weight, eps=1e-6):
     slope = weight * torch.rsqrt(variance + eps)
     return torch.addcmul(-slope * mean, x, 1 + slope)""": "it is not x + n"},
     },
+    "speed/export": {
+        1: {"answer = 'size'": "takes another batch", "answer = 'all'": "'batch', 'size' or 'both'?"},
+        2: {"def away(y, truth): return (y - truth).norm() / truth.norm()": "the other way round",
+            "def away(y, truth): return (y - truth).norm()": "changes with the unit",
+            "def away(y, truth): return (y - truth).norm() / (y.norm() + truth.norm())": "divided otherwise"},
+        3: {"def halve(model): return model.half().float()": "it changes the model",
+            "def halve(model): return copy.deepcopy(model).half()": "not stored as float32",
+            "def halve(model): return copy.deepcopy(model)": "more than 16 bits"},
+    },
     "speed/fast": {
         1: {"answer = True": "it says:", "answer = 'no'": "True or False?"},
         2: {"""
