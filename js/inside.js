@@ -158,7 +158,7 @@ export class Inside {
       maps.forEach((values, s) => map(values, s, `stage ${s}`, t('stage n', { n: s + 1 }), `${mixers[s]}, ${tokens[s]}`,
         () => this.enter(card, { stage: s })));
       const percent = Math.round(100 * card.probabilities[card.answer]);
-      this.tile('answer', t('answer'), `${className(card.task.class_names[card.answer])} ${percent} %`).canvas.remove();
+      this.tile('answer', t('answer'), `${className(card.task.class_names[card.answer])}: ${percent} %`).canvas.remove();
     } else {
       map(maps[0], stage, 'start', t('start'), tokens[stage]);
       maps.slice(1).forEach((values, block) => map(values, stage, `block ${block}`, t('block n', { n: block + 1 }),

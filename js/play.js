@@ -18,7 +18,7 @@ class Card {
     this.kind = add(head, 'p', { class: 'kind' });
     this.bars = add(this.root, 'div', { class: 'bars', role: 'group' });
     const longest = Math.max(...task.class_names.map((name) => name.length)); // digits leave more room for the bars
-    this.bars.style.setProperty('--name', `${Math.min(0.6 * longest + 0.4, 5)}em`);
+    this.bars.style.setProperty('--name', `${Math.min(0.5 * longest + 0.3, 5)}em`);
     this.buttons = task.class_names.map((name, i) => this.bar(name, i));
     this.map = this.figure('map');
     this.matrix = this.figure('matrix');
@@ -572,7 +572,7 @@ export class Play {
     for (const card of this.list.filter((c) => c.logits && (c === this.inside.card || !this.inside.card))) {
       const percent = Math.round(100 * card.probabilities[card.answer]);
       const one = add(this.summary, 'span', {}, `${card.name} `);
-      add(one, 'b', {}, `${className(this.task.class_names[card.answer])} ${percent} %`);
+      add(one, 'b', {}, `${className(this.task.class_names[card.answer])}: ${percent} %`);
     }
   }
 

@@ -136,6 +136,17 @@ def test_kept_results_are_whole(name):
     assert co.draw_experiment(rows, name) and co._draw_arms(rows) and co._draw_arms(rows, "way")
 
 
+def test_a_network_looks_the_same_in_all_experiments():
+    "And two arms of one picture do not, but for the windows of one network."
+    seen = {}
+    for rows in map(own_results, ex.EXPERIMENTS):
+        looks = {name: look for name, look in co._looks(rows).items() if " without overlap" not in name}
+        assert len(set(looks.values())) == len(looks)
+        for name, look in looks.items():
+            assert co._own_look(name) is None or seen.setdefault(name, look) == look, name
+    assert seen["nothing"] == seen["identityformer"] != seen["convolution"] == seen["convformer"]
+
+
 def test_summary_tells_the_spread():
     rows = [dict(task="t", name="n", seed=s, top1=v, curve=f"0 {v}", trainable=1500, frozen=0, macs=2e6)
             for s, v in enumerate((90, 94.5))]

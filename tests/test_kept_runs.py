@@ -119,7 +119,7 @@ def test_explanations_of_a_run_are_measured(tmp_path, capsys, monkeypatch):
     main(["faithfulness", str(run), "-n", "10", "--few", "2"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(r["method"], r["stage"]) for r in rows] == [
-        ("knows nothing", ""), *((m, str(s)) for m in few for s in (1, 2, 3, 4))]
+        ("blind map", ""), *((m, str(s)) for m in few for s in (1, 2, 3, 4))]
     assert list(rows[0]) == list(read_log(ROOT / "metaformer_edu/logs/trust.csv")[0])
     for method in few:
         chosen, = (r for r in rows if r["method"] == method and r["chosen"] == "1")

@@ -32,6 +32,7 @@ GITHUB = f"https://github.com/{SETTINGS['user']}/{SETTINGS['repo']}/blob/{SETTIN
 COLAB = GITHUB.replace("https://github.com", "https://colab.research.google.com/github")
 
 WORDS, LINES = 200, 20  # read in a minute
+COLUMNS = 120  # that code may have; what is printed in longer lines is wrapped
 MADE = {"README.md": "reading_order.md", "models/README.md": "models.md"}  # lists for GitHub -> the site's own pages
 PICTURES = {".png", ".jpg", ".jpeg", ".svg", ".gif"}
 IMPORT = re.compile(rf"^\s*(?:from|import) +{SETTINGS['lib_name']}\.([\w.]+)", re.M)
@@ -108,6 +109,13 @@ def alternative(output):
     return "A picture drawn by the cell above" if not words or words[0] == "<" else " ".join(words.split())
 
 
+def printed_lines(outputs):
+    "The lines of text that stand below a cell, without those of tables and pictures, which are text elsewhere only."
+    plain = [o["text"] if "text" in o else o["data"].get("text/plain", "")
+             for o in outputs if "text" in o or o.get("data", {}).keys() == {"text/plain"}]
+    return [line for text in plain for line in "".join(text).splitlines()]
+
+
 def code_cell(cell, path, names=()):
     "The cells that a code cell becomes, by its directives; `names` are those that the reference has from it."
     found = nbcells.directives(cell)
@@ -123,6 +131,7 @@ def code_cell(cell, path, names=()):
     texts = [o for o in outputs if "text/markdown" in o.get("data", {})]
     outputs = [o for o in outputs if o not in texts]
     tags = ["remove-input"] if found.get("echo") == "false" else ["exported"] if exported else []
+    tags += ["long"] if any(len(o) > COLUMNS for o in printed_lines(outputs)) else []
     made = {"cell_type": "code", "metadata": {"tags": tags}, "source": source, "outputs": outputs,
             "execution_count": None}
     pictures = [o for o in outputs if any(kind.startswith("image/") for kind in o.get("data", {}))]
@@ -280,7 +289,8 @@ def prose(text):
 def as_code(text):
     "Code in backticks, also in a table."
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{text}{fence}" if text else ""
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}" if text else ""
 
 
 def source_of(module):
@@ -309,7 +319,7 @@ def entry(item, module, depth=0):
         f"{fence}{{py:{item.kind}}} {item.name}"
         + (f"({shown})" if item.kind in ("function", "class", "method") else ""), "",
         prose(item.doc) + "\n" if item.doc else "",
-        as_code("# " + item.note) + "\n" if item.note else "",
+        f"Takes and gives: {prose(item.note)}\n" if item.note else "",
         table(rows[0], rows[1:]) + "\n" if rows[1:] else "",
         *(entry(o, module, depth + 1) for o in item.members),
         source_links(item, module) if not depth else "",

@@ -82,23 +82,36 @@ def _draw_band(ax, x, numbers, color, alpha=0.2, **line): # a list a run, with a
     ax.plot(x, list(map(statistics.fmean, columns)), color=color, **line)
     ax.fill_between(x, list(map(min, columns)), list(map(max, columns)), color=color, alpha=alpha, linewidth=0)
 
+_LOOKS = list(itertools.product('os^', SERIES)) # marker, colour
+_OWN_LOOK = {'nothing': 0, 'identityformer': 0, 'random': 1, 'randformer': 1, 'all frozen': 1, 'pooling': 2,
+             'poolformerv2': 2, 'convolution': 3, 'convformer': 3, 'attention': 4, 'caformer': 4, 'resnet': 5,
+             'convnext': 6, 'vit': 7} # a mixer and its family look the same in all experiments
+
+def _own_look(name): return _OWN_LOOK.get(name.removesuffix(' without overlap'))
+
+def _looks(rows)->dict: # name of an arm → (marker, colour)
+    "Those that are known, and for other arms what is left, in turn."
+    known = {name: _own_look(name) for name, in group_by(rows, 'name')}
+    left = (i for i in itertools.count() if i not in known.values())
+    return {name: _LOOKS[(next(left) if i is None else i) % len(_LOOKS)] for name, i in known.items()}
+
 def _draw_curves(rows): # a dictionary a run, as from `read_results`
     """Accuracy while the runs learn: the mean of the seeds as a line, from the worst to the best as a band. Returns
     the figure."""
-    fig, axs = _panels(rows)
+    looks, (fig, axs) = _looks(rows), _panels(rows)
     for ax, mine in axs:
-        for ((name,), runs), color in zip(group_by(mine, 'name').items(), itertools.cycle(SERIES)):
+        for (name,), runs in group_by(mine, 'name').items():
             curves = [_split_numbers(r['curve']) for r in runs]
             seen = [runs[0]['pictures'] * (i + 1) / len(curves[0]) / 1000 for i in range(len(curves[0]))]
-            _draw_band(ax, seen, curves, color, label=name)
+            _draw_band(ax, seen, curves, looks[name][1], label=name)
     fig.supxlabel('thousand pictures seen', fontsize='medium')
     fig.legend(*axs[0][0].get_legend_handles_labels(), loc='outside right center')
     return close(fig)
 
 # %% ../../nbs/experiments/compare.ipynb #b0b5b6dd
-def _draw_runs(ax, y, values):
+def _draw_runs(ax, y, values, color=SERIES[0]):
     "A dot for each run of an arm, and a bar for their mean."
-    ax.plot(values, [y] * len(values), 'o', color=SERIES[0], alpha=0.5, markeredgewidth=0)
+    ax.plot(values, [y] * len(values), 'o', color=color, alpha=0.5, markeredgewidth=0)
     ax.plot([statistics.fmean(values)] * 2, [y - 0.35, y + 0.35], color='black', linewidth=2)
 
 def _draw_arms(rows, value='top1'): # or 'way': the mean of all looks
@@ -110,7 +123,7 @@ def _draw_arms(rows, value='top1'): # or 'way': the mean of all looks
                             sharey=True, layout='constrained')
     for ax, ((task,), mine) in zip(axs[0], tasks.items()):
         for (name,), runs in group_by(mine, 'name').items():
-            _draw_runs(ax, names.index(name), [take(r) for r in runs])
+            _draw_runs(ax, names.index(name), [take(r) for r in runs], _LOOKS[_own_look(name) or 0][1])
         ax.set(title=task, yticks=range(len(names)), yticklabels=names,
                xlabel='top-1, %' + (', mean of all looks' if value != 'top1' else ''))
         ax.grid(axis='x', alpha=0.3)
@@ -140,8 +153,9 @@ def _draw_distances(rows):
     receptive field, a dot a run. Returns the figure."""
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.2), width_ratios=(3, 2), layout='constrained')
-    names = list(group_by(rows, 'name'))[::-1]
-    for ((name,), runs), color in zip(group_by(rows, 'name').items(), SERIES):
+    names, looks = list(group_by(rows, 'name'))[::-1], _looks(rows)
+    for (name,), runs in group_by(rows, 'name').items():
+        _, color = looks[name]
         accuracy = [_split_numbers(r['by_distance']) for r in runs]
         _draw_band(left, _DISTANCES, accuracy, color, 0.15, marker='o', label=name)
         right.plot([r['field'] for r in runs], [names.index((name,))] * len(runs), 'o', color=color)
@@ -158,11 +172,12 @@ _PRICES = dict(trainable=(1e-3, 'thousand weights that learn'), macs=(1e-6, 'mil
 def _draw_prices(rows): # of one task, perhaps with a column 'seconds'
     "Accuracy against what a model costs: a dot a run, joined by a line from the worst to the best. Returns the figure."
     import matplotlib.pyplot as plt
-    prices = [price for price in _PRICES if price in rows[0]]
+    prices, looks = [price for price in _PRICES if price in rows[0]], _looks(rows)
     fig, axs = plt.subplots(1, len(prices), figsize=(3.3 * len(prices) + 1.4, 3.4), sharey=True, layout='constrained')
     for ax, price in zip(axs, prices):
         unit, what = _PRICES[price]
-        for ((name,), runs), (marker, color) in zip(group_by(rows, 'name').items(), itertools.product('os', SERIES)):
+        for (name,), runs in group_by(rows, 'name').items():
+            marker, color = looks[name]
             ax.plot([unit * r[price] for r in runs], [r['top1'] for r in runs], f'{marker}-', color=color, label=name,
                     alpha=0.8)
         ax.set_xlabel(what)
@@ -177,8 +192,9 @@ def _draw_shares(rows): # of the tasks in `_SHARES`
     "Accuracy against the number of different pictures: the mean of the seeds, from the worst to the best as a band."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6.4, 3.4), layout='constrained')
-    pictures = [600 * percent for percent in _SHARES.values()]
-    for ((name,), runs), (marker, color) in zip(group_by(rows, 'name').items(), itertools.product('os', SERIES)):
+    pictures, looks = [600 * percent for percent in _SHARES.values()], _looks(rows)
+    for (name,), runs in group_by(rows, 'name').items():
+        marker, color = looks[name]
         seeds = group_by(runs, 'seed').values()
         found = [[next(r['top1'] for r in mine if r['task'] == task) for task in _SHARES] for mine in seeds]
         _draw_band(ax, pictures, found, color, 0.1, marker=marker, label=name)

@@ -78,14 +78,14 @@ def _hits(maps, masks)->dict:
 
 # %% ../../nbs/experiments/kept_runs.ipynb #55894a4b
 def _measure_run(run:Path, n:int=100, few:int=20): # n images for the pointing game, the first few for the rest
-    "A row for maps that know nothing, then one for every method and stage."
+    "A row for blind maps, then one for every method and stage."
     about, log = _about(run), read_log(run)
     size, settings, classes = about['img_size'], about['settings'], len(about['class_names'])
     train, val, _ = load_data(settings['data'], size, augment=False)
     model = create_model(settings['model'], checkpoint=run / 'last.safetensors', num_classes=classes, img_size=size)
     start = dict(model=settings['model'], seed=settings['seed'], top1=round(log[-1]['val_top1'], 2))
     trial, shown = _first(train, n), _first(val, n)
-    yield dict(start, method='knows nothing', **_hits(random_maps(n, (size, size), seed=settings['seed']), shown[1]))
+    yield dict(start, method='blind map', **_hits(random_maps(n, (size, size), seed=settings['seed']), shown[1]))
     shuffled = shuffled_copy(model.eval())
     for method in METHODS:
         seed_everything(0)

@@ -26,7 +26,7 @@ def share_inside(maps, masks)->torch.Tensor: # as for `pointing`
 
 # %% ../../nbs/interpret/faithfulness.ipynb #4eb59919
 def random_maps(n:int, size:tuple, cells:int=8, seed:int=0)->torch.Tensor: # (n, H, W), 0 to 1
-    "Maps that know nothing: even random numbers on a grid of `cells`×`cells`, enlarged as a map is."
+    "Blind maps: even random numbers on a grid of `cells`×`cells`, enlarged as a map is."
     noise = torch.rand(n, 1, cells, cells, generator=torch.Generator().manual_seed(seed))
     return nn.functional.interpolate(noise, size, mode='bilinear')[:, 0]
 
