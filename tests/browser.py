@@ -128,9 +128,9 @@ def settled(root):
     return now
 
 
-def changes(root, act, what):
-    "Do something, and wait until the picture is another."
-    before = settled(root)
+def changes(root, act, what, before=None):
+    "Do something, and wait until the picture is another than the settled one `before`."
+    before = before or settled(root)
     act()
     end = time.monotonic() + PATIENCE / 1000
     while picture(root) == before:
@@ -142,14 +142,14 @@ def move_everything(page, root):
     "Move each control of an explorer by mouse or key, and see the picture follow; gives their names."
     moved = []
     for select in root.locator("select").all():
-        settled(root)
+        before = settled(root)
         name = select.evaluate("o => o.labels?.[0]?.textContent || o.getAttribute('aria-label') || ''").strip()
         assert name, "A list has no label."
         chosen = select.evaluate("o => o.selectedIndex")
         options = select.locator("option:enabled").count()
         if options > 1:
             other = 2 if name == "class" else 1  # the first class may be the guess, whose map is shown already
-            changes(root, lambda: select.select_option(index=0 if chosen else other), name)
+            changes(root, lambda: select.select_option(index=0 if chosen else other), name, before)
             moved.append(name)
     for handle in root.locator("[role=slider]").all():
         name = handle.get_attribute("aria-label")

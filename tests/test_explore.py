@@ -5,7 +5,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -26,28 +25,38 @@ CONTROLS = dict(model={"family", "size", "resolution, px", "stage 1", "stage 2",
 
 # --- the command, without a browser ---
 
-def run(*args, cwd=ROOT):
-    return subprocess.run([sys.executable, "-m", "metaformer_edu.commands.explore", *map(str, args)],
-                          capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, timeout=120, env=environment(Path(cwd)), cwd=cwd)
+def refused(capsys, *args):
+    "The sentence with which the command, in this process, ends with status 2."
+    with pytest.raises(SystemExit) as stop:
+        app.main(["--no-browser", *map(str, args)])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and "Traceback" not in err and out == ""
+    return err
 
 
 @pytest.mark.parametrize("args, sentence", [
     (["nowhere"], "nowhere"), (["--port", "99999"], "65535"), (["--images", "none.png"], "none.png"),
     (["--theme", "blue"], "blue"), (["--prot", "1"], "--port")])
-def test_bad_input_is_one_sentence(args, sentence, tmp_path):
-    done = run("--no-browser", *args, cwd=tmp_path)
-    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+def test_bad_input_is_one_sentence(args, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    said = refused(capsys, *args)
+    assert sentence in said and len(said.strip().splitlines()) == 1
+
+
+def test_a_process_ends_with_the_sentence_alone(tmp_path):
+    command = [sys.executable, "-m", "metaformer_edu.commands.explore", "--no-browser", "--port", "99999"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120,
+                          env=environment(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2 and "65535" in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == "" and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_taken_port_is_said(tmp_path):
+def test_a_taken_port_is_said(capsys):
     import socket
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        done = run("--no-browser", "--port", taken.getsockname()[1], cwd=tmp_path)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and "port" in done.stderr
+        assert "port" in refused(capsys, "--port", taken.getsockname()[1])
 
 
 def test_without_voila_it_says_how_to_get_it(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Every notebook runs top to bottom in a fresh kernel of this very interpreter; the files stay as they are.
+"""Every notebook runs top to bottom in a kernel of its own, of this very interpreter; the files stay as they are.
 In the same kernel, each of its exercises is then answered wrongly, and at last as on nbs/solutions.ipynb."""
 import nbformat
 import pytest
@@ -7,10 +7,13 @@ import course
 import nbcells
 import run
 from exercises import NBS, answered, exercises, read, reason, solutions, verdicts
+from shorter import SHORTER
+from warm import SUPPORTED, warm_python
 from wrong_answers import WRONG
 
 NOTEBOOKS = nbcells.visible(NBS, "*.ipynb")
 SOLVED = solutions()
+COLD = "before Triton is imported"  # a lesson that says so begins without PyTorch, which imports it
 
 
 def name(path):
@@ -47,17 +50,28 @@ def mistakes(cells, tried, tries):
             yield f"Exercise {n} should say what is wrong, {says!r}:\n{answer}\n{mark} {words}"
 
 
+@pytest.fixture(scope="module")
+def warm_launcher():
+    if not SUPPORTED:
+        yield run.ThisInterpreter.launcher
+    else:
+        with warm_python() as launcher:
+            yield launcher
+
+
 @each_notebook
-def test_notebook_runs(path):
+def test_notebook_runs(path, warm_launcher, monkeypatch):
     nb = nbformat.read(path, as_version=4)
     if run.never_runs(nb):
         pytest.skip("skip_exec in its front matter")
+    if not any(cell.cell_type == "code" and COLD in cell.source for cell in nb.cells):
+        monkeypatch.setattr(run.ThisInterpreter, "launcher", warm_launcher)
     found, n = exercises(nb.cells), len(nb.cells)
     tries = answers(found, name(path))
     failure = None
     try:
-        cells = run.execute(path, then=[o for number, answer, _ in tries
-                                        for o in answered(found[number], answer)]).cells
+        cells = run.execute(path, instead=SHORTER.get(name(path)),
+                            then=[o for number, answer, _ in tries for o in answered(found[number], answer)]).cells
         failure = "\n\n".join(mistakes(cells[:n], cells[n:], tries))
     except run.NotebookFailed as error:
         failure = str(error)
@@ -99,5 +113,5 @@ def test_mistakes_are_seen(asked, said, complaint):
 
 
 def test_solutions_are_of_exercises():
-    orphans = sorted({*SOLVED, *WRONG} - {name(p) for p in NOTEBOOKS})
-    assert not orphans, f"Solutions or wrong answers for notebooks that are not there: {orphans}."
+    orphans = sorted({*SOLVED, *WRONG, *SHORTER} - {name(p) for p in NOTEBOOKS})
+    assert not orphans, f"Solutions, wrong answers or shorter cells for notebooks that are not there: {orphans}."

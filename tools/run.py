@@ -59,17 +59,24 @@ def errors(outputs):
 
 class ThisInterpreter(AsyncKernelManager):
     "Starts kernels of the running interpreter: what is registered as python3 may be another."
+    launcher = [sys.executable, "-m", "ipykernel_launcher"]
+
     @property
     def kernel_spec(self):
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=40"]
+        argv = [*self.launcher, "-f", "{connection_file}", "--log-level=40"]
         return KernelSpec(argv=argv, display_name="here", language="python")
 
 
-def execute(path, then=()):
+def execute(path, then=(), instead=None):
     """The notebook at `path` with fresh outputs, and behind it cells with the sources `then`; the file is only read.
-    Raises NotebookFailed."""
+    `instead` is what it says in the place of a text that stands in one cell: {text: text}. Raises NotebookFailed."""
     path = Path(path).resolve()
     nb = nbformat.read(path, as_version=4)
+    for text, other in (instead or {}).items():
+        cells = [c for c in nb.cells if c.cell_type == "code" and text in c.source]
+        if len(cells) != 1:
+            raise NotebookFailed(f"{path.name}: {text!r} should stand in one cell, and stands in {len(cells)}.")
+        cells[0].source = cells[0].source.replace(text, other)
     nb.cells += [nbformat.v4.new_code_cell(source) for source in then]
     kept = nb.metadata.copy()
     for cell in (c for c in nb.cells if c.cell_type == "code"):
