@@ -332,7 +332,8 @@ def draw_curves(logs, # a log from `fit`, or a dictionary of names and logs
     left.set(xlabel='epoch', ylabel='loss')
     left.set_ylim(bottom=0)
     right.set(xlabel='epoch', ylabel='validation top-1, %')
-    place = dict(loc='lower right') if len(logs) < 3 else dict(loc='center left', bbox_to_anchor=(1, 0.5)) # off the lines
+    beside = dict(loc='center left', bbox_to_anchor=(1, 0.5)) # off the lines
+    place = dict(loc='lower right') if len(logs) < 3 else beside
     right.legend(title='after the last epoch', **place)
     left.legend()
     for ax in (left, right): ax.xaxis.set_major_locator(MaxNLocator(integer=True))
