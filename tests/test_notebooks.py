@@ -13,7 +13,7 @@ from wrong_answers import WRONG
 
 NOTEBOOKS = nbcells.visible(NBS, "*.ipynb")
 SOLVED = solutions()
-COLD = "before Triton is imported"  # a lesson that says so begins without PyTorch, which imports it
+COLD = "TRITON_INTERPRET"  # a lesson that sets it begins without PyTorch, which imports Triton
 
 
 def name(path):

@@ -29,8 +29,9 @@ class ExportError(RuntimeError):
 
 def _first_line(error)->str: return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
-def _graph_of(model, example): # for batches of any number
-    return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
+_ANY_BATCH = ({0: torch.export.Dim('batch', min=1)},) # the first axis of the images stays open
+
+def _graph_of(model, example): return torch.export.export(model, (example,), dynamic_shapes=_ANY_BATCH)
 
 def _to_torch(model, example, path): torch.export.save(_graph_of(model, example), path)
 
@@ -45,8 +46,8 @@ def _to_onnx(model, example, path):
     except ImportError:
         raise ExportError("ONNX needs three more packages: pip install 'metaformer_edu[onnx]'.") from None
     with redirect_stdout(StringIO()): # it reports its progress
-        torch.onnx.export(model, (example,), path, dynamo=True, dynamic_shapes=({0: torch.export.Dim('batch', min=1)},),
-                          input_names=['images'], output_names=['answers'], external_data=False)
+        torch.onnx.export(model, (example,), path, dynamo=True, dynamic_shapes=_ANY_BATCH, external_data=False,
+                          input_names=['images'], output_names=['answers'])
 
 # %% ../../nbs/speed/export.ipynb #24f38c2c
 def _run_onnx(path):
