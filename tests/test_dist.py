@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 
@@ -230,14 +231,17 @@ def test_both_commands_compute_alike_on_a_gpu(build, monkeypatch):
         torch.backends.cudnn.benchmark = before[1]
 
 
+ALONE = dict(store=torch.distributed.HashStore(), rank=0, world_size=1)
+
+
 @pytest.mark.parametrize("device, backend, minutes", [("cuda:1", "cpu:gloo,cuda:nccl", 10), ("cpu", "gloo", None)])
 def test_gpus_wait_ten_minutes_for_a_process_that_is_lost(device, backend, minutes, monkeypatch):
     seen = {}
     launched(monkeypatch)
-    monkeypatch.setattr(processes, "_fresh_store", dict)
+    monkeypatch.setattr(processes, "_fresh_store", lambda: ALONE)
     monkeypatch.setattr(processes.dist, "init_process_group", lambda **how: seen.update(how))
     init_distributed(torch.device(device))
-    assert seen == dict(backend=backend, **(dict(timeout=timedelta(minutes=minutes)) if minutes else {}))
+    assert seen == dict(backend=backend, **ALONE, **(dict(timeout=timedelta(minutes=minutes)) if minutes else {}))
 
 
 def test_processes_that_do_not_meet_say_where(monkeypatch, capfd):
@@ -254,11 +258,26 @@ def test_processes_that_do_not_meet_say_where(monkeypatch, capfd):
     assert re.search(said, error_sentence(stop.value)) and not capfd.readouterr().err
     monkeypatch.setattr(processes, "_PATIENCE", 0.05)
     for seconds, lines in ((0.5, 1), (0, 0)):
-        monkeypatch.setattr(processes, "_fresh_store", lambda: time.sleep(seconds) or {})
+        monkeypatch.setattr(processes, "_fresh_store", lambda: time.sleep(seconds) or ALONE)
         monkeypatch.setattr(processes.dist, "init_process_group", lambda **how: None)
         init_distributed(torch.device("cpu"))
         time.sleep(0.1)
         assert len(re.findall(said, err := capfd.readouterr().err)) == err.count("\n") == lines
+
+
+def test_nobody_leaves_while_others_still_connect():
+    store, order = torch.distributed.HashStore(), []
+
+    def quick():
+        processes._all_connected(store, 1, 2)
+        order.append("left")
+    thread = threading.Thread(target=quick)
+    thread.start()
+    time.sleep(0.2)
+    order.append("connected")
+    processes._all_connected(store, 0, 2)
+    thread.join()
+    assert order == ["connected", "left"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone tells a process its cores")

@@ -63,7 +63,10 @@ def init_distributed(device:torch.device):
     if not _launched() or dist.is_initialized(): return
     how = dict(backend='gloo')
     if device.type == 'cuda': how = dict(backend='cpu:gloo,cuda:nccl', timeout=timedelta(minutes=10))
-    with _meeting(): dist.init_process_group(**how, **_fresh_store())
+    with _meeting():
+        place = _fresh_store()
+        dist.init_process_group(**how, **place)
+        _all_connected(**place)
 
 def cleanup():
     "Leave the group of processes, once nothing that is wrapped is needed any more."
@@ -120,6 +123,11 @@ def _fresh_store()->dict: # arguments of `init_process_group`
         others = {r for r in others if not store.check([f'heard/{mine}/{r}'])}
         time.sleep(0.02)
     return dict(store=dist.PrefixStore(name, store), rank=me, world_size=n)
+
+def _all_connected(store:dist.Store, rank:int, world_size:int):
+    "Wait until each process has its connections: one that left before, with a mistake to tell, would break theirs."
+    store.set(f'connected/{rank}', '')
+    store.wait([f'connected/{r}' for r in range(world_size)])
 
 # %% ../../nbs/training/processes.ipynb #17250610
 _COPY = 2**32 # the number of a copy stands in front of the epoch: NumPy's seeds take the two as words of their own
